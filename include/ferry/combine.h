@@ -1,0 +1,66 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Combine: the experts' results return to their tokens and are summed.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <optional>
+
+#include "ferry/handle.h"
+#include "ferry/types.h"
+
+namespace ferry {
+
+/// (*) = must be equal on all ranks.
+struct CombineArgs {
+  const Handle* handle = nullptr;  ///< of the dispatch whose rows come back
+  /// bf16, fp16 or fp32 (*); rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H], H (*). Rows beyond the real
+  /// ones are never read. Any row stride, elements contiguous.
+  Tensor x;
+  Reduction reduction = Reduction::per_rank();  ///< (*) flat needs an expert layout
+
+  /// (*) Multiply each choice's row with its weight: the ones that travelled with the dispatch, or `weights` below.
+  /// Expert layouts only: a rank_major row is already a sum.
+  enum class Weighting : std::uint8_t { kNone, kFromDispatch, kGiven };
+  Weighting weighting = Weighting::kNone;
+  Tensor weights;  ///< kGiven: [T, K] float32 on the token's side; sent ahead unless the reduction is flat
+
+  Tensor bias0, bias1;  ///< optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks
+  /// Optional (*): float32 in the shape of DispatchResult::topk_weights; each rank's values return to [T, K] and are summed over
+  /// ranks in ascending order (a choice has one owner, so this restores its value; used by backward passes).
+  Tensor topk_weights;
+
+  Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous: written and returned
+  int num_sms = 0;  ///< as in DispatchArgs
+  std::optional<std::chrono::nanoseconds> timeout{};
+};
+
+struct CombineResult {
+  Tensor out;           ///< [T, H] in the dtype of x; a token sent nowhere gets the bias, or 0
+  Tensor topk_weights;  ///< [T, K] float32, if topk_weights was given
+  std::shared_ptr<const void> owner;  ///< owns `out` (unless it was given) and topk_weights
+};
+
+class GroupState;
+struct CombineCall;
+
+/// As PendingDispatch.
+class PendingCombine {
+ public:
+  PendingCombine() = default;
+  PendingCombine(std::shared_ptr<GroupState> group, std::shared_ptr<CombineCall> call);
+  PendingCombine(PendingCombine&&) noexcept = default;
+  PendingCombine& operator=(PendingCombine&& other) noexcept;
+  ~PendingCombine();
+
+  bool valid() const noexcept { return call_ != nullptr; }
+  CombineResult receive();
+
+ private:
+  std::shared_ptr<GroupState> group_;
+  std::shared_ptr<CombineCall> call_;
+};
+
+}  // namespace ferry

@@ -1,0 +1,97 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Dispatch: every token's row goes to the ranks that own its experts.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "ferry/handle.h"
+#include "ferry/placement.h"
+#include "ferry/types.h"
+
+namespace ferry {
+
+/// T tokens of this rank, K choices each. Arguments marked (*) must be equal on all ranks; Ferry checks that before rows move
+/// (in latency mode: when they arrive).
+struct DispatchArgs {
+  /// (*) Dtypes, widths and number of blocks. Block b is [T, W_b], any strides. A row's bytes are any number; on the wire each
+  /// block is padded to 16 bytes. The first block is the row itself, e.g. bf16 [T, H] or fp8 [T, H]; scales and any further
+  /// bytes follow as blocks of their own. Only the first may be coded on the way.
+  std::vector<Tensor> payload;
+
+  /// [T, K] int32 or int64, any strides: global expert ids; any negative value = no choice. An id may occur twice in a row.
+  /// Must be absent if `handle` is given. K must be the same on all ranks (*).
+  Tensor topk_ids;
+  /// [T, K] float32, any strides, optional (*): travels with the tokens. May be given together with `handle`.
+  Tensor topk_weights;
+  /// A cached dispatch: routes exactly as the call that made this handle; no counting.
+  const Handle* handle = nullptr;
+
+  Mode mode = Mode::kThroughput;         ///< (*)
+  Layout layout = Layout::kRankMajor;    ///< (*)
+  Codec codec = Codec::kNone;            ///< (*)
+  int scale_block = 128;                 ///< (*) channels per scale of the fp8 codecs: 128 or 32; a short last block has its own
+  int alignment = 1;                     ///< (*) expert_major: each expert's block starts at and is padded to a multiple of this
+  std::int64_t expert_capacity = 0;      ///< (*) expert_padded: rows per expert; 0 = ranks x max tokens, at most what the window holds
+  bool zero_padding = false;             ///< zero the padding rows of expert_major (data, scales and weights)
+  bool renormalise = false;              ///< (*) scale the live weights of a token up by what masked ranks would have had
+  bool host_counts = true;               ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
+  Output output = Output::kWindow;
+  const Placement* placement = nullptr;  ///< (*) null: the group's
+  int num_sms = 0;                       ///< most SMs any kernel of the call occupies; 0 = analytic; ignored by the host backend
+  std::span<std::byte> handle_memory{};  ///< memory for the handle (at least Group::handle_bytes); empty: the handle owns it
+  std::optional<std::chrono::nanoseconds> timeout{};  ///< of every wait of this call; empty: the group's
+};
+
+/// What arrived. N = rows received, Nx = expert rows with padding, C = capacity, rows beyond the real ones are unspecified
+/// unless zeroed on request. With host_counts == false, N and Nx in shapes are the receive capacity.
+///
+/// rank_major:    payload[b] [N, W_b], one row per (token, this rank), ordered by (source rank, source token)
+/// expert_major:  payload[b] [Nx, W_b], experts ascending, inside an expert by (source rank, source token, choice)
+/// expert_padded: payload[b] [E_local, C, W_b], the same order inside an expert
+///
+/// Row strides are the block's bytes rounded up to 16, divided by the element size: a block of float32 scales [N, 7] has
+/// strides {8, 1}.
+struct DispatchResult {
+  Layout layout = Layout::kRankMajor;
+  std::vector<Tensor> payload;
+  Tensor topk_ids;        ///< rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32); else absent
+  Tensor topk_weights;    ///< float32, if weights were given. rank_major [N, K], exactly 0 where the id is -1; expert_major [Nx]; expert_padded [E_local, C]
+  Tensor num_rows;        ///< int64 [1]: N
+  Tensor source_offsets;  ///< int32 [R + 1]
+  Tensor expert_counts;   ///< int32 [E_local], without padding
+  Tensor expert_offsets;  ///< int32 [E_local + 1]: first row of each expert, aligned (expert layouts)
+  std::vector<std::int64_t> host_expert_counts;  ///< the aligned counts, if host_counts
+  Handle handle;
+  std::shared_ptr<const void> owner;  ///< keeps the memory mapped; see Group about how long the contents of a window view stay
+};
+
+class GroupState;
+struct DispatchCall;
+
+/// A dispatch that was sent and not yet received. Move-only. Dropping it is safe: the group then finishes the receive
+/// itself (and throws the rows away) when it needs the flight again; peers are not harmed.
+class PendingDispatch {
+ public:
+  PendingDispatch() = default;
+  PendingDispatch(std::shared_ptr<GroupState> group, std::shared_ptr<DispatchCall> call);
+  PendingDispatch(PendingDispatch&&) noexcept = default;
+  PendingDispatch& operator=(PendingDispatch&& other) noexcept;
+  ~PendingDispatch();
+
+  bool valid() const noexcept { return call_ != nullptr; }
+  /// Waits for the rows and hands them out. Once only; throws Error(invalid_argument) the second time.
+  DispatchResult receive();
+
+ private:
+  std::shared_ptr<GroupState> group_;
+  std::shared_ptr<DispatchCall> call_;
+};
+
+}  // namespace ferry

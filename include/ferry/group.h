@@ -1,0 +1,150 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A group: the ranks that dispatch and combine together. Everything hangs on it; there are no globals.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ferry/combine.h"
+#include "ferry/dispatch.h"
+#include "ferry/error.h"
+#include "ferry/meeting.h"
+#include "ferry/placement.h"
+#include "ferry/topology.h"
+#include "ferry/types.h"
+
+namespace ferry {
+
+/// The largest calls a group must carry; they fix its memory. Equal on all ranks. See memory_plan().
+struct GroupLimits {
+  int num_experts = 0;               ///< global experts of the default placement
+  std::int64_t max_tokens = 4096;    ///< per rank and call, throughput mode
+  std::int64_t max_latency_tokens = 128;  ///< per rank and call, latency mode; 0 = no latency mode
+  int max_top_k = 8;
+  std::int64_t hidden = 7168;        ///< widest row, in elements of the widest payload dtype below
+  DType dtype = DType::kBf16;        ///< widest payload and combine dtype
+  std::int64_t extra_bytes = 0;      ///< per token, for payload blocks beyond the row and its fp8 scales
+  std::int64_t recv_rows = 0;        ///< rows of the receive window, throughput mode; 0 = worst case, nothing can overflow
+  int max_slots = 0;                 ///< places of experts over all ranks; 0 = those of the default placement
+  int num_flights = 2;               ///< calls in flight of each kind, at least 1
+};
+
+/// Switches for tests: they change timing, never results.
+struct TestOptions {
+  std::uint64_t seed = 0;
+  std::int64_t max_signal_delay_ns = 0;  ///< a random delay up to this before every signal
+};
+
+struct GroupConfig {
+  GroupLimits limits;
+  std::optional<Topology> topology{};    ///< empty: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine
+  std::optional<Placement> placement{};  ///< empty: contiguous over limits.num_experts
+  std::string backend = "auto";          ///< "host"; "auto" takes the best there is
+  std::string network = "auto";          ///< between nodes: "loopback" (ranks of one machine); "auto" takes the best there is
+  std::chrono::nanoseconds timeout = std::chrono::seconds(100);  ///< of every wait
+  TestOptions test{};
+};
+
+struct RegionPlan {
+  std::string name;
+  std::int64_t offset_bytes = 0;
+  std::int64_t bytes = 0;
+};
+/// What one rank's window will hold; known before anything is allocated.
+struct MemoryPlan {
+  std::vector<RegionPlan> regions;
+  std::int64_t total_bytes = 0;
+  std::int64_t recv_rows = 0;  ///< rows of the receive window of one flight
+};
+/// The same numbers that Group uses. Throws Error(invalid_argument) for limits that make no sense.
+MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank);
+
+/// Bytes that cross links in one call for T tokens per rank with uniformly random distinct choices: expectation per rank.
+struct TrafficPlan {
+  double node_bytes = 0;     ///< to other ranks of the node
+  double network_bytes = 0;  ///< to other nodes
+};
+TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens, int top_k);
+
+struct GroupStatistics {
+  std::uint64_t epoch = 0;          ///< calls begun
+  std::uint32_t membership = 0;     ///< changes of membership
+  std::int64_t window_bytes = 0;    ///< of this rank
+  std::vector<std::int64_t> wait_ns;  ///< [R] time spent waiting for each rank
+  std::uint64_t network_commands = 0;
+  std::uint64_t network_bytes = 0;
+};
+
+/// Seconds and bytes of each step of the last call on this rank, for benchmarks and the demo.
+struct StepTrace {
+  std::string step;
+  std::int64_t rows = 0;
+  std::int64_t bytes = 0;
+  double seconds = 0;
+};
+
+/// One rank's end of a group. Move-only.
+///
+/// Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come in any
+/// order. One thread at a time may use a group, except abort(), which any thread may call.
+///
+/// A result with Output::kWindow stays valid until this rank starts the dispatch `num_flights` later. Results own a share of
+/// the memory, so using one for longer reads stale rows but never unmapped memory.
+///
+/// After an Error(timeout | peer_lost | mismatch) the call it came from is over on this rank and the group goes on with the
+/// next call; invalid_argument leaves the group as it was before the call.
+class Group {
+ public:
+  /// Collective over the meeting.
+  static Group create(const GroupConfig& config, Meeting& meeting);
+
+  Group(Group&&) noexcept;
+  Group& operator=(Group&&) noexcept;
+  ~Group();  ///< local; never waits for peers
+
+  int rank() const;
+  int size() const;
+  const Topology& topology() const;
+  const Placement& placement() const;
+  const GroupConfig& config() const;
+
+  DispatchResult dispatch(const DispatchArgs& args);
+  PendingDispatch dispatch_send(const DispatchArgs& args);
+  CombineResult combine(const CombineArgs& args);
+  PendingCombine combine_send(const CombineArgs& args);
+
+  /// Empty if a call with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
+  std::string why_not(const DispatchArgs& args) const;
+  std::string why_not(const CombineArgs& args) const;
+  /// Largest handle that a dispatch of this shape can make.
+  std::size_t handle_bytes(const DispatchArgs& args) const;
+
+  /// Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All remaining ranks
+  /// must make the same changes before the same call. A rank left out that goes on by itself gets errors and harms nobody.
+  void mask(int rank);
+  /// Takes `rank` back from the next call on; the rank itself calls unmask(rank()) too and joins the others' count of calls.
+  void unmask(int rank);
+  std::vector<bool> masked() const;
+
+  /// Throws the fault of an earlier call that was not raised yet, or Error(aborted).
+  void check();
+  /// Ends every wait here and on the peers with Error(aborted). Local, may be called from any thread.
+  void abort();
+  /// Gives the memory back as soon as nobody uses it. Local and idempotent; what follows is Error(invalid_argument).
+  void close();
+
+  GroupStatistics statistics() const;
+  const std::vector<StepTrace>& last_trace() const;
+
+ private:
+  explicit Group(std::shared_ptr<GroupState> state);
+  std::shared_ptr<GroupState> state_;
+};
+
+}  // namespace ferry

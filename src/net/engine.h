@@ -1,0 +1,82 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// How windows on different nodes reach each other. The engine knows windows, offsets, bytes and signals; never tokens or
+// experts. Steps speak to it through Channel; a proxy thread per rank carries the commands out.
+//
+// The contract that every provider keeps: puts of one (channel, peer) are unordered among themselves; a post makes the signal
+// at the peer become `total` after all earlier puts of the same (channel, peer) are visible there. Totals are absolute and
+// only grow, so a post may be merged with a newer one and may be repeated.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bootstrap/memory.h"
+
+namespace ferry::net {
+
+/// A peer's window as this engine knows it.
+using WindowId = std::uint32_t;
+
+struct Statistics {
+  std::uint64_t commands = 0;  ///< puts and posts taken
+  std::uint64_t bytes = 0;     ///< payload bytes of puts
+  std::uint64_t stalls = 0;    ///< try_put/try_post refused because the ring was full
+  std::uint64_t merged = 0;    ///< puts carried out together with their neighbour
+};
+
+/// What a provider can and cannot do; `why_not` empty means usable.
+struct Provider {
+  std::string name;     ///< "loopback", later "tcp", "shm", "verbs", "efa"
+  std::string why_not;
+  bool ordered = false; ///< a post needs no completion of earlier puts
+};
+
+/// One stream of commands. One thread at a time may use a channel.
+class Channel {
+ public:
+  virtual ~Channel() = default;
+  /// Orders `bytes` at `src` to be written to `offset` of the window. False: the ring is full, try again later.
+  /// `src` must stay unchanged until completed() has reached the value that submitted() has after this call.
+  [[nodiscard]] virtual bool try_put(WindowId window, std::uint64_t offset, const void* src, std::size_t bytes) = 0;
+  /// Orders the 64-bit signal at `offset` of the window to become `total` after all earlier puts to that window.
+  [[nodiscard]] virtual bool try_post(WindowId window, std::uint64_t offset, std::uint64_t total) = 0;
+  virtual std::uint64_t submitted() const = 0;  ///< commands taken so far
+  virtual std::uint64_t completed() const = 0;  ///< commands whose source memory may be reused (a prefix of those taken)
+};
+
+class Engine {
+ public:
+  virtual ~Engine() = default;  ///< stops the proxy without waiting for peers; commands not yet carried out are dropped
+  virtual const Provider& provider() const = 0;
+  /// Bytes by which peers can open this memory; they travel in a notice together with it.
+  virtual std::vector<std::byte> describe(const Memory& memory) = 0;
+  /// Opens a peer's window. `memory` is the peer's memory where this machine can map it (loopback needs it), else null.
+  virtual WindowId open(int peer, std::span<const std::byte> description, std::shared_ptr<Memory> memory) = 0;
+  /// Commands already taken for it may still be carried out; its memory is kept until they are.
+  virtual void close(WindowId window) = 0;
+  virtual Channel& channel(int index) = 0;
+  virtual int num_channels() const = 0;
+  /// A failure of the provider or the proxy, once; empty if all is well.
+  virtual std::optional<std::string> poll_error() = 0;
+  virtual Statistics statistics() const = 0;
+};
+
+struct EngineConfig {
+  int num_channels = 1;
+  std::uint32_t ring_slots = 1024;      ///< commands that a channel holds, a power of two
+  std::uint64_t first_index = 0;        ///< tests start ring indices near 2^32 and 2^63
+  std::uint64_t shuffle_seed = 0;       ///< not 0: puts between posts are delayed and reordered (tests)
+  std::int64_t max_post_delay_ns = 0;   ///< random delay before every post (tests)
+};
+
+/// Writes into windows of this machine with plain copies by the proxy thread: pretend nodes.
+std::unique_ptr<Engine> make_loopback(const EngineConfig& config);
+
+}  // namespace ferry::net
