@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: 2026 The Ferry authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# The way in: `make demo` runs the main job, `make test` runs all tests. Both set up everything they need.
+#   JOBS=n    parallel compile jobs (default: all cores)
+#   WERROR=ON warnings are errors
+.DEFAULT_GOAL := help
+.PHONY: help demo test build python configure asan tsan cuda fuzz lint format bench clean
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+JOBS ?= $(shell nproc)
+WERROR ?= OFF
+HOST := build/host
+PYTHON ?= python3
+VENV := .venv
+VENV_PYTHON := $(VENV)/bin/python
+# Builds in several folders share their objects through ccache (if it is there); their debug info may name any of the folders.
+export CCACHE_NOHASHDIR := 1
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+
+help:
+	@echo "make demo    run a mixture-of-experts layer over 8 ranks and compare it with one process"
+	@echo "make test    all tests: unit, conformance, fault, Python"
+	@echo "make asan | tsan | fuzz | cuda    configure, build and test with a preset"
+	@echo "make lint | format | bench | clean"
+
+# --- the two commands ------------------------------------------------------------------------------------------------------------
+
+demo:
+	@tools/setup.sh demo
+	@cmake --preset host --log-level=WARNING -DFERRY_WERROR=$(WERROR)
+	@cmake --build --preset host --target ferry_cli
+	@$(HOST)/bin/ferry demo
+
+test: build python
+	@ctest --preset host --output-log $(HOST)/ctest.log -j $(JOBS)
+	@$(VENV_PYTHON) -m pytest
+
+# --- C++ -------------------------------------------------------------------------------------------------------------------------
+
+configure:
+	@tools/setup.sh test
+	@cmake --preset host --log-level=WARNING -DFERRY_TESTS=ON -DFERRY_WERROR=$(WERROR)
+
+build: configure
+	@cmake --build --preset host
+
+asan tsan fuzz cuda:
+	@tools/setup.sh $(if $(filter fuzz,$@),ci,test)
+	@cmake --preset $@ --log-level=WARNING
+	@cmake --build --preset $@
+	@ctest --preset $@ --output-log build/$@/ctest.log -j $(JOBS)
+
+# --- Python ----------------------------------------------------------------------------------------------------------------------
+
+PYTHON_SOURCES := $(shell find include src python CMakeLists.txt cmake pyproject.toml -type f -not -name '*.pyc' 2>/dev/null)
+
+# Stamps carry what they depend on; an interrupted step leaves none behind.
+$(VENV)/.made: tools/requirements.txt
+	@tools/setup.sh test
+	@tools/make_venv.sh $(PYTHON) $(VENV) tools/requirements.txt
+	@touch $@
+
+# The build folder is kept, so that only what changed is compiled again; the build tools come from the venv.
+$(VENV)/.ferry: $(VENV)/.made $(PYTHON_SOURCES)
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
+	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo .
+	@touch $@
+
+python: $(VENV)/.ferry
+
+# --- style, benchmarks, the rest ----------------------------------------------------------------------------------------------------
+
+lint: $(VENV)/.made
+	@tools/setup.sh ci
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lint.sh
+
+format:
+	@tools/setup.sh ci
+	@tools/our_files.sh cxx | xargs -r clang-format -i
+
+bench:
+	@tools/setup.sh test
+	@cmake --preset host --log-level=WARNING
+	@cmake --build --preset host --target ferry_cli
+	@$(HOST)/bin/ferry bench
+
+clean:
+	@rm -rf build
