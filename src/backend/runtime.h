@@ -1,0 +1,99 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What host steps need around them: write to a peer's window, post a signal, wait for signals. Every wait of the host backend
+// goes through Runtime::wait, every store to a peer through Runtime::write and Runtime::post.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/call.h"
+#include "backend/windows.h"
+#include "bootstrap/mesh.h"
+#include "ferry/error.h"
+#include "net/engine.h"
+
+namespace ferry {
+
+/// One condition of a wait: the signal that `peer` writes into this rank's window reaches `wanted` (epoch << 24 | count).
+struct Wait {
+  int peer = 0;
+  Signal kind = Signal::kActivity;
+  std::uint64_t wanted = 0;
+};
+
+class Runtime {
+ public:
+  Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> links, std::shared_ptr<net::Engine> network, TestOptions test);
+
+  const int rank;
+  const Topology topology;
+  const std::unique_ptr<Mesh> mesh;
+  const std::shared_ptr<net::Engine> engine;  ///< null on a single node
+  std::vector<std::int64_t> wait_ns;          ///< [R] time spent waiting for each rank
+  /// Forwards whatever has arrived for any call in flight; called while this rank waits, so that no receive order can make
+  /// ranks wait for each other in a circle.
+  std::function<void()> progress;
+  std::vector<std::uint8_t> masked_now;       ///< [R] masks as they are now: ranks that waits of older calls skip
+
+  /// Opens the windows of a membership; collective over its members.
+  std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout, const CallCounters& counters,
+                                        std::uint64_t config_digest, std::chrono::nanoseconds timeout);
+  struct Rejoin {
+    Membership membership;
+    CallCounters counters;
+  };
+  /// Waits for a member's notice that takes this rank back.
+  Rejoin wait_for_rejoin(std::chrono::nanoseconds timeout);
+
+  /// Stores bytes in a peer's window (its own too): a copy inside the node, a put through the engine otherwise (`src` then
+  /// must lie in this rank's window and stay until the engine has completed it).
+  void write(const Call& call, int peer, std::int64_t offset, const void* src, std::int64_t bytes);
+  /// Makes the signal at the peer become `total` after all earlier writes to it.
+  void post(const Call& call, int peer, Signal kind, std::uint64_t total);
+  /// Waits until every condition holds, forwarding for others meanwhile. Throws Error(timeout | peer_lost | mismatch |
+  /// aborted). Conditions on masked ranks are skipped.
+  void wait(const Call& call, const char* step, std::span<const Wait> waits);
+  /// Waits until the engine has completed everything up to `submitted`.
+  void wait_completed(const Call& call, const char* step, std::uint64_t submitted);
+  /// Waits until `done()` returns true; `done` may throw.
+  void wait_until(const Call& call, const char* step, const std::function<bool()>& done);
+
+  std::uint64_t signal(const Windows& windows, Signal kind, int flight, int writer) const;
+  std::uint64_t submitted() const { return engine ? engine->channel(0).submitted() : 0; }
+
+  /// Says what this rank is doing, for the messages of others.
+  void announce(const Call& call);
+  void abort(const std::shared_ptr<Windows>& windows);
+  bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  void check_aborted(const Call& call, const char* step, const Windows& windows) const;
+  /// Carries out what is left for the network, for at most `limit`.
+  void drain(std::chrono::nanoseconds limit);
+
+ private:
+  struct Idle;
+  void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns, std::chrono::nanoseconds limit);
+  void check_notices(const Call& call, const char* step);
+  Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits, const std::string& why) const;
+  std::string activity_of(const Windows& windows, int peer) const;
+  bool reached(const Call& call, const Wait& wait, std::uint64_t& seen) const;
+  void delay_signal();
+  std::optional<Notice> next_notice(int peer);
+
+  friend class WindowOpener;
+  std::atomic<bool> aborted_{false};
+  TestOptions test_;
+  std::uint64_t random_ = 0;
+  bool oversubscribed_ = false;
+  std::vector<std::vector<Notice>> early_notices_;  // by rank: notices of memberships that this rank has not reached yet
+};
+
+/// How long a wait lasted and what it was waiting for, to give the CPU away sensibly in between.
+const char* name(Signal kind) noexcept;
+
+}  // namespace ferry

@@ -1,0 +1,111 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where everything lies in a window. All ranks use one layout, sized for the neediest of them, so that an offset means the
+// same in every window. Who writes, who reads and when a region may be reused: docs/memory_model.md.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/regions.h"
+#include "ferry/group.h"
+#include "ferry/topology.h"
+
+namespace ferry {
+
+/// Kinds of signals; each writer has one 64-bit word per kind (and flight) in the reader's window.
+enum class Signal : std::uint8_t {
+  kActivity,           ///< epoch << 24 | what the writer has begun; for messages only (network peers)
+  kCountsEven,         ///< route: the writer's counts of an even throughput dispatch are here
+  kCountsOdd,
+  kDispatchRows,       ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
+  kDispatchNetwork,    ///< rows of the writer that have arrived in this rank's forward region so far
+  kDispatchForwarded,  ///< rows that the writer, a rail peer, has handed on to this rank
+  kDispatchRead,       ///< the writer has read its latency slots of this flight
+  kCombineWeights,     ///< weights sent ahead by the writer are here
+  kCombineRows,        ///< rows that the writer stored into this rank's return slots
+  kCombineForward,     ///< rows that the writer stored into this rank's forward region, for tokens of other nodes
+  kCombineNetwork,     ///< rows that the writer, a rail peer in another node, has put into this rank's return slots
+  kCombineRead,        ///< the writer has read its return slots, forward region and weights of this flight
+  kNumSignals,
+};
+
+/// What a rank says to another beside rows: in front of counts (throughput) or before the rows signal (latency, combine).
+struct CallNote {
+  std::uint64_t epoch = 0;
+  std::uint64_t digest = 0;    ///< of the arguments that must agree
+  std::int64_t status = 0;     ///< 0, or a CallStatus: the writer refuses its part
+  std::int64_t where = 0;      ///< row of the bad id
+  std::int64_t value = 0;      ///< the bad id
+  std::int64_t num_tokens = 0; ///< T of the writer
+  std::int64_t reserved[2] = {};
+};
+static_assert(sizeof(CallNote) == 64);
+
+enum CallStatus : std::int64_t { kCallGood = 0, kCallBadId = 1 };
+
+class WindowLayout {
+ public:
+  /// `max_sources`: most sources that one rail peer receives for (0 on a single node).
+  WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement, int max_sources);
+
+  std::int64_t total_bytes() const noexcept { return list_.total_bytes(); }
+  const RegionList& list() const noexcept { return list_; }
+
+  std::int64_t signal(Signal kind, int flight, int writer) const;
+  std::int64_t abort_word() const noexcept { return abort_; }  ///< rank + 1 of whoever aborted; any rank may write it
+  std::int64_t note(int flight, bool combine, int writer) const;
+  /// The counts that `writer` announces: a CallNote, then int32 tokens[R], tokens_to_node[N], choices[S].
+  std::int64_t counts(int parity, int writer) const;
+  std::int64_t counts_bytes() const noexcept { return counts_stride_; }
+
+  std::int64_t recv_rows() const noexcept { return recv_rows_; }            ///< capacity of the receive window
+  std::int64_t recv(int flight) const;                                      ///< blocks one after the other, each recv_rows() rows
+  std::int64_t recv_meta(int flight) const;                                 ///< one record per token received
+  std::int64_t dispatch_slots(int flight, int source) const;                ///< latency: max_latency_tokens records
+  std::int64_t latency_out_rows() const noexcept { return latency_out_rows_; }
+  std::int64_t latency_out(int flight) const;                               ///< local: where latency results are laid out
+  std::int64_t dispatch_staging(int flight) const;                          ///< local: records on their way to the network
+  std::int64_t dispatch_forward(int flight) const;
+  std::int64_t return_slots(int flight) const;                              ///< [tokens][K] rows of this rank's tokens
+  std::int64_t combine_forward(int flight) const;                           ///< [forward rows][K]
+  std::int64_t combine_staging(int flight) const;                           ///< local: rows on their way to the network
+  std::int64_t weights_ahead(int flight, int source) const;                 ///< [max tokens][K] float32
+
+  std::int64_t max_tokens() const noexcept { return max_tokens_; }          ///< of both modes
+  int forward_sources() const noexcept { return forward_sources_; }         ///< most sources one rail peer serves
+  std::int64_t max_row_bytes() const noexcept { return max_row_bytes_; }
+  std::int64_t max_return_bytes() const noexcept { return max_return_bytes_; }
+
+ private:
+  void add_control_regions(int num_slots);
+  void add_dispatch_regions(const GroupLimits& limits, const Placement& placement);
+  void add_combine_regions(const GroupLimits& limits);
+  /// One region per flight, so that the plan names them all.
+  std::vector<std::int64_t> add_flights(const char* name, std::int64_t bytes);
+
+  RegionList list_{256};
+  int num_ranks_ = 0;
+  int num_nodes_ = 0;
+  int num_flights_ = 0;
+  int forward_sources_ = 0;
+  std::int64_t max_tokens_ = 0;
+  std::int64_t max_row_bytes_ = 0;
+  std::int64_t max_return_bytes_ = 0;
+  std::int64_t recv_rows_ = 0;
+  std::int64_t latency_out_rows_ = 0;
+  std::int64_t weights_stride_ = 0, dispatch_slots_stride_ = 0;
+  std::int64_t signal_stride_ = 0, signals_ = 0, abort_ = 0, notes_ = 0, counts_stride_ = 0, counts_ = 0;
+  // Offsets of one region per flight.
+  std::vector<std::int64_t> recv_, recv_meta_, dispatch_slots_, latency_out_, dispatch_staging_, dispatch_forward_, return_slots_,
+      combine_forward_, combine_staging_, weights_ahead_;
+};
+
+/// The widest wire row of a dispatch under these limits: the row in the widest dtype, float32 scales of blocks of 32 for
+/// one-byte rows, extra bytes; every block padded.
+std::int64_t max_dispatch_row_bytes(const GroupLimits& limits);
+/// A returned row with K float32 of combined weights behind it.
+std::int64_t return_row_bytes(std::int64_t row_bytes, int top_k, bool with_weights);
+
+}  // namespace ferry

@@ -1,0 +1,69 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The windows of all ranks under one membership. A change of membership opens fresh windows for everyone who stays, so a
+// rank that was left out and wakes up late can only write where nobody reads any more.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "backend/rails.h"
+#include "backend/window_layout.h"
+#include "bootstrap/memory.h"
+#include "net/engine.h"
+
+namespace ferry {
+
+/// Calls begun so far; equal on all members between calls.
+struct CallCounters {
+  std::uint64_t epoch = 0;       ///< all calls
+  std::uint64_t dispatches = 0;
+  std::uint64_t combines = 0;
+  std::uint64_t exchanges = 0;   ///< throughput dispatches: they exchange counts
+};
+
+struct Membership {
+  std::uint32_t number = 0;
+  std::vector<std::uint8_t> masked;  ///< [R]
+  bool is_masked(int rank) const { return masked[static_cast<std::size_t>(rank)] != 0; }
+};
+
+class Windows {
+ public:
+  Windows(Membership members, int my_rank, const Topology& topology, WindowLayout window_layout);
+  ~Windows();
+
+  std::byte* own(std::int64_t offset) const { return memory_->data() + offset; }
+  /// Where `offset` of a node peer's window is mapped here; null if only the network reaches it.
+  std::byte* peer(int rank, std::int64_t offset) const {
+    std::byte* base = base_[static_cast<std::size_t>(rank)];
+    return base == nullptr ? nullptr : base + offset;
+  }
+  net::WindowId remote(int rank) const { return remote_[static_cast<std::size_t>(rank)].value(); }
+
+  const Membership membership;
+  const WindowLayout layout;
+  const Rails rails;
+  std::vector<int> live;        ///< members, ascending
+  std::vector<int> node_peers;  ///< members of this rank's node, itself included
+
+  /// Epoch of the last call that used a flight's latency slots, or its combine regions: its readers must have reported
+  /// before the regions are written again.
+  std::vector<std::uint64_t> last_latency_dispatch, last_combine;
+  /// Commands to the network that still read a flight's staging (or a parity's counts): channel count to wait for.
+  std::vector<std::uint64_t> dispatch_staging_busy, combine_staging_busy;
+  std::uint64_t counts_busy[2] = {0, 0};
+
+ private:
+  friend class WindowOpener;
+  std::shared_ptr<Memory> memory_;
+  std::vector<std::shared_ptr<Memory>> mapped_;        // by rank; null for network peers whose memory the engine holds
+  std::vector<std::byte*> base_;                       // by rank
+  std::vector<std::optional<net::WindowId>> remote_;   // by rank
+  std::shared_ptr<net::Engine> engine_;
+};
+
+}  // namespace ferry
