@@ -15,16 +15,18 @@ namespace {
 constexpr std::int64_t kStride = 32;
 
 FERRY_CLONES std::uint16_t largest_magnitude(const std::uint16_t* x, std::int64_t n) {
-  std::uint16_t lanes[kStride] = {};
+  std::uint32_t lanes[kStride] = {};
   std::int64_t i = 0;
   for (; i + kStride <= n; i += kStride) {
     for (std::int64_t k = 0; k < kStride; ++k) {
-      const std::uint16_t magnitude = bf16_magnitude_or_zero(x[i + k]);
-      lanes[k] = magnitude > lanes[k] ? magnitude : lanes[k];
+      const std::uint32_t magnitude = bf16_magnitude_or_zero(x[i + k]);
+      lanes[k] = select(magnitude > lanes[k], magnitude, lanes[k]);
     }
   }
-  for (; i < n; ++i) lanes[0] = std::max(lanes[0], bf16_magnitude_or_zero(x[i]));
-  return *std::max_element(lanes, lanes + kStride);
+  std::uint32_t largest = 0;
+  for (; i < n; ++i) largest = std::max<std::uint32_t>(largest, bf16_magnitude_or_zero(x[i]));
+  for (const std::uint32_t lane : lanes) largest = std::max(largest, lane);
+  return static_cast<std::uint16_t>(largest);
 }
 
 FERRY_CLONES void encode(const std::uint16_t* __restrict x, std::int64_t n, float multiplier, std::uint8_t* __restrict data) {

@@ -32,8 +32,8 @@ struct Fp8ScaleUe8m0 {
 
 /// Magnitude bits of a bf16 for the block's maximum: NaN counts as 0. Maxima of these bits are maxima of the values.
 FERRY_HD_INLINE constexpr std::uint16_t bf16_magnitude_or_zero(std::uint16_t code) {
-  const std::uint16_t magnitude = code & 0x7fffu;
-  return magnitude > 0x7f80u ? std::uint16_t{0} : magnitude;
+  const std::uint32_t magnitude = code & 0x7fffu;
+  return static_cast<std::uint16_t>(select(magnitude > 0x7f80u, 0u, magnitude));
 }
 
 /// Bits of amax as float32 from the largest bf16 magnitude of the block.
