@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 
 #include "core/clones.h"
@@ -102,7 +101,7 @@ void load(DType dtype, float* acc, const void* row, std::int64_t n) {
   switch (dtype) {
     case DType::kBf16: return load_bf16(acc, static_cast<const std::uint16_t*>(row), n);
     case DType::kFp16: return load_fp16(acc, static_cast<const std::uint16_t*>(row), n);
-    case DType::kFp32: std::memcpy(acc, row, static_cast<std::size_t>(n) * sizeof(float)); return;
+    case DType::kFp32: std::copy_n(static_cast<const float*>(row), n, acc); return;
     default: refuse("set_bias", dtype);
   }
 }
@@ -131,7 +130,7 @@ void round_row(DType dtype, void* out, const float* acc, std::int64_t n) {
   switch (dtype) {
     case DType::kBf16: return round_bf16(static_cast<std::uint16_t*>(out), acc, n);
     case DType::kFp16: return round_fp16(static_cast<std::uint16_t*>(out), acc, n);
-    case DType::kFp32: std::memcpy(out, acc, static_cast<std::size_t>(n) * sizeof(float)); return;
+    case DType::kFp32: std::copy_n(acc, n, static_cast<float*>(out)); return;
     default: refuse("round_row", dtype);
   }
 }

@@ -104,7 +104,7 @@ TEST(WireRows, RoundRowRoundsOnce) {
   for (const std::int64_t n : kLengths) {
     const RandomRow source(DType::kFp32, n, random);
     std::vector<float> acc(static_cast<std::size_t>(n) + 1);
-    std::memcpy(acc.data(), source.bytes.data(), source.bytes.size());
+    for (std::int64_t i = 0; i < n; ++i) acc[static_cast<std::size_t>(i)] = source.at(i);
     std::vector<std::uint16_t> bf16(acc.size(), 0xa5a5), fp16(acc.size(), 0xa5a5);
     std::vector<float> fp32(acc.size(), -7.0f);
     round_row(DType::kBf16, bf16.data(), acc.data(), n);
