@@ -1,0 +1,85 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The thread that takes commands out of the rings and has the provider carry them out.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "net/bell.h"
+#include "net/carrier.h"
+#include "net/channel.h"
+#include "net/lane.h"
+#include "net/window_table.h"
+
+namespace ferry::net {
+
+/// Keeps the oldest failure that nobody has asked for; later ones follow from it.
+class FailureBox {
+ public:
+  void report(std::string failure);
+  std::optional<std::string> take();
+
+ private:
+  std::atomic<bool> full_{false};
+  std::mutex mutex_;
+  std::string failure_;
+};
+
+class Proxy {
+ public:
+  /// Everything given must outlive the proxy. Starts the thread; throws Error(internal) if that fails.
+  Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique_ptr<RingChannel>> channels, Bell& bell,
+        FailureBox& failures);
+  Proxy(const Proxy&) = delete;
+  Proxy& operator=(const Proxy&) = delete;
+  ~Proxy();  ///< stops after the piece at hand; later commands are dropped
+
+ private:
+  /// One channel as the proxy sees it.
+  struct Stream {
+    RingChannel* channel;
+    int index;
+    std::vector<std::unique_ptr<Lane>> lanes;  // by the peer's dense number; null until used
+    std::vector<Lane*> active;                 // lanes with something left
+    std::size_t turn = 0;                      // which active lane begins
+    std::uint64_t completed = 0;
+  };
+
+  void work() noexcept;
+  void loop();
+  bool pass();
+  bool drain(Stream& stream);
+  bool take(Stream& stream, CommandWords words);
+  bool run_lanes(Stream& stream);
+  bool run_lane(Lane& lane);
+  bool finish_transfers();
+  void publish_completed(Stream& stream);
+  void retire_windows();
+  void fail_lane(Lane& lane, const std::string& why);
+  Lane& lane_for(Stream& stream, const WindowEntry& entry);
+  void back_off(int idle_passes);
+  bool stopping() const noexcept { return stop_.load(std::memory_order_seq_cst); }
+  bool work_waits() const;
+
+  Carrier& carrier_;
+  WindowTable& windows_;
+  Bell& bell_;
+  FailureBox& failures_;
+  std::vector<Stream> streams_;
+  std::size_t first_stream_ = 0;
+  std::vector<Completion> completions_;
+  std::vector<std::uint64_t> completed_;  // by channel, for retire_windows()
+  std::atomic<bool> stop_{false};
+  std::thread thread_;
+};
+
+}  // namespace ferry::net

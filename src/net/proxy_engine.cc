@@ -1,0 +1,100 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Engine = carrier + window table + channels + proxy, taken down in the reverse order: the thread ends before anything that
+// it uses, and a window's memory is let go last.
+#include "net/proxy_engine.h"
+
+#include <bit>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include <fmt/format.h>
+
+#include "core/check.h"
+#include "net/channel.h"
+#include "net/proxy.h"
+#include "net/window_table.h"
+
+namespace ferry::net {
+namespace {
+
+constexpr int kMaxChannels = 256;
+constexpr std::uint32_t kMaxRingSlots = std::uint32_t{1} << 20;
+
+void check(const EngineConfig& config) {
+  constexpr const char* kFunction = "ferry::net::EngineConfig";
+  if (config.num_channels < 1 || config.num_channels > kMaxChannels) {
+    refuse(kFunction, "num_channels", fmt::format("{}", config.num_channels), fmt::format("1..{}", kMaxChannels));
+  }
+  if (config.ring_slots < 2 || config.ring_slots > kMaxRingSlots || !std::has_single_bit(config.ring_slots)) {
+    refuse(kFunction, "ring_slots", fmt::format("{}", config.ring_slots),
+           fmt::format("a power of two from 2 to {}", kMaxRingSlots));
+  }
+}
+
+class ProxyEngine final : public Engine {
+ public:
+  ProxyEngine(const EngineConfig& config, std::unique_ptr<Carrier> carrier) : carrier_(std::move(carrier)) {
+    for (int i = 0; i < config.num_channels; ++i) {
+      channels_.push_back(std::make_unique<RingChannel>(config, windows_, bell_));
+    }
+    proxy_ = std::make_unique<Proxy>(*carrier_, windows_, channels_, bell_, failures_);
+  }
+
+  const Provider& provider() const override { return carrier_->provider(); }
+
+  std::vector<std::byte> describe(const Memory& memory) override {
+    const std::lock_guard lock(attach_mutex_);
+    return carrier_->describe(memory);
+  }
+
+  WindowId open(int peer, std::span<const std::byte> description, std::shared_ptr<Memory> memory) override {
+    if (peer < 0) refuse("ferry::net::Engine::open", "peer", fmt::format("{}", peer), "a rank");
+    const std::lock_guard lock(attach_mutex_);
+    return windows_.open(peer, carrier_->attach(peer, description, std::move(memory)));
+  }
+
+  void close(WindowId window) override {
+    std::vector<std::uint64_t> pushed;
+    for (const auto& channel : channels_) pushed.push_back(channel->submitted());
+    windows_.close(window, std::move(pushed));
+    bell_.ring();
+  }
+
+  Channel& channel(int index) override {
+    if (index < 0 || index >= num_channels()) {
+      refuse("ferry::net::Engine::channel", "index", fmt::format("{}", index), fmt::format("0..{}", num_channels() - 1));
+    }
+    return *channels_[static_cast<std::size_t>(index)];
+  }
+
+  int num_channels() const override { return static_cast<int>(channels_.size()); }
+
+  std::optional<std::string> poll_error() override { return failures_.take(); }
+
+  Statistics statistics() const override {
+    Statistics sum;
+    for (const auto& channel : channels_) channel->add_to(sum);
+    return sum;
+  }
+
+ private:
+  std::mutex attach_mutex_;
+  std::unique_ptr<Carrier> carrier_;
+  WindowTable windows_;
+  Bell bell_;
+  FailureBox failures_;
+  std::vector<std::unique_ptr<RingChannel>> channels_;
+  std::unique_ptr<Proxy> proxy_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> make_proxy_engine(const EngineConfig& config, std::unique_ptr<Carrier> carrier) {
+  check(config);
+  return std::make_unique<ProxyEngine>(config, std::move(carrier));
+}
+
+}  // namespace ferry::net
