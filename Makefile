@@ -46,11 +46,14 @@ configure:
 build: configure
 	@cmake --build --preset host
 
+# ThreadSanitizer needs addresses where it expects them; some kernels spread them too far unless told not to.
+fixed_addresses = $(shell setarch -R true 2>/dev/null && echo setarch -R)
+
 asan tsan fuzz cuda:
 	@tools/setup.sh $(if $(filter fuzz,$@),ci,test)
 	@cmake --preset $@ --log-level=WARNING
 	@cmake --build --preset $@
-	@ctest --preset $@ --output-log build/$@/ctest.log -j $(JOBS)
+	@$(if $(filter tsan,$@),$(fixed_addresses)) ctest --preset $@ --output-log build/$@/ctest.log -j $(JOBS)
 
 # --- Python ----------------------------------------------------------------------------------------------------------------------
 
@@ -76,9 +79,10 @@ lint: $(VENV)/.made
 	@tools/setup.sh ci
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lint.sh
 
-format:
+format: $(VENV)/.made
 	@tools/setup.sh ci
 	@tools/our_files.sh cxx | xargs -r clang-format -i
+	@tools/our_files.sh python | xargs -r $(VENV)/bin/ruff format --quiet
 
 bench:
 	@tools/setup.sh test
