@@ -1,0 +1,64 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// One rank's side of a case through the public API: arguments from the case, results compared with the reference.
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "ferry/ferry.h"
+#include "support/cases.h"
+#include "support/reference.h"
+#include "support/spawn.h"
+
+namespace ferry::test {
+
+/// Memory and views of one round on one rank. Keep it until the calls that use it are over.
+class Round {
+ public:
+  Round(const Reference& reference, int rank);
+
+  DispatchArgs dispatch_args();
+  /// The same rows again, routed by a handle.
+  DispatchArgs cached_args(const Handle& handle);
+  /// `result` is the dispatch whose rows come back: its shapes are what the experts fill.
+  CombineArgs combine_args(const DispatchResult& result);
+
+  /// Both throw Failure naming the first difference.
+  void check(const DispatchResult& result, bool cached = false) const;
+  void check(const CombineResult& result) const;
+
+  std::int64_t capacity() const { return capacity_; }
+  const ExpectedDispatch& expected() const { return expected_; }
+
+ private:
+  /// Copies rows x cols elements into memory of its own, with gaps if the case is strided.
+  Tensor hold(const void* data, DType dtype, std::int64_t rows, std::int64_t cols, bool gaps_inside_rows);
+  Tensor hold_ids();
+  void check_payload(const DispatchResult& result) const;
+  void check_choices(const DispatchResult& result, bool cached) const;
+  void check_counts(const DispatchResult& result) const;
+  void check_handle(const DispatchResult& result) const;
+  Tensor returned_rows(const DispatchResult& result);
+  Tensor returned_weights(const DispatchResult& result);
+
+  const Reference& reference_;
+  const Case case_;
+  int rank_;
+  std::int64_t capacity_ = 0;
+  ExpectedDispatch expected_;
+  std::deque<std::vector<std::byte>> memory_;
+};
+
+/// A group of this rank for the case, with the case's masks.
+Group make_group(const Case& c, Rank rank);
+
+/// All rounds of a case on all ranks: dispatch, combine, cached dispatch, each compared. Throws Failure, with the case.
+void run_case(const Case& c);
+
+/// References of all rounds, made before ranks start.
+std::vector<std::unique_ptr<Reference>> make_references(const Case& c);
+
+}  // namespace ferry::test
