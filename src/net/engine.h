@@ -4,9 +4,10 @@
 // How windows on different nodes reach each other. The engine knows windows, offsets, bytes and signals; never tokens or
 // experts. Steps speak to it through Channel; a proxy thread per rank carries the commands out.
 //
-// The contract that every provider keeps: puts of one (channel, peer) are unordered among themselves; a post makes the signal
-// at the peer become `total` after all earlier puts of the same (channel, peer) are visible there. Totals are absolute and
-// only grow, so a post may be merged with a newer one and may be repeated.
+// The contract that every provider keeps: puts of one (channel, peer) are unordered among themselves and may overtake an
+// earlier post; a post makes the signal at the peer become `total` after all earlier puts of the same (channel, peer) are
+// visible there, whichever of the peer's windows they went to. Totals are absolute and only grow, so a post may be merged
+// with a newer one and may be repeated. docs/network_engine.md has the whole of it.
 #pragma once
 
 #include <cstddef>
@@ -45,9 +46,11 @@ class Channel {
   /// Orders `bytes` at `src` to be written to `offset` of the window. False: the ring is full, try again later.
   /// `src` must stay unchanged until completed() has reached the value that submitted() has after this call.
   [[nodiscard]] virtual bool try_put(WindowId window, std::uint64_t offset, const void* src, std::size_t bytes) = 0;
-  /// Orders the 64-bit signal at `offset` of the window to become `total` after all earlier puts to that window.
+  /// Orders the 64-bit signal at `offset` of the window to become `total` after all earlier puts of this channel to that peer.
+  /// Both throw Error(invalid_argument) for a window that is not open, a null source and what no command can hold (offsets
+  /// from 1 TiB on, signals off 8 bytes). A command that reaches beyond its window is carried out by nobody: poll_error().
   [[nodiscard]] virtual bool try_post(WindowId window, std::uint64_t offset, std::uint64_t total) = 0;
-  virtual std::uint64_t submitted() const = 0;  ///< commands taken so far
+  virtual std::uint64_t submitted() const = 0;  ///< commands taken so far; a put counts one per 16 MiB, an empty put none
   virtual std::uint64_t completed() const = 0;  ///< commands whose source memory may be reused (a prefix of those taken)
 };
 
@@ -63,7 +66,8 @@ class Engine {
   virtual void close(WindowId window) = 0;
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
-  /// A failure of the provider or the proxy, once; empty if all is well.
+  /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure towards a
+  /// peer its windows of that time are dead: no later post goes out. Any thread.
   virtual std::optional<std::string> poll_error() = 0;
   virtual Statistics statistics() const = 0;
 };

@@ -71,19 +71,25 @@ std::string out_of_range(const Command& command, std::uint64_t window_bytes) {
 
 }  // namespace
 
-void FailureBox::report(std::string failure) {
+void FailureBox::report(std::string failure) { keep(std::move(failure), kMaxKept); }
+
+void FailureBox::report_end(std::string failure) { keep(std::move(failure), kMaxKept + 1); }
+
+void FailureBox::keep(std::string failure, std::size_t at_most) {
   const std::lock_guard lock(mutex_);
-  if (full_.load(std::memory_order_relaxed)) return;
-  failure_ = std::move(failure);
-  full_.store(true, std::memory_order_release);
+  if (failures_.size() >= at_most) return;
+  failures_.push_back(std::move(failure));
+  any_.store(true, std::memory_order_release);
 }
 
 std::optional<std::string> FailureBox::take() {
-  if (!full_.load(std::memory_order_acquire)) return std::nullopt;
+  if (!any_.load(std::memory_order_acquire)) return std::nullopt;
   const std::lock_guard lock(mutex_);
-  if (!full_.load(std::memory_order_relaxed)) return std::nullopt;
-  full_.store(false, std::memory_order_relaxed);
-  return std::move(failure_);
+  if (failures_.empty()) return std::nullopt;
+  std::string failure = std::move(failures_.front());
+  failures_.pop_front();
+  any_.store(!failures_.empty(), std::memory_order_relaxed);
+  return failure;
 }
 
 Proxy::Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique_ptr<RingChannel>> channels, Bell& bell,
@@ -120,7 +126,7 @@ void Proxy::work() noexcept {
   } catch (...) {
   }
   try {
-    failures_.report(fmt::format("the network proxy ({}) stopped: {}", carrier_.provider().name, why));
+    failures_.report_end(fmt::format("the network proxy ({}) stopped: {}", carrier_.provider().name, why));
   } catch (...) {  // no memory for the message: the ring fills up and every wait ends at its deadline
   }
 }

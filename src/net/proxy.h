@@ -5,7 +5,9 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -22,16 +24,22 @@
 
 namespace ferry::net {
 
-/// Keeps the oldest failure that nobody has asked for; later ones follow from it.
+/// Failures that nobody has asked for yet, the oldest first. Only the first few of a peer's many are worth keeping.
 class FailureBox {
  public:
+  static constexpr std::size_t kMaxKept = 16;
+
   void report(std::string failure);
+  /// Kept even where the box is full: the last words of the proxy.
+  void report_end(std::string failure);
   std::optional<std::string> take();
 
  private:
-  std::atomic<bool> full_{false};
+  void keep(std::string failure, std::size_t at_most);
+
+  std::atomic<bool> any_{false};
   std::mutex mutex_;
-  std::string failure_;
+  std::deque<std::string> failures_;
 };
 
 class Proxy {

@@ -205,6 +205,7 @@ TEST(NetProxy, ExceptionsBecomeErrors) {
   EXPECT_NE(error->find("rank 1: no route"), std::string::npos) << *error;
   {
     const std::lock_guard lock(scene.script->mutex);
+    scene.script->throw_from_start.clear();
     scene.script->throw_from_progress = "device gone";
   }
   ASSERT_TRUE(channel.try_put(scene.b, 0, scene.source.data(), 8));  // wakes the proxy
