@@ -1,0 +1,131 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// `ferry bench`: measures dispatch and combine on this machine and prints one line, or one JSON object, per measurement.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include <CLI/CLI.hpp>
+#include <fmt/format.h>
+
+#include "bench_ferry.h"
+#include "commands.h"
+#include "ranks.h"
+
+namespace ferry::app {
+namespace {
+
+using bench::Arena;
+using bench::BenchCase;
+using Measurements = std::vector<nlohmann::ordered_json>;
+
+struct BenchOptions {
+  BenchCase bench_case;
+  std::vector<std::int64_t> tokens{1024};
+  std::vector<std::string> ops{"dispatch", "combine"};
+  std::string json_path;
+};
+
+void run_one_rank(const BenchCase& bench_case, Arena& arena, RankPort& port) {
+  try {
+    bench::FerryJob job(bench_case, port.meeting());
+    port.set_stop([&] {
+      arena.fail(port.rank(), "another rank failed");
+      job.abort();
+    });
+    bench::run_rank(bench_case, port.rank(), arena, job);
+    port.set_stop({});
+  } catch (const std::exception& error) {
+    port.set_stop({});
+    arena.fail(port.rank(), error.what());
+    throw;
+  }
+}
+
+Measurements measure(const BenchCase& bench_case) {
+  Arena arena = Arena::create(bench::arena_shape(bench_case));
+  Launch launch;
+  launch.num_ranks = bench_case.ranks;
+  launch.as = bench_case.ranks_as == "threads" ? RanksAs::kThreads : RanksAs::kProcesses;
+  // Ranks are silent while they measure; each of their waits has a deadline of its own.
+  launch.silence_limit = std::chrono::hours(1);
+  const std::optional<RunFailure> failure =
+      run_ranks(launch, [&](RankPort& port) { run_one_rank(bench_case, arena, port); });
+  if (failure) {
+    const std::string reason = arena.failed() ? arena.failure() : fmt::format("rank {}: {}", failure->rank, failure->reason);
+    if (failure->stuck) {
+      fmt::print(stderr, "ferry bench: {}\n", reason);
+      std::_Exit(kExitFailed);
+    }
+    throw std::runtime_error(reason);
+  }
+  return bench::summarise(bench_case, bench::find_origin(), arena);
+}
+
+/// Keeps what was asked for: dispatch, combine, steps.
+Measurements select(const Measurements& all, const std::vector<std::string>& ops) {
+  const auto asked = [&](const char* word) { return std::find(ops.begin(), ops.end(), word) != ops.end(); };
+  Measurements chosen;
+  for (const nlohmann::ordered_json& measurement : all) {
+    const std::string op = measurement["op"];
+    const bool whole = op == "dispatch" || op == "combine";
+    if (whole ? asked(op.c_str()) : asked("steps")) chosen.push_back(measurement);
+  }
+  return chosen;
+}
+
+int run_bench(const BenchOptions& options) {
+  bool verified = true;
+  bool first = true;
+  for (const std::int64_t tokens : options.tokens) {
+    BenchCase bench_case = options.bench_case;
+    bench_case.tokens = tokens;
+    bench::complete(bench_case);
+    if (std::exchange(first, false)) fmt::print("{}\n", bench::table_header());
+    const Measurements measurements = select(measure(bench_case), options.ops);
+    for (const nlohmann::ordered_json& measurement : measurements) {
+      fmt::print("{}\n", bench::table_line(measurement));
+      verified = verified && measurement["verified"].get<bool>();
+    }
+    std::fflush(stdout);
+    if (!options.json_path.empty()) bench::append_json(options.json_path, measurements);
+  }
+  fmt::print("{}\n", verified ? "verified" : "FAILED: a result was not what it should be");
+  return verified ? kExitOk : kExitFailed;
+}
+
+int run_guarded(const BenchOptions& options) {
+  try {
+    return run_bench(options);
+  } catch (const std::invalid_argument& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return kExitBadUsage;
+  } catch (const std::exception& error) {
+    fmt::print("FAILED: {}\n", error.what());
+    return kExitFailed;
+  }
+}
+
+}  // namespace
+
+void add_bench_command(CLI::App& app, int& exit_code) {
+  const auto options = std::make_shared<BenchOptions>();
+  CLI::App* const command = app.add_subcommand("bench", "Measure dispatch and combine on this machine");
+  bench::add_case_options(*command, options->bench_case, options->tokens);
+  command->add_option("--backend", options->bench_case.backend, "host or auto")->capture_default_str();
+  command->add_option("--op", options->ops, "what to report: dispatch, combine (whole operations), steps")
+      ->delimiter(',')
+      ->check(CLI::IsMember({"dispatch", "combine", "steps"}))
+      ->capture_default_str();
+  command->add_option("--json", options->json_path, "append one JSON line per measurement to this file");
+  command->callback([options, &exit_code] { exit_code = run_guarded(*options); });
+}
+
+}  // namespace ferry::app
