@@ -12,8 +12,8 @@
 #include <string>
 #include <utility>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 #include "bench_ferry.h"
 #include "commands.h"
@@ -59,7 +59,8 @@ Measurements measure(const BenchCase& bench_case) {
   const std::optional<RunFailure> failure =
       run_ranks(launch, [&](RankPort& port) { run_one_rank(bench_case, arena, port); });
   if (failure) {
-    const std::string reason = arena.failed() ? arena.failure() : fmt::format("rank {}: {}", failure->rank, failure->reason);
+    const std::string reason =
+        arena.failed() ? arena.failure() : fmt::format("rank {}: {}", failure->rank, failure->reason);
     if (failure->stuck) {
       fmt::print(stderr, "ferry bench: {}\n", reason);
       std::_Exit(kExitFailed);

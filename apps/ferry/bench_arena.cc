@@ -34,7 +34,9 @@ namespace {
 
 constexpr std::size_t kPage = 4096;
 
-std::size_t round_up(std::size_t value) { return (value + kPage - 1) / kPage * kPage; }
+std::size_t round_up(std::size_t value) {
+  return (value + kPage - 1) / kPage * kPage;
+}
 
 std::size_t cells(const ArenaShape& shape) {
   return static_cast<std::size_t>(shape.columns) * static_cast<std::size_t>(shape.iterations) *
@@ -42,7 +44,8 @@ std::size_t cells(const ArenaShape& shape) {
 }
 
 std::size_t arena_bytes(const ArenaShape& shape) {
-  return kPage + round_up(cells(shape) * sizeof(double)) + static_cast<std::size_t>(shape.ranks) * round_up(shape.copy_bytes);
+  return kPage + round_up(cells(shape) * sizeof(double)) +
+         static_cast<std::size_t>(shape.ranks) * round_up(shape.copy_bytes);
 }
 
 std::byte* map_shared(int fd, std::size_t bytes) {
@@ -57,7 +60,9 @@ Arena::Arena(int fd, const ArenaShape& shape, std::byte* memory, std::size_t byt
     : fd_(fd), shape_(shape), memory_(memory), bytes_(bytes) {}
 
 Arena::Arena(Arena&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), shape_(other.shape_), memory_(std::exchange(other.memory_, nullptr)),
+    : fd_(std::exchange(other.fd_, -1)),
+      shape_(other.shape_),
+      memory_(std::exchange(other.memory_, nullptr)),
       bytes_(other.bytes_) {}
 
 Arena::~Arena() {
@@ -87,7 +92,9 @@ Arena Arena::attach(int pid, int fd, const ArenaShape& shape) {
   return Arena(own, shape, map_shared(own, bytes), bytes);
 }
 
-Arena::Header& Arena::header() const { return *std::launder(reinterpret_cast<Header*>(memory_)); }
+Arena::Header& Arena::header() const {
+  return *std::launder(reinterpret_cast<Header*>(memory_));
+}
 
 void Arena::barrier(double deadline_s) {
   Header& shared = header();
@@ -118,7 +125,9 @@ void Arena::fail(int rank, const std::string& message) noexcept {
   shared.failed.store(2, std::memory_order_release);
 }
 
-bool Arena::failed() const noexcept { return header().failed.load(std::memory_order_acquire) != 0; }
+bool Arena::failed() const noexcept {
+  return header().failed.load(std::memory_order_acquire) != 0;
+}
 
 std::string Arena::failure() const {
   return header().failed.load(std::memory_order_acquire) == 2 ? header().message : "a rank failed";
@@ -126,7 +135,8 @@ std::string Arena::failure() const {
 
 double& Arena::seconds(int column, int iteration, int rank) {
   const std::size_t cell = (static_cast<std::size_t>(column) * static_cast<std::size_t>(shape_.iterations) +
-                            static_cast<std::size_t>(iteration)) * static_cast<std::size_t>(shape_.ranks) +
+                            static_cast<std::size_t>(iteration)) *
+                               static_cast<std::size_t>(shape_.ranks) +
                            static_cast<std::size_t>(rank);
   return reinterpret_cast<double*>(memory_ + kPage)[cell];
 }

@@ -15,7 +15,7 @@ namespace ferry::bench {
 
 struct ArenaShape {
   int ranks = 1;
-  int columns = 1;      ///< things timed per iteration
+  int columns = 1;  ///< things timed per iteration
   int iterations = 1;
   std::size_t copy_bytes = 0;  ///< per rank
 };

@@ -89,7 +89,8 @@ void distinct_zipf(Random& random, std::span<const double> cumulative, std::span
   for (std::size_t i = 0; i < out.size(); ++i) {
     do {
       const double at = random.unit() * cumulative.back();
-      out[i] = static_cast<std::int32_t>(std::upper_bound(cumulative.begin(), cumulative.end(), at) - cumulative.begin());
+      out[i] =
+          static_cast<std::int32_t>(std::upper_bound(cumulative.begin(), cumulative.end(), at) - cumulative.begin());
     } while (std::find(out.begin(), out.begin() + static_cast<std::ptrdiff_t>(i), out[i]) !=
              out.begin() + static_cast<std::ptrdiff_t>(i));
   }
@@ -102,7 +103,9 @@ std::vector<double> zipf_cumulative(int experts) {
   return cumulative;
 }
 
-std::size_t scale_count(const BenchCase& bench_case) { return static_cast<std::size_t>((bench_case.hidden + 127) / 128); }
+std::size_t scale_count(const BenchCase& bench_case) {
+  return static_cast<std::size_t>((bench_case.hidden + 127) / 128);
+}
 
 /// Elements of a pool: rows start at any of 2^17 places in it.
 constexpr std::size_t kPoolPlaces = std::size_t{1} << 17;
@@ -137,15 +140,18 @@ void check_sizes(const BenchCase& c) {
   require(c.tokens >= 0, fmt::format("--tokens {}: expected 0 or more", c.tokens));
   require(c.hidden > 0, fmt::format("--hidden {}: expected 1 or more", c.hidden));
   require(c.ranks >= 1 && c.ranks <= 256, fmt::format("--ranks {}: expected 1 .. 256", c.ranks));
-  require(c.nodes >= 1 && c.nodes <= c.ranks, fmt::format("--nodes {}: expected 1 .. {} (the ranks)", c.nodes, c.ranks));
+  require(c.nodes >= 1 && c.nodes <= c.ranks,
+          fmt::format("--nodes {}: expected 1 .. {} (the ranks)", c.nodes, c.ranks));
   require(c.experts >= 1, fmt::format("--experts {}: expected 1 or more", c.experts));
   const int choosable = c.routing == "grouped" ? c.experts / 2 : c.experts;
-  require(c.top_k >= 1 && c.top_k <= choosable, fmt::format("--top-k {}: expected 1 .. {} for {} experts and routing {}",
-                                                            c.top_k, choosable, c.experts, c.routing));
+  require(c.top_k >= 1 && c.top_k <= choosable,
+          fmt::format("--top-k {}: expected 1 .. {} for {} experts and routing {}", c.top_k, choosable, c.experts,
+                      c.routing));
   require(c.routing != "grouped" || c.experts % 8 == 0,
           fmt::format("--experts {}: routing grouped makes 8 groups, expected a multiple of 8", c.experts));
   require(c.deadline_s > 0, fmt::format("--deadline {}: expected more than 0 seconds", c.deadline_s));
-  require(c.iterations >= 0 && c.warmup >= 0 && c.num_sets >= 0, "--iterations, --warmup and --sets: expected 0 or more");
+  require(c.iterations >= 0 && c.warmup >= 0 && c.num_sets >= 0,
+          "--iterations, --warmup and --sets: expected 0 or more");
 }
 
 void check_words(const BenchCase& c) {
@@ -154,13 +160,17 @@ void check_words(const BenchCase& c) {
           "--layout " + c.layout + ": expected rank_major, expert_major or expert_padded");
   require(is_one_of(c.payload, {"bf16", "fp16", "fp32", "fp8_f32", "fp8_ue8m0", "bytes"}),
           "--payload " + c.payload + ": expected bf16, fp16, fp32, fp8_f32, fp8_ue8m0 or bytes");
-  require(is_one_of(c.codec, {"none", "fp8_f32", "fp8_ue8m0"}), "--codec " + c.codec + ": expected none, fp8_f32 or fp8_ue8m0");
+  require(is_one_of(c.codec, {"none", "fp8_f32", "fp8_ue8m0"}),
+          "--codec " + c.codec + ": expected none, fp8_f32 or fp8_ue8m0");
   require(c.codec == "none" || c.payload == "bf16", "--codec " + c.codec + ": takes payload bf16, not " + c.payload);
   require(is_one_of(c.reduction, {"flat", "per_rank", "per_node"}),
           "--reduction " + c.reduction + ": expected flat, per_rank or per_node");
-  require(c.reduction != "flat" || c.layout != "rank_major", "--reduction flat: needs an expert layout, not rank_major");
-  require(is_one_of(c.routing, {"uniform", "grouped", "zipf"}), "--routing " + c.routing + ": expected uniform, grouped or zipf");
-  require(is_one_of(c.ranks_as, {"processes", "threads"}), "--ranks-as " + c.ranks_as + ": expected processes or threads");
+  require(c.reduction != "flat" || c.layout != "rank_major",
+          "--reduction flat: needs an expert layout, not rank_major");
+  require(is_one_of(c.routing, {"uniform", "grouped", "zipf"}),
+          "--routing " + c.routing + ": expected uniform, grouped or zipf");
+  require(is_one_of(c.ranks_as, {"processes", "threads"}),
+          "--ranks-as " + c.ranks_as + ": expected processes or threads");
   require(is_one_of(c.output, {"window", "owned"}), "--output " + c.output + ": expected window or owned");
 }
 
@@ -309,7 +319,8 @@ Buffer::Buffer(std::size_t bytes) : size_(bytes) {
   data_ = static_cast<std::byte*>(memory);
 }
 
-Buffer::Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
@@ -330,7 +341,9 @@ RowPool::RowPool(const std::string& dtype, std::size_t row_bytes, std::uint64_t 
   }
 }
 
-const std::byte* RowPool::row(std::uint64_t key) const { return &bytes_[(mix(key) % kPoolPlaces) * element_bytes_]; }
+const std::byte* RowPool::row(std::uint64_t key) const {
+  return &bytes_[(mix(key) % kPoolPlaces) * element_bytes_];
+}
 
 RowPools make_pools(const BenchCase& c) {
   RowPools pools{.blocks = {}, .results = RowPool(combine_dtype(c), combine_row_bytes(c), c.seed + 77)};
@@ -349,8 +362,11 @@ std::uint64_t result_key(int set, int rank, std::int64_t token, int part) {
 }
 
 InputSet make_input(const BenchCase& c, const RowPools& pools, const Routing& routing, int set, int rank) {
-  InputSet input{.index = set, .blocks = {}, .ids = routing.ids[static_cast<std::size_t>(rank)],
-                 .weights = routing.weights[static_cast<std::size_t>(rank)], .results = {}};
+  InputSet input{.index = set,
+                 .blocks = {},
+                 .ids = routing.ids[static_cast<std::size_t>(rank)],
+                 .weights = routing.weights[static_cast<std::size_t>(rank)],
+                 .results = {}};
   for (std::size_t b = 0; b < pools.blocks.size(); ++b) {
     const RowPool& pool = pools.blocks[b];
     Buffer block(static_cast<std::size_t>(c.tokens) * pool.row_bytes());
@@ -362,7 +378,8 @@ InputSet make_input(const BenchCase& c, const RowPools& pools, const Routing& ro
   }
   const std::vector<RowSource> rows = expected_rows(c, routing, rank);
   const int num_local = first_expert(c, rank + 1) - first_expert(c, rank);
-  input.result_rows = c.layout == "expert_padded" ? num_local * padded_capacity(c) : static_cast<std::int64_t>(rows.size());
+  input.result_rows =
+      c.layout == "expert_padded" ? num_local * padded_capacity(c) : static_cast<std::int64_t>(rows.size());
   const std::size_t row_bytes = pools.results.row_bytes();
   input.results = Buffer(static_cast<std::size_t>(input.result_rows) * row_bytes);
   for (const RowSource& row : rows) {

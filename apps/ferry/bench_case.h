@@ -26,7 +26,7 @@ struct BenchCase {
   std::string output = "window";       ///< window | owned
   std::int64_t tokens = 1024;
   std::int64_t hidden = 7168;
-  std::int64_t expert_capacity = 0;    ///< expert_padded; 0 = ranks x tokens
+  std::int64_t expert_capacity = 0;  ///< expert_padded; 0 = ranks x tokens
   int top_k = 8;
   int experts = 256;
   int ranks = 2;
@@ -127,7 +127,7 @@ struct InputSet {
   std::vector<Buffer> blocks;  ///< [T, bytes] each
   std::vector<std::int32_t> ids;
   std::vector<float> weights;
-  Buffer results;              ///< what the experts made of the rows: the input of combine
+  Buffer results;  ///< what the experts made of the rows: the input of combine
   std::int64_t result_rows = 0;
 };
 InputSet make_input(const BenchCase& bench_case, const RowPools& pools, const Routing& routing, int set, int rank);

@@ -15,7 +15,9 @@
 namespace ferry::bench {
 namespace {
 
-float bf16_value(std::uint16_t bits) { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
+float bf16_value(std::uint16_t bits) {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
 
 std::uint16_t bf16_bits(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
@@ -26,8 +28,9 @@ std::uint16_t bf16_bits(float value) {
 float small_value(unsigned bits, int exponent_bits, int fraction_bits, int bias) {
   const int exponent = static_cast<int>(bits >> fraction_bits) & ((1 << exponent_bits) - 1);
   const int fraction = static_cast<int>(bits) & ((1 << fraction_bits) - 1);
-  const float size = exponent == 0 ? std::ldexp(static_cast<float>(fraction), 1 - bias - fraction_bits)
-                                   : std::ldexp(static_cast<float>(fraction + (1 << fraction_bits)), exponent - bias - fraction_bits);
+  const float size =
+      exponent == 0 ? std::ldexp(static_cast<float>(fraction), 1 - bias - fraction_bits)
+                    : std::ldexp(static_cast<float>(fraction + (1 << fraction_bits)), exponent - bias - fraction_bits);
   return (bits >> (exponent_bits + fraction_bits)) != 0 ? -size : size;
 }
 
@@ -86,7 +89,8 @@ std::vector<Term> terms_of(const BenchCase& c, const RowPools& pools, const Rout
       const bool whole_rank = c.layout == "rank_major";
       terms.push_back({.row = pools.results.row(result_key(set, rank, token, whole_rank ? owner : choice)),
                        .weight = combine_is_weighted(c) ? routing.weights[static_cast<std::size_t>(rank)][i] : 1.0F,
-                       .rank = owner, .node = node_of(c, owner)});
+                       .rank = owner,
+                       .node = node_of(c, owner)});
       if (whole_rank) break;
     }
   }
@@ -101,7 +105,8 @@ std::vector<Term> flat_terms(const BenchCase& c, const RowPools& pools, const Ro
     const auto i = static_cast<std::size_t>(token * c.top_k + choice);
     terms.push_back({.row = pools.results.row(result_key(set, rank, token, choice)),
                      .weight = combine_is_weighted(c) ? routing.weights[static_cast<std::size_t>(rank)][i] : 1.0F,
-                     .rank = 0, .node = 0});
+                     .rank = 0,
+                     .node = 0});
   }
   return terms;
 }
@@ -140,17 +145,21 @@ Sums expected_sum(const BenchCase& c, const Element& element, std::span<const Te
   const auto hidden = static_cast<std::size_t>(c.hidden);
   const auto by_rank = [&](std::span<const Term> part) { return rank_sum(element, part, hidden); };
   const auto ranks_summed = [&](std::span<const Term> part) {
-    return sum_groups(element, part, hidden, [](const Term& term) { return term.rank; }, by_rank);
+    return sum_groups(
+        element, part, hidden, [](const Term& term) { return term.rank; }, by_rank);
   };
   if (c.reduction == "flat") return by_rank(terms);
   if (c.reduction == "per_rank") return ranks_summed(terms);
-  return sum_groups(element, terms, hidden, [](const Term& term) { return term.node; }, ranks_summed);
+  return sum_groups(
+      element, terms, hidden, [](const Term& term) { return term.node; }, ranks_summed);
 }
 
 /// Data and scales of a coded row must lie within half a step of e4m3 around the original.
 std::string check_coded_row(const BenchCase& c, const std::byte* original, const Received& received, std::int64_t row) {
-  const std::byte* const data = received.blocks[0].data + static_cast<std::size_t>(row) * received.blocks[0].stride_bytes;
-  const std::byte* const scales = received.blocks[1].data + static_cast<std::size_t>(row) * received.blocks[1].stride_bytes;
+  const std::byte* const data =
+      received.blocks[0].data + static_cast<std::size_t>(row) * received.blocks[0].stride_bytes;
+  const std::byte* const scales =
+      received.blocks[1].data + static_cast<std::size_t>(row) * received.blocks[1].stride_bytes;
   const Element element("bf16");
   for (std::size_t h = 0; h < static_cast<std::size_t>(c.hidden); ++h) {
     float scale = 0;
@@ -166,26 +175,32 @@ std::string check_coded_row(const BenchCase& c, const std::byte* original, const
   return {};
 }
 
-std::string check_meta(const BenchCase& c, const Routing& routing, int rank, const RowSource& source, const Received& received) {
+std::string check_meta(const BenchCase& c, const Routing& routing, int rank, const RowSource& source,
+                       const Received& received) {
   const auto at = static_cast<std::size_t>(source.token * c.top_k);
   const std::int32_t* const ids = routing.ids[static_cast<std::size_t>(source.rank)].data() + at;
   const float* const weights = routing.weights[static_cast<std::size_t>(source.rank)].data() + at;
   if (source.choice >= 0) {
-    return received.weights[source.row] == weights[source.choice] ? "" : fmt::format("row {}: wrong weight", source.row);
+    return received.weights[source.row] == weights[source.choice] ? ""
+                                                                  : fmt::format("row {}: wrong weight", source.row);
   }
   for (int k = 0; k < c.top_k; ++k) {
     const bool here = owner_of(c, ids[k]) == rank;
     const auto i = static_cast<std::size_t>(source.row * c.top_k + k);
     const std::int32_t id = here ? ids[k] - first_expert(c, rank) : -1;
-    if (received.ids[i] != id) return fmt::format("row {} choice {}: id {}, expected {}", source.row, k, received.ids[i], id);
-    if (received.weights[i] != (here ? weights[k] : 0.0F)) return fmt::format("row {} choice {}: wrong weight", source.row, k);
+    if (received.ids[i] != id)
+      return fmt::format("row {} choice {}: id {}, expected {}", source.row, k, received.ids[i], id);
+    if (received.weights[i] != (here ? weights[k] : 0.0F))
+      return fmt::format("row {} choice {}: wrong weight", source.row, k);
   }
   return {};
 }
 
 }  // namespace
 
-bool combine_is_weighted(const BenchCase& bench_case) { return bench_case.layout != "rank_major"; }
+bool combine_is_weighted(const BenchCase& bench_case) {
+  return bench_case.layout != "rank_major";
+}
 
 std::string check_dispatch(const BenchCase& c, const RowPools& pools, const Routing& routing, int set, int rank,
                            const Received& received) {
@@ -200,8 +215,10 @@ std::string check_dispatch(const BenchCase& c, const RowPools& pools, const Rout
   for (const RowSource& source : rows) {
     std::string difference = check_meta(c, routing, rank, source, received);
     for (std::size_t b = 0; b < pools.blocks.size() && difference.empty(); ++b) {
-      const std::byte* const wanted = pools.blocks[b].row(input_key(set, source.rank, source.token, static_cast<int>(b)));
-      const std::byte* const seen = received.blocks[b].data + static_cast<std::size_t>(source.row) * received.blocks[b].stride_bytes;
+      const std::byte* const wanted =
+          pools.blocks[b].row(input_key(set, source.rank, source.token, static_cast<int>(b)));
+      const std::byte* const seen =
+          received.blocks[b].data + static_cast<std::size_t>(source.row) * received.blocks[b].stride_bytes;
       if (c.codec != "none") {
         difference = check_coded_row(c, wanted, received, source.row);
       } else if (std::memcmp(wanted, seen, pools.blocks[b].row_bytes()) != 0) {

@@ -26,8 +26,8 @@ struct Received {
 };
 
 /// Empty if every row, id and weight is what it should be, else the first difference.
-std::string check_dispatch(const BenchCase& bench_case, const RowPools& pools, const Routing& routing, int set, int rank,
-                           const Received& received);
+std::string check_dispatch(const BenchCase& bench_case, const RowPools& pools, const Routing& routing, int set,
+                           int rank, const Received& received);
 
 /// The same for the sums [T, H] that came back.
 std::string check_combine(const BenchCase& bench_case, const RowPools& pools, const Routing& routing, int set, int rank,

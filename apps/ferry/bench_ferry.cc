@@ -79,7 +79,8 @@ GroupConfig group_config(const BenchCase& c) {
 }
 
 FerryJob::FerryJob(const BenchCase& bench_case, Meeting& meeting)
-    : case_(bench_case), group_(Group::create(group_config(bench_case), meeting)),
+    : case_(bench_case),
+      group_(Group::create(group_config(bench_case), meeting)),
       out_(static_cast<std::size_t>(bench_case.tokens) * combine_row_bytes(bench_case)) {}
 
 DispatchArgs FerryJob::dispatch_args(const InputSet& input) {

@@ -91,12 +91,30 @@ struct Measured {
 };
 
 Json case_fields(const BenchCase& c, const Origin& origin, const std::string& op) {
-  return {{"commit", origin.commit}, {"date", origin.date}, {"machine", origin.machine}, {"backend", c.backend},
-          {"ranks", c.ranks}, {"nodes", c.nodes}, {"ranks_as", c.ranks_as}, {"mode", c.mode}, {"op", op},
-          {"layout", c.layout}, {"payload", c.payload}, {"codec", c.codec == "none" ? c.payload : c.codec},
-          {"reduction", c.reduction}, {"tokens", c.tokens}, {"hidden", c.hidden}, {"top_k", c.top_k},
-          {"experts", c.experts}, {"routing", c.routing}, {"network", c.nodes > 1 ? "loopback" : "none"},
-          {"link_limit_gbps", nullptr}, {"launch", "direct"}, {"num_sms", 0}, {"output", c.output}, {"input", "any"}};
+  return {{"commit", origin.commit},
+          {"date", origin.date},
+          {"machine", origin.machine},
+          {"backend", c.backend},
+          {"ranks", c.ranks},
+          {"nodes", c.nodes},
+          {"ranks_as", c.ranks_as},
+          {"mode", c.mode},
+          {"op", op},
+          {"layout", c.layout},
+          {"payload", c.payload},
+          {"codec", c.codec == "none" ? c.payload : c.codec},
+          {"reduction", c.reduction},
+          {"tokens", c.tokens},
+          {"hidden", c.hidden},
+          {"top_k", c.top_k},
+          {"experts", c.experts},
+          {"routing", c.routing},
+          {"network", c.nodes > 1 ? "loopback" : "none"},
+          {"link_limit_gbps", nullptr},
+          {"launch", "direct"},
+          {"num_sms", 0},
+          {"output", c.output},
+          {"input", "any"}};
 }
 
 Json line(const BenchCase& c, const Origin& origin, const Measured& measured, bool verified) {
@@ -125,7 +143,8 @@ bool all_right(const BenchCase& c, Arena& arena) {
 }  // namespace
 
 Origin find_origin() {
-  return {.commit = commit_of_program(), .date = date_now(),
+  return {.commit = commit_of_program(),
+          .date = date_now(),
           .machine = fmt::format("{}-core-{}", std::thread::hardware_concurrency(), architecture())};
 }
 
@@ -134,13 +153,17 @@ std::vector<Json> summarise(const BenchCase& c, const Origin& origin, Arena& are
   const Necessary necessary = mean_necessary_bytes(c);
   std::vector<Json> lines;
   lines.push_back(line(c, origin,
-                       {.op = "dispatch", .seconds = arena.slowest(kDispatchColumn),
-                        .copy_seconds = arena.slowest(kDispatchCopyColumn), .necessary_bytes = necessary.dispatch_bytes,
+                       {.op = "dispatch",
+                        .seconds = arena.slowest(kDispatchColumn),
+                        .copy_seconds = arena.slowest(kDispatchCopyColumn),
+                        .necessary_bytes = necessary.dispatch_bytes,
                         .logical_bytes = logical_bytes(c, false)},
                        verified));
   lines.push_back(line(c, origin,
-                       {.op = "combine", .seconds = arena.slowest(kCombineColumn),
-                        .copy_seconds = arena.slowest(kCombineCopyColumn), .necessary_bytes = necessary.combine_bytes,
+                       {.op = "combine",
+                        .seconds = arena.slowest(kCombineColumn),
+                        .copy_seconds = arena.slowest(kCombineCopyColumn),
+                        .necessary_bytes = necessary.combine_bytes,
                         .logical_bytes = logical_bytes(c, true)},
                        verified));
   for (std::size_t step = 0; step < step_names().size(); ++step) {
@@ -161,24 +184,28 @@ void add_case_options(CLI::App& app, BenchCase& c, std::vector<std::int64_t>& to
   app.add_option("--routing", c.routing, "uniform, grouped or zipf")->capture_default_str();
   app.add_option("--ranks-as", c.ranks_as, "processes or threads")->capture_default_str();
   app.add_option("--output", c.output, "window or owned")->capture_default_str();
-  app.add_option("--tokens", tokens, "tokens per rank; several values make several cases")->delimiter(',')->capture_default_str();
+  app.add_option("--tokens", tokens, "tokens per rank; several values make several cases")
+      ->delimiter(',')
+      ->capture_default_str();
   app.add_option("--hidden", c.hidden, "width of a row in elements")->capture_default_str();
   app.add_option("--top-k", c.top_k, "choices per token")->capture_default_str();
   app.add_option("--experts", c.experts, "experts of all ranks together")->capture_default_str();
-  app.add_option("--expert-capacity", c.expert_capacity, "rows per expert of expert_padded; 0 = ranks x tokens")->capture_default_str();
+  app.add_option("--expert-capacity", c.expert_capacity, "rows per expert of expert_padded; 0 = ranks x tokens")
+      ->capture_default_str();
   app.add_option("--ranks", c.ranks, "ranks")->capture_default_str();
   app.add_option("--nodes", c.nodes, "pretend nodes")->capture_default_str();
   app.add_option("--iterations", c.iterations, "timed calls; 0 = 20, in latency mode 200")->capture_default_str();
   app.add_option("--warmup", c.warmup, "calls before; 0 = 4, in latency mode 20")->capture_default_str();
-  app.add_option("--sets", c.num_sets, "input sets to rotate among; 0 = more than the last-level cache holds")->capture_default_str();
+  app.add_option("--sets", c.num_sets, "input sets to rotate among; 0 = more than the last-level cache holds")
+      ->capture_default_str();
   app.add_option("--seed", c.seed, "of routing and input")->capture_default_str();
   app.add_option("--deadline", c.deadline_s, "seconds that any wait may last")->capture_default_str();
 }
 
 std::string table_header() {
-  return fmt::format("{:<8} {:<10} {:<16} {:>5} {:>6} {:<13} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9} {:>8}  {}", "backend",
-                     "mode", "op", "ranks", "tokens", "layout", "hidden", "median us", "p90 us", "p99 us", "ceiling", "fraction",
-                     "logical", "verified");
+  return fmt::format("{:<8} {:<10} {:<16} {:>5} {:>6} {:<13} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9} {:>8}  {}",
+                     "backend", "mode", "op", "ranks", "tokens", "layout", "hidden", "median us", "p90 us", "p99 us",
+                     "ceiling", "fraction", "logical", "verified");
 }
 
 std::string table_line(const Json& m) {
@@ -188,8 +215,9 @@ std::string table_line(const Json& m) {
   return fmt::format("{:<8} {:<10} {:<16} {:>5} {:>6} {:<13} {:>6} {:>11} {:>11} {:>11} {:>9} {:>9} {:>8}  {}",
                      m["backend"].get<std::string>(), m["mode"].get<std::string>(), m["op"].get<std::string>(),
                      m["ranks"].get<int>(), m["tokens"].get<std::int64_t>(), m["layout"].get<std::string>(),
-                     m["hidden"].get<std::int64_t>(), text("time_us_median", 1), text("time_us_p90", 1), text("time_us_p99", 1),
-                     text("ceiling_gbps", 2), text("fraction", 3), text("logical_gbps", 2), m["verified"].get<bool>());
+                     m["hidden"].get<std::int64_t>(), text("time_us_median", 1), text("time_us_p90", 1),
+                     text("time_us_p99", 1), text("ceiling_gbps", 2), text("fraction", 3), text("logical_gbps", 2),
+                     m["verified"].get<bool>());
 }
 
 void append_json(const std::string& path, const std::vector<Json>& measurements) {

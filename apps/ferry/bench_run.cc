@@ -21,7 +21,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kCopyIterations = 7;
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 /// What one rank holds while it measures.
 struct Bench {
@@ -104,7 +106,8 @@ void check_sets(Bench& bench) {
     bench.barrier();
     const InputSet& input = bench.inputs[set];
     bench.job.dispatch(input);
-    std::string difference = check_dispatch(c, bench.pools, bench.routings[set], input.index, bench.rank, bench.job.received());
+    std::string difference =
+        check_dispatch(c, bench.pools, bench.routings[set], input.index, bench.rank, bench.job.received());
     bench.job.combine(input);
     if (difference.empty()) {
       difference = check_combine(c, bench.pools, bench.routings[set], input.index, bench.rank, bench.job.combined());
@@ -133,7 +136,9 @@ const std::vector<std::string>& step_names() {
 }
 
 ArenaShape arena_shape(const BenchCase& bench_case) {
-  return {.ranks = bench_case.ranks, .columns = kNumColumns, .iterations = bench_case.iterations,
+  return {.ranks = bench_case.ranks,
+          .columns = kNumColumns,
+          .iterations = bench_case.iterations,
           .copy_bytes = static_cast<std::size_t>(largest_copy(bench_case))};
 }
 
@@ -144,7 +149,8 @@ Necessary mean_necessary_bytes(const BenchCase& bench_case) {
     sum.dispatch_bytes += one.dispatch_bytes;
     sum.combine_bytes += one.combine_bytes;
   }
-  return {.dispatch_bytes = sum.dispatch_bytes / bench_case.num_sets, .combine_bytes = sum.combine_bytes / bench_case.num_sets};
+  return {.dispatch_bytes = sum.dispatch_bytes / bench_case.num_sets,
+          .combine_bytes = sum.combine_bytes / bench_case.num_sets};
 }
 
 void run_rank(const BenchCase& bench_case, int rank, Arena& arena, Job& job) {

@@ -32,7 +32,8 @@ FERRY_CLONES void store_lanes(std::uint16_t* __restrict out, const float* __rest
 }
 
 /// The elements that do not fill kLanes.
-void sum_rest(std::uint16_t* out, const std::uint16_t* const* rows, std::size_t num_rows, std::size_t first, std::size_t end) {
+void sum_rest(std::uint16_t* out, const std::uint16_t* const* rows, std::size_t num_rows, std::size_t first,
+              std::size_t end) {
   alignas(64) std::array<float, kLanes> sums{};
   alignas(64) std::array<std::uint16_t, kLanes> lanes{};
   for (std::size_t r = 0; r < num_rows; ++r) {
@@ -83,8 +84,10 @@ std::int64_t scan(const std::vector<std::int32_t>& counts, std::vector<std::int3
 
 MpiJob::MpiJob(const BenchCase& bench_case, Exchange exchange, MPI_Comm comm)
     : case_(bench_case), exchange_(exchange), comm_(comm), num_ranks_(static_cast<std::size_t>(bench_case.ranks)) {
-  if (case_.layout != "rank_major" || case_.payload != "bf16" || case_.codec != "none" || case_.reduction != "per_rank") {
-    throw std::invalid_argument("mpi baseline: does layout rank_major, payload bf16, codec none and reduction per_rank only");
+  if (case_.layout != "rank_major" || case_.payload != "bf16" || case_.codec != "none" ||
+      case_.reduction != "per_rank") {
+    throw std::invalid_argument(
+        "mpi baseline: does layout rank_major, payload bf16, codec none and reduction per_rank only");
   }
   if (wire_row_bytes(case_) % 16 != 0) {
     throw std::invalid_argument("mpi baseline: rows must be a multiple of 16 bytes; choose another --hidden");
@@ -194,7 +197,8 @@ void MpiJob::exchange_split() {
       recv_at_[peer] = to_int(static_cast<std::size_t>(got_offset_[peer]) * bytes);
     }
     check(MPI_Alltoallv(from.data(), send_bytes_.data(), send_at_.data(), MPI_BYTE, to.data(), recv_bytes_.data(),
-                        recv_at_.data(), MPI_BYTE, comm_), "MPI_Alltoallv");
+                        recv_at_.data(), MPI_BYTE, comm_),
+          "MPI_Alltoallv");
   };
   exchange(meta_bytes_, send_meta_, recv_meta_);
   exchange(row_bytes_, send_rows_, recv_rows_);
@@ -209,8 +213,9 @@ void MpiJob::exchange_joined() {
     send_at_[peer] = to_int(static_cast<std::size_t>(sent_offset_[peer]) * record_bytes_);
     recv_at_[peer] = to_int(static_cast<std::size_t>(got_offset_[peer]) * record_bytes_);
   }
-  check(MPI_Alltoallv(send_rows_.data(), send_bytes_.data(), send_at_.data(), MPI_BYTE, staging_.data(), recv_bytes_.data(),
-                      recv_at_.data(), MPI_BYTE, comm_), "MPI_Alltoallv");
+  check(MPI_Alltoallv(send_rows_.data(), send_bytes_.data(), send_at_.data(), MPI_BYTE, staging_.data(),
+                      recv_bytes_.data(), recv_at_.data(), MPI_BYTE, comm_),
+        "MPI_Alltoallv");
   for (std::size_t peer = 0; peer < num_ranks_; ++peer) {
     const auto first = static_cast<std::size_t>(got_offset_[peer]);
     const auto count = static_cast<std::size_t>(got_[peer]);
@@ -252,9 +257,9 @@ void MpiJob::sum_token(std::int64_t token, const InputSet& input) {
   for (std::size_t peer = 0; peer < num_ranks_; ++peer) {
     const std::int32_t index = position_[static_cast<std::size_t>(token) * num_ranks_ + peer];
     if (index < 0) continue;
-    const std::byte* const from = peer == rank_
-        ? input.results.data() + static_cast<std::size_t>(got_offset_[rank_] + index) * row_bytes_
-        : back_.data() + static_cast<std::size_t>(sent_offset_[peer] + index) * row_bytes_;
+    const std::byte* const from =
+        peer == rank_ ? input.results.data() + static_cast<std::size_t>(got_offset_[rank_] + index) * row_bytes_
+                      : back_.data() + static_cast<std::size_t>(sent_offset_[peer] + index) * row_bytes_;
     rows[num_rows++] = reinterpret_cast<const std::uint16_t*>(from);
   }
   auto* const out = reinterpret_cast<std::uint16_t*>(out_.data() + static_cast<std::size_t>(token) * row_bytes_);
@@ -269,8 +274,9 @@ void MpiJob::combine(const InputSet& input) {
     send_at_[peer] = to_int(static_cast<std::size_t>(got_offset_[peer]) * row_bytes_);
     recv_at_[peer] = to_int(static_cast<std::size_t>(sent_offset_[peer]) * row_bytes_);
   }
-  check(MPI_Alltoallv(input.results.data(), send_bytes_.data(), send_at_.data(), MPI_BYTE, back_.data(), recv_bytes_.data(),
-                      recv_at_.data(), MPI_BYTE, comm_), "MPI_Alltoallv");
+  check(MPI_Alltoallv(input.results.data(), send_bytes_.data(), send_at_.data(), MPI_BYTE, back_.data(),
+                      recv_bytes_.data(), recv_at_.data(), MPI_BYTE, comm_),
+        "MPI_Alltoallv");
   for (std::int64_t token = 0; token < case_.tokens; ++token) sum_token(token, input);
 }
 

@@ -46,8 +46,8 @@ class MpiJob : public Job {
   std::size_t num_ranks_;
   std::size_t row_bytes_;
   std::size_t meta_bytes_;
-  std::size_t record_bytes_;            // row and meta in the joined exchange
-  std::vector<std::int32_t> owner_;     // of every expert
+  std::size_t record_bytes_;         // row and meta in the joined exchange
+  std::vector<std::int32_t> owner_;  // of every expert
   std::vector<std::int32_t> first_expert_;
 
   // Of the last dispatch. Counts and offsets are in rows; `sent` counts leave this rank, `got` counts come here.

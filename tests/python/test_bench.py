@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: 2026 The Ferry authors
+# SPDX-License-Identifier: Apache-2.0
+"""`ferry bench` on small cases, and the scripts that compare and plot its lines."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FERRY = ROOT / "build/host/bin/ferry"
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import compare  # noqa: E402
+import plot  # noqa: E402
+
+FIELDS = set(
+    "commit date machine backend ranks nodes ranks_as mode op layout payload codec reduction tokens hidden top_k "
+    "experts routing network link_limit_gbps launch num_sms time_us_median time_us_p90 time_us_p99 necessary_bytes "
+    "ceiling_gbps fraction logical_gbps verified output input".split()
+)
+SMALL = ["--tokens=16", "--hidden=256", "--experts=16", "--top-k=4", "--iterations=3", "--warmup=2", "--sets=3"]
+
+needs_ferry = pytest.mark.skipif(not FERRY.exists(), reason=f"{FERRY} is not built")
+
+
+def bench(*options: str) -> subprocess.CompletedProcess:
+    return subprocess.run([FERRY, "bench", *options], capture_output=True, text=True, timeout=100)
+
+
+@needs_ferry
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--ranks=1"],
+        ["--ranks=3", "--nodes=2", "--ranks-as=threads", "--op=dispatch,combine,steps"],
+        ["--ranks=2", "--mode=latency"],
+        ["--ranks=2", "--layout=expert_major", "--reduction=flat", "--routing=zipf"],
+        ["--ranks=4", "--nodes=2", "--layout=expert_padded", "--mode=latency", "--reduction=per_node"],
+        ["--ranks=2", "--payload=fp8_f32", "--output=owned"],
+        ["--ranks=2", "--codec=fp8_ue8m0", "--routing=grouped"],
+        ["--ranks=2", "--payload=fp16"],
+        ["--ranks=2", "--payload=fp32", "--layout=expert_major"],
+    ],
+    ids=" ".join,
+)
+def test_a_small_case_is_measured_and_verified(tmp_path, options):
+    path = tmp_path / "lines.jsonl"
+    run = bench(*SMALL, *options, f"--json={path}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.splitlines()[-1] == "verified"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    ops = [line["op"] for line in lines]
+    assert ops[:2] == ["dispatch", "combine"]
+    assert ("route" in ops) == any("steps" in option for option in options)
+    for line in lines:
+        assert set(line) == FIELDS
+        assert line["verified"] is True
+        assert line["tokens"] == 16
+        assert 0 < line["time_us_median"] <= line["time_us_p90"] <= line["time_us_p99"]
+    if "--ranks=1" not in options:
+        assert 0 < lines[0]["fraction"]
+
+
+@needs_ferry
+def test_several_token_counts_make_several_lines(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    assert bench(*SMALL[1:], "--tokens=4,8", "--op=dispatch", f"--json={path}").returncode == 0
+    assert [json.loads(text)["tokens"] for text in path.read_text().splitlines()] == [4, 8]
+
+
+@needs_ferry
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("--mode=fast", "expected throughput or latency"),
+        ("--top-k=17", "--top-k 17: expected 1 .. 16"),
+        ("--nodes=3", "--nodes 3: expected 1 .. 2"),
+        ("--reduction=flat", "needs an expert layout"),
+        ("--tokens=-1", "expected 0 or more"),
+        ("--op=sideways", "sideways"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(option, words):
+    run = bench(*SMALL, option)
+    assert run.returncode == 2
+    assert words in run.stdout + run.stderr
+
+
+def line(**changes) -> dict:
+    base = {field: "x" for field in FIELDS}
+    base |= {"mode": "latency", "ranks": 2, "tokens": 8, "experts": 256, "op": "dispatch", "backend": "host"}
+    base |= {
+        "time_us_median": 10.0,
+        "time_us_p90": 12.0,
+        "necessary_bytes": 1000,
+        "ceiling_gbps": 1.0,
+        "verified": True,
+    }
+    return base | changes
+
+
+def test_compare_takes_the_middle_round_and_the_better_baseline(tmp_path):
+    results = compare.Results()
+    for op in ("dispatch", "combine"):
+        for median in (30.0, 10.0, 20.0):
+            results.add("ferry", line(op=op, time_us_median=median))
+            results.add("mpi yield=0", line(op=op, backend="mpi", time_us_median=median * 3))
+            results.add("mpi yield=1", line(op=op, backend="mpi", time_us_median=median * 5))
+    (shape,) = results.shapes()
+    assert results.ferry(shape, "dispatch")["time_us_median"] == 20.0
+    assert results.best_mpi(shape, "dispatch")["time_us_median"] == 60.0
+    text, met = compare.table_row(results, shape, "sum")
+    assert met and "3.00" in text
+    compare.write_results(results, tmp_path / "kept.jsonl")
+    kept = [json.loads(text) for text in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert [(one["backend"], one["op"]) for one in kept] == [
+        ("host", "dispatch"),
+        ("mpi", "dispatch"),
+        ("host", "combine"),
+        ("mpi", "combine"),
+    ]
+
+
+def test_compare_refuses_results_that_are_not_verified():
+    lie = json.dumps(line(verified=False))
+    program = "import sys; open(sys.argv[1].split('=')[1], 'w').write('''" + lie + "''')"
+    with pytest.raises(RuntimeError, match="not verified"):
+        compare.run_and_read([sys.executable, "-c", program], 20)
+
+
+def test_plot_keeps_cases_apart_and_uses_the_newest_line():
+    lines = [
+        line(tokens=t, date=d, backend=b) for t in (1, 8) for d in ("2026-01-01", "2026-01-02") for b in ("host", "mpi")
+    ]
+    lines.append(line(tokens=8, ranks=4))  # one token count: no curve
+    lines.append(line(tokens=32, verified=False))
+    (group,) = plot.panels(lines).values()
+    assert len(group) == 8
+    assert [one["date"] for one in plot.latest(group).values()] == ["2026-01-02"] * 2
+    assert plot.ceiling_us(line()) == pytest.approx(1.0)
+
+
+def test_plot_draws_a_picture(tmp_path):
+    pytest.importorskip("matplotlib")
+    data = tmp_path / "lines.jsonl"
+    lines = [
+        line(tokens=t, op=op, backend=b) for t in (1, 8) for op in ("dispatch", "combine") for b in ("host", "mpi")
+    ]
+    data.write_text("\n".join(json.dumps(one) for one in lines))
+    assert plot.main([str(data), "--out", str(tmp_path / "plots")]) == 0
+    assert len(list((tmp_path / "plots").glob("*.svg"))) == 1
