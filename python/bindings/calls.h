@@ -1,0 +1,82 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A group, its calls and their results as Python holds them: the C++ object together with what keeps its arguments alive.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "arrays.h"
+#include "ferry/group.h"
+#include "group_use.h"
+
+namespace ferry::python {
+
+struct PyGroup {
+  std::shared_ptr<Group> group;
+  std::shared_ptr<GroupUse> use;
+
+  PyGroup(Group made, int num_flights);
+  PyGroup(const PyGroup&) = delete;
+  PyGroup& operator=(const PyGroup&) = delete;
+  ~PyGroup();
+};
+
+/// DispatchArgs and whatever they point to.
+struct DispatchInputs {
+  DispatchArgs args;
+  std::vector<std::shared_ptr<const void>> owners;
+  Handle handle;
+  std::optional<Placement> placement;
+};
+
+/// CombineArgs and whatever they point to.
+struct CombineInputs {
+  CombineArgs args;
+  std::vector<std::shared_ptr<const void>> owners;
+  Handle handle;
+  nanobind::object out;  ///< as given, to be returned; invalid if none was
+};
+
+/// A result; `out` of a combine is the very object that the caller gave, if one was.
+struct PyCombineResult {
+  CombineResult result;
+  nanobind::object out;
+};
+
+/// A call that was sent and not received. Pending is PendingDispatch or PendingCombine.
+template <typename Pending, typename Inputs>
+struct PyPending {
+  /// Destroyed together, the call first.
+  struct Call {
+    std::shared_ptr<Inputs> inputs;
+    Pending pending;
+  };
+  std::shared_ptr<Call> call;
+  std::shared_ptr<GroupUse> use;
+
+  PyPending(Pending pending, std::shared_ptr<Inputs> inputs, std::shared_ptr<GroupUse> group_use)
+      : call(std::make_shared<Call>(Call{std::move(inputs), std::move(pending)})), use(std::move(group_use)) {}
+  PyPending(PyPending&&) noexcept = default;
+  PyPending(const PyPending&) = delete;
+  PyPending& operator=(const PyPending&) = delete;
+  ~PyPending() {
+    if (!call) return;
+    if (call->pending.valid()) use->retain(call->inputs);
+    use->drop(std::move(call));
+  }
+};
+using PyPendingDispatch = PyPending<PendingDispatch, DispatchInputs>;
+using PyPendingCombine = PyPending<PendingCombine, CombineInputs>;
+
+using GroupClass = nanobind::class_<PyGroup>;
+/// Add the group's methods for each kind of call.
+void bind_dispatch_methods(GroupClass& group);
+void bind_combine_methods(GroupClass& group);
+
+}  // namespace ferry::python

@@ -1,0 +1,144 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The class ferry.Group.
+#include "ferry/group.h"
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+
+#include "bindings.h"
+#include "calls.h"
+#include "config.h"
+#include "errors.h"
+#include "meeting.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace ferry::python {
+namespace {
+
+constexpr const char* kDoc = R"(One rank's end of the ranks that dispatch and combine together. Everything hangs on it; there are no globals.
+
+Group(meeting, num_experts=..., ...) takes the keywords of GroupConfig, or one as `config`. Making it is collective over the
+meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "timeout").
+
+Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come in any order.
+One thread at a time may use a group (others get an Error), except abort(), which any thread may call. Waits give the GIL away.
+
+A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share of the
+memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
+
+After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on with the next
+call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes itself.)";
+
+constexpr const char* kInitSignature =
+    "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., "
+    "max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., "
+    "recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
+    "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., "
+    "network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None";
+
+GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
+  if (config.is_none()) return make_config(keywords);
+  if (keywords.size() > 0) {
+    refuse("ferry.Group", "config", "given together with keywords", "one or the other");
+  }
+  GroupConfig given;
+  if (!nb::try_cast<GroupConfig>(config, given)) {
+    refuse("ferry.Group", "config", nb::type_name(config.type()).c_str(), "a ferry.GroupConfig");
+  }
+  return given;
+}
+
+void construct(PyGroup* self, PyMeeting& meeting, nb::handle config, const nb::kwargs& keywords) {
+  const GroupConfig chosen = choose_config(config, keywords);
+  const auto turn = meeting.use.enter("ferry.Group");
+  std::optional<Group> group;
+  {
+    nb::gil_scoped_release release;
+    group.emplace(Group::create(chosen, *meeting.meeting));
+  }
+  new (self) PyGroup(std::move(*group), chosen.limits.num_flights);
+}
+
+/// Adds a method without the GIL that runs `member` of the C++ group for one thread at a time.
+template <typename Result, typename... Args, typename... Extra>
+void def_exclusive(GroupClass& group, const char* method, Result (Group::*member)(Args...), const Extra&... extra) {
+  const std::string function = std::string("ferry.Group.") + method;
+  group.def(
+      method,
+      [function, member](PyGroup& self, Args... args) -> Result {
+        const auto turn = self.use->enter(function.c_str());
+        nb::gil_scoped_release release;
+        return ((*self.group).*member)(args...);
+      },
+      extra...);
+}
+
+std::vector<bool> masked(PyGroup& self) {
+  const auto turn = self.use->enter("ferry.Group.masked");
+  return self.group->masked();
+}
+
+GroupStatistics statistics(PyGroup& self) {
+  const auto turn = self.use->enter("ferry.Group.statistics");
+  return self.group->statistics();
+}
+
+std::vector<StepTrace> last_trace(PyGroup& self) {
+  const auto turn = self.use->enter("ferry.Group.last_trace");
+  return self.group->last_trace();
+}
+
+void close(PyGroup& self) {
+  const auto turn = self.use->enter("ferry.Group.close");
+  self.group->close();
+}
+
+void bind_properties(GroupClass& group) {
+  group.def_prop_ro("rank", [](const PyGroup& self) { return self.group->rank(); })
+      .def_prop_ro("size", [](const PyGroup& self) { return self.group->size(); })
+      .def_prop_ro("topology", [](const PyGroup& self) { return Topology(self.group->topology()); })
+      .def_prop_ro("placement", [](const PyGroup& self) { return Placement(self.group->placement()); })
+      .def_prop_ro("config", [](const PyGroup& self) { return GroupConfig(self.group->config()); });
+}
+
+}  // namespace
+
+PyGroup::PyGroup(Group made, int num_flights)
+    : group(std::make_shared<Group>(std::move(made))), use(std::make_shared<GroupUse>(num_flights)) {}
+
+PyGroup::~PyGroup() { use->drop(std::move(group)); }
+
+void bind_group(nb::module_& module) {
+  GroupClass group(module, "Group", kDoc);
+  group.def("__init__", &construct, "meeting"_a, "config"_a = nb::none(), "keywords"_a, nb::sig(kInitSignature));
+  bind_properties(group);
+  bind_dispatch_methods(group);
+  bind_combine_methods(group);
+  def_exclusive(group, "mask", &Group::mask, "rank"_a,
+                "Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All "
+                "remaining ranks must make the same changes before the same call.");
+  def_exclusive(group, "unmask", &Group::unmask, "rank"_a,
+                "Takes `rank` back from the next call on; the rank itself calls unmask(group.rank), too, and joins the others' "
+                "count of calls.");
+  def_exclusive(group, "check", &Group::check,
+                "Raises the fault of an earlier call that was not raised yet, or Error(\"aborted\").");
+  group.def("masked", &masked, "[R] True for ranks that are left out.")
+      .def("abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),
+           "Ends every wait here and on the peers with Error(\"aborted\"). Local; may be called from any thread.")
+      .def("close", &close,
+           "Gives the memory back as soon as nobody uses it. Local, idempotent, never waits; calls after it are "
+           "Error(\"invalid_argument\").")
+      .def("statistics", &statistics, "Counters at this moment.")
+      .def("last_trace", &last_trace, "Seconds and bytes of each step of the last call on this rank.")
+      .def("__enter__", [](nb::handle self) { return nb::borrow(self); }, nb::sig("def __enter__(self) -> Group"))
+      .def("__exit__", [](PyGroup& self, nb::args) { close(self); }, nb::sig("def __exit__(self, *exception: object) -> None"));
+}
+
+}  // namespace ferry::python
