@@ -24,14 +24,6 @@ Error failure(ErrorCode code, const std::string& message, const std::vector<int>
   return error;
 }
 
-Error misuse(const std::string& function, const std::string& argument, const std::string& seen,
-             const std::string& expected) {
-  Error error(ErrorCode::kInvalidArgument, fmt::format("{}: {} is {}, expected {}", function, argument, seen, expected));
-  error.step = function;
-  error.argument = argument;
-  return error;
-}
-
 std::string describe_ranks(const std::vector<int>& ranks) {
   if (ranks.empty()) return "no rank";
   std::vector<std::string> runs;

@@ -15,9 +15,6 @@ namespace ferry::bootstrap {
 /// An Error of step "meet"; `missing` are the ranks that were waited for.
 Error failure(ErrorCode code, const std::string& message, const std::vector<int>& missing = {});
 
-/// Misuse of a function: "meet_in_process: size is 0, expected at least 1".
-Error misuse(const std::string& function, const std::string& argument, const std::string& seen, const std::string& expected);
-
 /// "rank 3", "ranks 1 and 3", "ranks 1-7, 9 and 12": ascending ranks for a message.
 std::string describe_ranks(const std::vector<int>& ranks);
 

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "bootstrap/failure.h"
+#include "core/check.h"
 
 namespace ferry {
 namespace {
@@ -131,7 +132,7 @@ void InProcessHub::throw_if_broken(int rank) const {
 }
 
 std::vector<std::unique_ptr<Meeting>> meet_in_process(int size) {
-  if (size < 1) throw bootstrap::misuse("meet_in_process", "size", fmt::format("{}", size), "at least 1");
+  if (size < 1) refuse("ferry::meet_in_process", "size", fmt::format("{}", size), "at least 1");
   const auto hub = std::make_shared<InProcessHub>(size);
   std::vector<std::unique_ptr<Meeting>> meetings;
   meetings.reserve(index(size));

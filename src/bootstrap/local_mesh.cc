@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "bootstrap/failure.h"
+#include "core/check.h"
 
 namespace ferry::bootstrap {
 namespace {
@@ -24,22 +25,22 @@ class LocalMesh final : public Mesh {
 
   std::shared_ptr<Memory> allocate(std::size_t bytes) override { return Memory::anonymous(bytes); }
   void send(int peer, const Notice& notice) override {
-    check("Mesh::send", peer);
+    check("ferry::Mesh::send", peer);
     board_->post(rank_, peer, notice);
   }
   std::optional<Notice> poll(int peer) override {
-    check("Mesh::poll", peer);
+    check("ferry::Mesh::poll", peer);
     return board_->take(peer, rank_);
   }
   bool gone(int peer) override {
-    check("Mesh::gone", peer);
+    check("ferry::Mesh::gone", peer);
     return board_->finished(peer, rank_);
   }
 
  private:
   void check(const char* function, int peer) const {
     if (peer >= 0 && peer < board_->size()) return;
-    throw misuse(function, "peer", fmt::format("{}", peer), fmt::format("0 to {}", board_->size() - 1));
+    refuse(function, "peer", fmt::format("{}", peer), fmt::format("0 to {}", board_->size() - 1));
   }
 
   std::shared_ptr<LocalBoard> board_;

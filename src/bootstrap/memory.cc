@@ -18,6 +18,7 @@
 
 #include "bootstrap/failure.h"
 #include "bootstrap/fd.h"
+#include "core/check.h"
 
 namespace ferry {
 namespace {
@@ -25,7 +26,6 @@ namespace {
 using bootstrap::describe_errno;
 using bootstrap::failure;
 using bootstrap::Fd;
-using bootstrap::misuse;
 
 // Nobody can shorten or lengthen the file, nor lift these seals: a peer cannot make us fault by truncating it.
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
@@ -34,7 +34,7 @@ constexpr int kNeededSeals = F_SEAL_SHRINK | F_SEAL_GROW;
 std::size_t round_to_pages(const char* function, std::size_t bytes) {
   const auto page_bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   const std::size_t most = static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()) - page_bytes;
-  if (bytes > most) throw misuse(function, "bytes", fmt::format("{}", bytes), fmt::format("at most {}", most));
+  if (bytes > most) refuse(function, "bytes", fmt::format("{}", bytes), fmt::format("at most {}", most));
   return bytes == 0 ? page_bytes : (bytes + page_bytes - 1) / page_bytes * page_bytes;
 }
 
@@ -60,14 +60,14 @@ void check_file_limit(const char* function, std::size_t file_bytes) {
 }  // namespace
 
 std::shared_ptr<Memory> Memory::anonymous(std::size_t bytes) {
-  const char* const function = "Memory::anonymous";
+  const char* const function = "ferry::Memory::anonymous";
   const std::size_t mapped_bytes = round_to_pages(function, bytes);
   std::byte* data = map_pages(function, mapped_bytes, MAP_PRIVATE | MAP_ANONYMOUS, -1);
   return std::shared_ptr<Memory>(new Memory(data, bytes == 0 ? mapped_bytes : bytes, -1));
 }
 
 std::shared_ptr<Memory> Memory::shareable(std::size_t bytes) {
-  const char* const function = "Memory::shareable";
+  const char* const function = "ferry::Memory::shareable";
   const std::size_t mapped_bytes = round_to_pages(function, bytes);
   check_file_limit(function, mapped_bytes);
   Fd fd(memfd_create("ferry-window", MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -84,19 +84,19 @@ std::shared_ptr<Memory> Memory::shareable(std::size_t bytes) {
 }
 
 std::shared_ptr<Memory> Memory::map(int taken_fd, std::size_t bytes) {
-  const char* const function = "Memory::map";
+  const char* const function = "ferry::Memory::map";
   Fd fd(taken_fd);
   const std::size_t mapped_bytes = round_to_pages(function, bytes);
   struct stat file {};
   if (fstat(fd.get(), &file) != 0) {
-    throw misuse(function, "fd", fmt::format("{}: {}", taken_fd, describe_errno(errno)), "an open memfd");
+    refuse(function, "fd", fmt::format("{}: {}", taken_fd, describe_errno(errno)), "an open memfd");
   }
   const int seals = fcntl(fd.get(), F_GET_SEALS);
   if (!S_ISREG(file.st_mode) || seals < 0 || (seals & kNeededSeals) != kNeededSeals) {
-    throw misuse(function, "fd", "not a memfd of fixed size", "a memfd sealed against shrinking and growing");
+    refuse(function, "fd", "not a memfd of fixed size", "a memfd sealed against shrinking and growing");
   }
   if (static_cast<std::size_t>(file.st_size) != mapped_bytes) {
-    throw misuse(function, "bytes", fmt::format("{} ({} in pages)", bytes, mapped_bytes),
+    refuse(function, "bytes", fmt::format("{} ({} in pages)", bytes, mapped_bytes),
                  fmt::format("{}, the size of the file", static_cast<std::int64_t>(file.st_size)));
   }
   std::byte* data = map_pages(function, mapped_bytes, MAP_SHARED, fd.get());

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "bootstrap/failure.h"
+#include "core/check.h"
 #include "ferry/meeting.h"
 
 namespace ferry {
@@ -47,12 +48,12 @@ class LentMeeting final : public Meeting {
 }  // namespace
 
 std::unique_ptr<Meeting> meet_through(int rank, int size, AllGather all_gather) {
-  const char* const function = "meet_through";
-  if (size < 1) throw bootstrap::misuse(function, "size", fmt::format("{}", size), "at least 1");
+  const char* const function = "ferry::meet_through";
+  if (size < 1) refuse(function, "size", fmt::format("{}", size), "at least 1");
   if (rank < 0 || rank >= size) {
-    throw bootstrap::misuse(function, "rank", fmt::format("{}", rank), fmt::format("0 to {}", size - 1));
+    refuse(function, "rank", fmt::format("{}", rank), fmt::format("0 to {}", size - 1));
   }
-  if (!all_gather) throw bootstrap::misuse(function, "all_gather", "empty", "a function");
+  if (!all_gather) refuse(function, "all_gather", "empty", "a function");
   return std::make_unique<LentMeeting>(rank, size, std::move(all_gather));
 }
 

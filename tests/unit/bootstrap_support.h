@@ -5,16 +5,24 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
+#include <cstdio>
 #include <exception>
 #include <functional>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <vector>
 
+#include "bootstrap/fd.h"
 #include "bootstrap/mesh.h"
 #include "ferry/error.h"
 
@@ -54,6 +62,41 @@ inline std::string expect_error(ErrorCode code, const std::function<void()>& bod
   }
   ADD_FAILURE() << "no error";
   return {};
+}
+
+/// A TCP port of the loopback interface at which nobody listens. Another process could take it before it is used.
+inline std::uint16_t free_port() {
+  const bootstrap::Fd socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t num_bytes = sizeof(address);
+  if (bind(socket.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+      getsockname(socket.get(), reinterpret_cast<sockaddr*>(&address), &num_bytes) != 0) {
+    throw std::runtime_error("no free port");
+  }
+  return ntohs(address.sin_port);
+}
+
+/// Starts a process that runs `body` and ends without running any of the test program's own clean-up. Exit code 0: all well,
+/// 1: it threw, 2: a check failed. Not for use while other threads run.
+inline pid_t start_process(const std::function<bool()>& body) {
+  const pid_t child = fork();
+  if (child != 0) return child;
+  int code = 1;
+  try {
+    code = body() ? 0 : 2;
+  } catch (const std::exception& error) {
+    fprintf(stderr, "child: %s\n", error.what());
+  }
+  _exit(code);
+}
+
+/// What a process ended with: its exit code, or minus the signal.
+inline int end_of(pid_t child) {
+  int status = 0;
+  if (waitpid(child, &status, 0) != child) return -1000;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 inline Notice wait_for_notice(Mesh& mesh, int peer) {

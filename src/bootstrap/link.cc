@@ -1,0 +1,165 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// One pair's link in the mesh of processes.
+#include "bootstrap/link.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "bootstrap/bytes.h"
+#include "bootstrap/failure.h"
+#include "core/check.h"
+
+namespace ferry::bootstrap {
+
+std::vector<std::byte> PacketHeader::packet(std::span<const std::byte> payload) const {
+  ByteWriter writer;
+  writer.put(kMagic).put(static_cast<std::uint16_t>(kind)).put(static_cast<std::uint16_t>(has_memory));
+  writer.put(total_bytes).put(memory_bytes).put_raw(payload);
+  return writer.take();
+}
+
+std::optional<PacketHeader> PacketHeader::parse(std::span<const std::byte> packet) {
+  ByteReader reader(packet);
+  PacketHeader header;
+  const auto magic = reader.get<std::uint32_t>();
+  const auto kind = reader.get<std::uint16_t>();
+  const auto memory = reader.get<std::uint16_t>();
+  header.total_bytes = reader.get<std::uint64_t>();
+  header.memory_bytes = reader.get<std::uint64_t>();
+  if (!reader.ok() || magic != kMagic || kind < 1 || kind > 4 || memory > 1) return std::nullopt;
+  header.kind = static_cast<Kind>(kind);
+  header.has_memory = memory == 1;
+  return header;
+}
+
+void Link::send(const Notice& notice) {
+  if (ended_) return;
+  const std::span<const std::byte> bytes(notice.bytes);
+  PacketHeader header;
+  header.total_bytes = bytes.size();
+  header.has_memory = notice.memory != nullptr;
+  header.memory_bytes = notice.memory ? notice.memory->size() : 0;
+  const std::size_t first_bytes = std::min(bytes.size(), kMaxChunkBytes);
+  outgoing_.push_back({.packet = header.packet(bytes.first(first_bytes)), .memory = notice.memory});
+  for (std::size_t at = first_bytes; at < bytes.size(); at += kMaxChunkBytes) {
+    PacketHeader more;
+    more.kind = PacketHeader::Kind::kMore;
+    more.total_bytes = bytes.size();
+    outgoing_.push_back({.packet = more.packet(bytes.subspan(at, std::min(kMaxChunkBytes, bytes.size() - at))), .memory = nullptr});
+  }
+  flush();
+}
+
+bool Link::flush() {
+  while (!outgoing_.empty()) {
+    const Queued& next = outgoing_.front();
+    switch (send_packet(socket_, next.packet, next.memory ? next.memory->fd() : -1)) {
+      case SendStatus::kSent:
+        outgoing_.pop_front();
+        break;
+      case SendStatus::kFull:
+        return false;
+      case SendStatus::kBroken:  // what the peer sent before may still be waiting to be read
+        outgoing_.clear();
+        break;
+    }
+  }
+  return true;
+}
+
+std::optional<Notice> Link::poll() {
+  if (complete_.empty() && !receive()) return std::nullopt;
+  std::optional<Notice> notice(std::move(complete_.front()));
+  complete_.pop_front();
+  return notice;
+}
+
+bool Link::gone() {
+  if (!complete_.empty()) return false;
+  if (ended_) return true;
+  std::array<pollfd, 2> watched{{{socket_.get(), POLLIN, 0}, {process_.get(), POLLIN, 0}}};  // negative ones are skipped
+  if (::poll(watched.data(), watched.size(), 0) <= 0) return false;
+  // Asked before reading: what a process sent before it ended is in the socket by now.
+  const bool process_ended = (watched[1].revents & POLLIN) != 0;
+  if (receive()) return false;
+  // A forked child of the peer may hold the socket open; the process that made the link is gone all the same.
+  if (process_ended) end();
+  return ended_;
+}
+
+void Link::shut_down() {
+  if (socket_) shutdown(socket_.get(), SHUT_RDWR);
+}
+
+bool Link::receive() {
+  std::array<std::byte, kMaxPacketBytes> buffer;
+  while (!ended_) {
+    Received received = receive_packet(socket_, buffer);
+    if (received.status == Received::Status::kNothing) return false;
+    const std::span<const std::byte> packet(buffer.data(), received.num_bytes);
+    if (received.status != Received::Status::kPacket) {
+      end();
+    } else if (accept(std::move(received), packet)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool Link::accept(Received received, std::span<const std::byte> packet) {
+  const std::optional<PacketHeader> header = PacketHeader::parse(packet);
+  const bool opens = header && header->kind == PacketHeader::Kind::kNotice && !partial_ && header->total_bytes <= kMaxNoticeBytes &&
+                     header->has_memory == static_cast<bool>(received.fd);
+  const bool continues = header && header->kind == PacketHeader::Kind::kMore && partial_ && !received.fd;
+  if (!opens && !continues) {
+    end();  // no member of this group speaks so
+    return false;
+  }
+  const std::span<const std::byte> payload = packet.subspan(PacketHeader::kBytes);
+  if (opens) partial_ = Partial{.notice = {}, .total_bytes = header->total_bytes};
+  std::vector<std::byte>& bytes = partial_->notice.bytes;
+  if (payload.size() > partial_->total_bytes - bytes.size()) {
+    end();
+    return false;
+  }
+  bytes.insert(bytes.end(), payload.begin(), payload.end());
+  if (received.fd) {
+    try {
+      partial_->notice.memory = map(std::move(received.fd), header->memory_bytes);
+    } catch (...) {
+      end();  // a window that cannot be mapped cannot be made up for by later notices
+      throw;
+    }
+  }
+  if (bytes.size() < partial_->total_bytes) return false;
+  complete_.push_back(std::move(partial_->notice));
+  partial_.reset();
+  return true;
+}
+
+std::shared_ptr<Memory> Link::map(Fd fd, std::uint64_t num_bytes) const {
+  try {
+    return Memory::map(fd.release(), num_bytes);
+  } catch (const Error& error) {
+    const ErrorCode code = error.code() == ErrorCode::kInvalidArgument ? ErrorCode::kBootstrap : error.code();
+    throw failure(code, fmt::format("Mesh::poll: memory from rank {} cannot be used: {}", peer_, error.what()), {peer_});
+  }
+}
+
+void Link::end() {
+  ended_ = true;
+  outgoing_.clear();
+  partial_.reset();
+  shut_down();
+  socket_.reset();
+  process_.reset();
+}
+
+}  // namespace ferry::bootstrap
