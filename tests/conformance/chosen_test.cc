@@ -1,0 +1,283 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Chosen cases: each turns one or two knobs through their values. Every case dispatches, combines, dispatches again by the
+// handle and combines again, all compared with the reference.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cctype>
+
+#include "support/runner.h"
+
+namespace ferry::test {
+namespace {
+
+using Weighting = CombineArgs::Weighting;
+
+struct Named {
+  std::string name;
+  Case value;
+};
+std::ostream& operator<<(std::ostream& out, const Named& named) { return out << describe(named.value); }
+
+struct Legal {
+  Mode mode;
+  Layout layout;
+};
+constexpr Legal kLegal[] = {{Mode::kThroughput, Layout::kRankMajor},
+                            {Mode::kThroughput, Layout::kExpertMajor},
+                            {Mode::kThroughput, Layout::kExpertPadded},
+                            {Mode::kLatency, Layout::kRankMajor},
+                            {Mode::kLatency, Layout::kExpertPadded}};
+
+std::string text(const Legal& legal) { return fmt::format("{}_{}", name(legal.mode), name(legal.layout)); }
+std::string text(const std::vector<int>& nodes) {
+  std::string all;
+  for (const int size : nodes) all += fmt::format("{}{}", all.empty() ? "" : "p", size);
+  return all;
+}
+
+Case base(const Legal& legal, std::vector<int> nodes) {
+  Case c;
+  c.mode = legal.mode;
+  c.layout = legal.layout;
+  c.nodes = std::move(nodes);
+  c.num_experts = 11;
+  c.top_k = 4;
+  c.tokens = {6, 0, 9, 1, 3, 12, 2, 5};
+  if (legal.layout == Layout::kExpertMajor) c.alignment = 8;
+  return c;
+}
+
+class List {
+ public:
+  void add(std::string label, const Case& c) {
+    for (char& letter : label) {
+      if (std::isalnum(static_cast<unsigned char>(letter)) == 0) letter = '_';
+    }
+    all.push_back({std::move(label), c});
+  }
+  std::vector<Named> all;
+};
+
+std::vector<Named> topologies() {
+  List list;
+  const std::vector<int> shapes[] = {{1}, {2}, {3}, {5}, {7}, {8}, {1, 1}, {2, 2}, {3, 2, 1}, {1, 3}, {1, 1, 1}, {4, 4}};
+  std::uint64_t seed = 100;
+  for (const auto& nodes : shapes) {
+    for (const Legal& legal : kLegal) {
+      Case c = base(legal, nodes);
+      c.seed = ++seed;
+      c.bias0 = DType::kFp32;
+      if (seed % 3 == 0) c.reduction = Reduction::per_node();
+      list.add(text(nodes) + "_" + text(legal), c);
+    }
+  }
+  return list.all;
+}
+
+std::vector<Named> processes() {
+  List list;
+  std::uint64_t seed = 200;
+  for (const auto& nodes : {std::vector<int>{1}, {2}, {3}, {2, 1}, {3, 2, 1}, {4, 4}}) {
+    for (const Legal& legal : kLegal) {
+      if (nodes.size() == 1 && nodes[0] != 3 && legal.layout != Layout::kExpertPadded) continue;
+      Case c = base(legal, nodes);
+      c.seed = ++seed;
+      c.ranks_as = RanksAs::kProcesses;
+      c.reduction = seed % 2 ? Reduction::per_node() : Reduction::per_rank();
+      c.rounds = 2;
+      list.add(text(nodes) + "_" + text(legal), c);
+    }
+  }
+  return list.all;
+}
+
+std::vector<Named> reductions() {
+  List list;
+  std::uint64_t seed = 300;
+  for (const auto& nodes : {std::vector<int>{4}, {3, 2, 1}}) {
+    for (const Legal& legal : kLegal) {
+      for (const auto group : {Reduction::Group::kChoice, Reduction::Group::kRank, Reduction::Group::kNode}) {
+        for (const auto order : {Reduction::Order::kAscending, Reduction::Order::kLastChoice}) {
+          for (const auto weighting : {Weighting::kNone, Weighting::kFromDispatch, Weighting::kGiven}) {
+            Case c = base(legal, nodes);
+            c.seed = ++seed;
+            c.reduction = {group, order};
+            c.weighting = weighting;
+            c.top_k = 6;
+            c.special_values = seed % 4 == 0;
+            constexpr DType kDtypes[] = {DType::kBf16, DType::kFp16, DType::kFp32};
+            c.combine_dtype = kDtypes[seed % 3];
+            if (group == Reduction::Group::kChoice && order == Reduction::Order::kLastChoice) continue;
+            if (!c.why_not().empty()) continue;
+            constexpr const char* kGroups[] = {"choice", "rank", "node"};
+            list.add(fmt::format("{}_{}_{}_{}_w{}", text(nodes), text(legal), kGroups[static_cast<int>(group)],
+                                 order == Reduction::Order::kAscending ? "ascending" : "last", static_cast<int>(weighting)), c);
+          }
+        }
+      }
+    }
+  }
+  return list.all;
+}
+
+std::vector<Named> codecs() {
+  List list;
+  std::uint64_t seed = 400;
+  for (const Codec codec : {Codec::kFp8F32, Codec::kFp8Ue8m0}) {
+    for (const int block : {128, 32}) {
+      for (const std::int64_t width : {8, 24, 128, 136, 520}) {
+        Case c = base(kLegal[seed % 5], {2, 2});
+        c.seed = ++seed;
+        c.codec = codec;
+        c.scale_block = block;
+        c.blocks = {{DType::kBf16, width}};
+        c.special_values = seed % 2 == 0;
+        c.strided = seed % 3 == 0;
+        list.add(fmt::format("{}_{}_width{}", name(codec), block, width), c);
+      }
+    }
+  }
+  return list.all;
+}
+
+std::vector<Named> payloads() {
+  List list;
+  std::uint64_t seed = 500;
+  const std::pair<const char*, std::vector<Block>> lists[] = {
+      {"fp16", {{DType::kFp16, 40}}},
+      {"fp32", {{DType::kFp32, 12}}},
+      {"fp8_with_scales", {{DType::kFp8E4m3, 256}, {DType::kFp32, 2}}},
+      {"fp8_with_short_block", {{DType::kFp8E4m3, 144}, {DType::kFp32, 2}}},
+      {"fp8_with_ue8m0", {{DType::kFp8E4m3, 160}, {DType::kUe8m0, 5}}},
+      {"four_bit", {{DType::kUint8, 80}, {DType::kFp8E4m3, 10}, {DType::kFp32, 1}}},
+      {"many", {{DType::kBf16, 8}, {DType::kInt64, 3}, {DType::kInt32, 1}, {DType::kUint8, 1}, {DType::kUint8, 17}}},
+  };
+  for (const auto& [label, blocks] : lists) {
+    for (const Legal& legal : kLegal) {
+      Case c = base(legal, {2, 1});
+      c.seed = ++seed;
+      c.blocks = blocks;
+      c.strided = seed % 2 == 0;
+      c.zero_padding = true;
+      list.add(fmt::format("{}_{}", label, text(legal)), c);
+    }
+  }
+  Case c = base(kLegal[0], {3});
+  c.codec = Codec::kFp8F32;
+  c.blocks = {{DType::kBf16, 40}, {DType::kUint8, 5}, {DType::kFp32, 3}};
+  list.add("coded_row_before_others", c);
+  return list.all;
+}
+
+std::vector<Named> traffics() {
+  List list;
+  std::uint64_t seed = 600;
+  constexpr std::pair<Traffic, const char*> kAll[] = {{Traffic::kBalanced, "balanced"}, {Traffic::kZipf, "zipf"}, {Traffic::kAllToOne, "all_to_one"},
+                                                      {Traffic::kRepeated, "repeated"}, {Traffic::kOneExpert, "one_expert"}, {Traffic::kNowhere, "nowhere"}};
+  for (const auto& [traffic, label] : kAll) {
+    for (const Legal& legal : kLegal) {
+      Case c = base(legal, seed % 2 ? std::vector<int>{3, 2, 1} : std::vector<int>{5});
+      c.seed = ++seed;
+      c.traffic = traffic;
+      c.dropped = traffic == Traffic::kZipf ? 0.3 : 0;
+      c.bias0 = c.bias1 = DType::kBf16;
+      c.combine_weights = true;
+      list.add(fmt::format("{}_{}", label, text(legal)), c);
+    }
+  }
+  return list.all;
+}
+
+std::vector<Named> shapes() {
+  List list;
+  std::uint64_t seed = 700;
+  const auto add = [&](const std::string& label, auto change) {
+    for (const Legal& legal : kLegal) {
+      Case c = base(legal, {2, 2});
+      c.seed = ++seed;
+      change(c);
+      list.add(fmt::format("{}_{}", label, text(legal)), c);
+    }
+  };
+  add("top_k_1", [](Case& c) { c.top_k = 1; });
+  add("top_k_32", [](Case& c) {
+    c.top_k = 32;
+    c.num_experts = 40;
+    c.weighting = c.layout == Layout::kRankMajor ? Weighting::kNone : Weighting::kFromDispatch;
+  });
+  add("one_token", [](Case& c) { c.tokens = {0, 0, 1, 0}; });
+  add("no_token", [](Case& c) { c.tokens = {0, 0, 0, 0}; });
+  add("maximum_tokens", [](Case& c) { c.tokens = {33, 33, 33, 33}; });
+  add("fewer_experts_than_ranks", [](Case& c) {
+    c.num_experts = 3;
+    c.top_k = 2;
+  });
+  add("one_expert", [](Case& c) {
+    c.num_experts = 1;
+    c.top_k = 1;
+  });
+  add("int64_strided", [](Case& c) { c.int64_ids = c.strided = true; });
+  add("no_weights", [](Case& c) { c.weights = false; });
+  add("replicas", [](Case& c) {
+    c.num_experts = 5;
+    c.places = {{{0, 0}, {3, 1}}, {{1, 0}}, {{3, 0}, {1, 1}, {0, 1}}, {{1, 2}}, {{0, 2}, {1, 3}}};  // rank 2 owns nothing
+  });
+  add("shuffled_placement", [](Case& c) {
+    c.num_experts = 6;
+    c.places = {{{3, 1}}, {{0, 0}}, {{2, 0}}, {{3, 0}}, {{1, 0}}, {{2, 1}}};
+  });
+  add("owned_output", [](Case& c) {
+    c.output = Output::kOwned;
+    c.out_given = true;
+    c.zero_padding = true;
+  });
+  add("no_host_counts", [](Case& c) { c.host_counts = false; });
+  add("one_flight", [](Case& c) {
+    c.num_flights = 1;
+    c.rounds = 3;
+  });
+  add("default_capacity", [](Case& c) { c.default_capacity = true; });
+  add("combine_wider_than_dispatch", [](Case& c) {
+    c.combine_dtype = DType::kFp32;
+    c.combine_width = 264;
+    c.bias0 = DType::kFp32;
+    c.bias_on_even_ranks_only = true;
+  });
+  add("signal_delays", [](Case& c) {
+    c.max_signal_delay_ns = 1'000'000;
+    c.rounds = 4;
+  });
+  for (const int alignment : {1, 3, 16, 128}) {
+    Case c = base(kLegal[1], {3});
+    c.alignment = alignment;
+    c.zero_padding = true;
+    list.add(fmt::format("alignment_{}", alignment), c);
+  }
+  return list.all;
+}
+
+class Chosen : public testing::TestWithParam<Named> {};
+
+TEST_P(Chosen, MatchesTheReference) {
+  try {
+    run_case(GetParam().value);
+  } catch (const Failure& failure) {
+    FAIL() << failure.what();
+  }
+}
+
+std::string label(const testing::TestParamInfo<Named>& info) { return info.param.name; }
+
+INSTANTIATE_TEST_SUITE_P(Topologies, Chosen, testing::ValuesIn(topologies()), label);
+INSTANTIATE_TEST_SUITE_P(Processes, Chosen, testing::ValuesIn(processes()), label);
+INSTANTIATE_TEST_SUITE_P(Reductions, Chosen, testing::ValuesIn(reductions()), label);
+INSTANTIATE_TEST_SUITE_P(Codecs, Chosen, testing::ValuesIn(codecs()), label);
+INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label);
+INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
+INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
+
+}  // namespace
+}  // namespace ferry::test

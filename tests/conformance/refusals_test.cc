@@ -1,0 +1,326 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What cannot be done: every rank gets an error that says why, and the group goes on with the next call.
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+
+#include "support/runner.h"
+
+namespace ferry::test {
+namespace {
+
+Case base(Mode mode, Layout layout, std::vector<int> nodes = {2, 1}) {
+  Case c;
+  c.mode = mode;
+  c.layout = layout;
+  c.nodes = std::move(nodes);
+  c.num_experts = 6;
+  c.top_k = 2;
+  c.tokens = {6, 6, 6};
+  c.seed = 51;
+  return c;
+}
+
+Error expect_error(const std::string& what, const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error;
+  }
+  throw Failure(what + ": no error");
+}
+
+void require_code(const std::string& what, const Error& error, ErrorCode code) {
+  require(error.code() == code, fmt::format("{}: {} ({}), expected {}", what, error.what(), name(error.code()), name(code)));
+}
+
+using Body = std::function<void(Group&, const Reference&, int rank)>;
+
+void on_ranks(const Case& c, const Body& body) {
+  SCOPED_TRACE(describe(c));
+  const Reference reference(c, 0);
+  try {
+    run_ranks(c.num_ranks(), c.ranks_as, [&](Rank rank) {
+      Group group = make_group(c, rank);
+      body(group, reference, rank.rank);
+    });
+  } catch (const Failure& failure) {
+    ADD_FAILURE() << failure.what();
+  }
+}
+
+/// A dispatch and combine that must work.
+void go_on(Group& group, const Reference& reference, int rank) {
+  Round round(reference, rank);
+  const DispatchResult result = group.dispatch(round.dispatch_args());
+  round.check(result);
+  round.check(group.combine(round.combine_args(result)));
+}
+
+TEST(Refusals, OverflowOfTheReceiveWindow) {
+  for (const Layout layout : {Layout::kRankMajor, Layout::kExpertMajor}) {
+    Case c = base(Mode::kThroughput, layout);
+    c.recv_rows = 14;
+    Case crowded = c;
+    crowded.traffic = Traffic::kOneExpert;  // 18 tokens, twice each in the expert layout
+    Case fitting = c;
+    fitting.traffic = Traffic::kBalanced;
+    fitting.tokens = {2, 2, 2};
+    const Reference too_many(crowded, 0), few(fitting, 0);
+    const std::int64_t needed = too_many.needed_rows(2, 0);
+    ASSERT_EQ(needed, layout == Layout::kRankMajor ? 18 : 36);
+    on_ranks(c, [&](Group& group, const Reference&, int rank) {
+      go_on(group, few, rank);
+      for (int i = 0; i < 3; ++i) {
+        Round round(too_many, rank);
+        const Error error = expect_error("overflow", [&] { group.dispatch(round.dispatch_args()); });
+        require_code("overflow", error, ErrorCode::kOverflow);
+        require(error.needed_rows == needed, fmt::format("needed_rows is {}, expected {}", error.needed_rows, needed));
+        require(std::string(error.what()).find(std::to_string(needed)) != std::string::npos, std::string("the need is missing in: ") + error.what());
+      }
+      go_on(group, few, rank);
+    });
+  }
+}
+
+TEST(Refusals, OverflowOfAnExpertsCapacityInThroughputMode) {
+  Case c = base(Mode::kThroughput, Layout::kExpertPadded);
+  c.traffic = Traffic::kAllToOne;
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    DispatchArgs args = round.dispatch_args();
+    args.expert_capacity = 2;
+    const Error error = expect_error("capacity", [&] { group.dispatch(args); });
+    require_code("capacity", error, ErrorCode::kOverflow);
+    require(error.needed_rows == reference.fullest_expert(), fmt::format("needed_rows is {}, expected {}", error.needed_rows, reference.fullest_expert()));
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, OverflowOfAnExpertsCapacityInLatencyMode) {
+  Case c = base(Mode::kLatency, Layout::kExpertPadded);
+  c.traffic = Traffic::kOneExpert;
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    DispatchArgs args = round.dispatch_args();
+    args.expert_capacity = 2;
+    // The owner of the expert, rank 2, sees it at once; its peers may learn it with their next call at the latest.
+    bool seen = false;
+    try {
+      group.dispatch(args);
+    } catch (const Error& error) {
+      require_code("capacity", error, ErrorCode::kOverflow);
+      seen = true;
+    }
+    require(seen || rank != 2, "rank 2 did not see its overflow");
+    if (!seen) {
+      try {
+        Round next(reference, rank);
+        group.dispatch(next.dispatch_args());
+        group.check();
+      } catch (const Error& error) {
+        require_code("capacity, a call later", error, ErrorCode::kOverflow);
+        seen = true;
+      }
+    } else {
+      try {
+        Round next(reference, rank);
+        group.dispatch(next.dispatch_args());
+      } catch (const Error& error) {
+        require_code("the call after", error, ErrorCode::kOverflow);
+      }
+    }
+    require(seen, "an overflow on rank 2 never reached this rank");
+    go_on(group, reference, rank);
+  });
+}
+
+class BadIds : public testing::TestWithParam<Mode> {};
+
+TEST_P(BadIds, AreRefusedOnEveryRank) {
+  for (const RanksAs ranks_as : {RanksAs::kThreads, RanksAs::kProcesses}) {
+    Case c = base(GetParam(), Layout::kRankMajor);
+    c.ranks_as = ranks_as;
+    on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+      for (const std::int32_t bad : {6, 1000000, INT32_MAX}) {
+        Round round(reference, rank);
+        DispatchArgs args = round.dispatch_args();
+        if (rank == 1) static_cast<std::int32_t*>(args.topk_ids.data)[7] = bad;  // token 3, choice 1
+        const Error error = expect_error("bad id", [&] { group.dispatch(args); });
+        require_code("bad id", error, ErrorCode::kInvalidArgument);
+        require(error.argument == "topk_ids", "the argument is called " + error.argument);
+        for (const std::string& word : {std::string("rank 1"), std::to_string(bad), std::string("3")}) {
+          require(std::string(error.what()).find(word) != std::string::npos, fmt::format("\"{}\" is missing in: {}", word, error.what()));
+        }
+        go_on(group, reference, rank);
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Modes, BadIds, testing::Values(Mode::kThroughput, Mode::kLatency), [](const auto& mode) { return std::string(name(mode.param)); });
+
+TEST(Refusals, ArgumentsThatDifferBetweenRanks) {
+  const std::pair<const char*, std::function<void(DispatchArgs&)>> changes[] = {
+      {"layout", [](DispatchArgs& args) { args.layout = Layout::kExpertMajor; }},
+      {"alignment", [](DispatchArgs& args) { args.alignment = 4; }},
+      {"codec", [](DispatchArgs& args) { args.codec = Codec::kFp8F32; }},
+      {"weights", [](DispatchArgs& args) { args.topk_weights = Tensor{}; }},
+      {"width", [](DispatchArgs& args) { args.payload[0].shape[1] = 16; }},
+      {"dtype", [](DispatchArgs& args) { args.payload[0].dtype = DType::kFp16; }},
+      {"top_k", [](DispatchArgs& args) { args.topk_ids.shape[1] = args.topk_weights.shape[1] = 1; }},
+  };
+  on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [&](Group& group, const Reference& reference, int rank) {
+    for (const auto& [what, change] : changes) {
+      Round round(reference, rank);
+      DispatchArgs args = round.dispatch_args();
+      if (rank == 2) change(args);
+      const Error error = expect_error(what, [&] { group.dispatch(args); });
+      require_code(what, error, ErrorCode::kMismatch);
+      go_on(group, reference, rank);
+    }
+  });
+}
+
+TEST(Refusals, ArgumentsOfCombineThatDifferBetweenRanks) {
+  on_ranks(base(Mode::kThroughput, Layout::kExpertMajor), [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    CombineArgs args = round.combine_args(result);
+    args.reduction = rank == 0 ? Reduction::flat() : Reduction::per_rank();
+    const Error error = expect_error("reduction", [&] { group.combine(args); });
+    require_code("reduction", error, ErrorCode::kMismatch);
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, DispatchMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
+  const std::pair<const char*, std::function<void(DispatchArgs&)>> misuses[] = {
+      {"payload", [](DispatchArgs& args) { args.payload.clear(); }},
+      {"payload", [](DispatchArgs& args) { args.payload[0].data = nullptr; }},
+      {"payload", [](DispatchArgs& args) { args.payload[0].ndim = 1; }},
+      {"payload", [](DispatchArgs& args) { args.payload[0].shape[1] = 100000; }},
+      {"payload", [](DispatchArgs& args) { args.payload[0].shape[1] = -1; }},
+      {"payload", [](DispatchArgs& args) { args.payload[0].data = static_cast<char*>(args.payload[0].data) + 1; }},
+      {"topk_ids", [](DispatchArgs& args) { args.topk_ids = Tensor{}; }},
+      {"topk_ids", [](DispatchArgs& args) { args.topk_ids.dtype = DType::kFp32; }},
+      {"topk_ids", [](DispatchArgs& args) { args.topk_ids.shape[0] -= 1; }},
+      {"topk_ids", [](DispatchArgs& args) { args.topk_ids.shape[1] = 0; }},
+      {"topk_ids", [](DispatchArgs& args) { args.topk_ids.data = nullptr; }},
+      {"topk_weights", [](DispatchArgs& args) { args.topk_weights.dtype = DType::kBf16; }},
+      {"topk_weights", [](DispatchArgs& args) { args.topk_weights.shape[1] = 1; }},
+      {"scale_block", [](DispatchArgs& args) {
+         args.codec = Codec::kFp8F32;
+         args.scale_block = 48;
+       }},
+      {"alignment", [](DispatchArgs& args) {
+         args.layout = Layout::kExpertMajor;
+         args.alignment = 0;
+       }},
+      {"expert_capacity", [](DispatchArgs& args) {
+         args.layout = Layout::kExpertPadded;
+         args.expert_capacity = -3;
+       }},
+      {"handle_memory", [](DispatchArgs& args) {
+         static std::byte little[8];
+         args.handle_memory = little;
+       }},
+      {"timeout", [](DispatchArgs& args) { args.timeout = std::chrono::nanoseconds(-1); }},
+  };
+  on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [&](Group& group, const Reference& reference, int rank) {
+    for (const auto& [argument, change] : misuses) {
+      Round round(reference, rank);
+      DispatchArgs args = round.dispatch_args();
+      change(args);
+      const std::string why = group.why_not(args);
+      const Error error = expect_error(argument, [&] { group.dispatch(args); });
+      require_code(argument, error, ErrorCode::kInvalidArgument);
+      require(error.argument.find(argument) == 0, fmt::format("argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
+      require(!why.empty(), fmt::format("why_not has no reason where dispatch says: {}", error.what()));
+    }
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, CombineMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
+  const std::pair<const char*, std::function<void(CombineArgs&)>> misuses[] = {
+      {"handle", [](CombineArgs& args) { args.handle = nullptr; }},
+      {"x", [](CombineArgs& args) { args.x.dtype = DType::kInt32; }},
+      {"x", [](CombineArgs& args) { args.x.data = nullptr; }},
+      {"x", [](CombineArgs& args) { args.x.ndim = 1; }},
+      {"x", [](CombineArgs& args) { args.x.shape[0] -= 1; }},
+      {"x", [](CombineArgs& args) { args.x.shape[1] = 100000; }},
+      {"x", [](CombineArgs& args) { args.x.strides[1] = 2; }},
+      {"weights", [](CombineArgs& args) { args.weighting = CombineArgs::Weighting::kGiven; }},
+      {"bias0", [](CombineArgs& args) { args.bias0 = Tensor::contiguous(args.x.data, DType::kFp32, {1, 2}); }},
+      {"bias1", [](CombineArgs& args) { args.bias1 = Tensor::contiguous(args.x.data, DType::kInt64, {6, 24}); }},
+      {"topk_weights", [](CombineArgs& args) { args.topk_weights = Tensor::contiguous(args.x.data, DType::kFp32, {1, 1}); }},
+      {"out", [](CombineArgs& args) { args.out = Tensor::contiguous(args.x.data, DType::kFp32, {6, 24}); }},
+      {"out", [](CombineArgs& args) { args.out = Tensor::contiguous(args.x.data, DType::kBf16, {6, 23}); }},
+  };
+  Case c = base(Mode::kThroughput, Layout::kExpertMajor);
+  c.alignment = 8;
+  c.traffic = Traffic::kBalanced;  // so that no rank's x is empty
+  on_ranks(c, [&](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    for (const auto& [argument, change] : misuses) {
+      CombineArgs args = round.combine_args(result);
+      change(args);
+      const Error error = expect_error(argument, [&] { group.combine(args); });
+      require_code(argument, error, ErrorCode::kInvalidArgument);
+      require(error.argument == argument, fmt::format("argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
+    }
+    round.check(group.combine(round.combine_args(result)));
+  });
+}
+
+TEST(Refusals, IllegalCombinationsSayWhyNot) {
+  on_ranks(base(Mode::kLatency, Layout::kRankMajor, {2}), [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    DispatchArgs args = round.dispatch_args();
+    require(group.why_not(args).empty(), "a legal call has a reason against it: " + group.why_not(args));
+    args.layout = Layout::kExpertMajor;
+    require(!group.why_not(args).empty(), "latency with expert_major has no reason against it");
+    const Error error = expect_error("latency with expert_major", [&] { group.dispatch(args); });
+    require(error.code() == ErrorCode::kUnsupported || error.code() == ErrorCode::kInvalidArgument, error.what());
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    CombineArgs combine = round.combine_args(result);
+    require(group.why_not(combine).empty(), "a legal combine has a reason against it: " + group.why_not(combine));
+    combine.reduction = Reduction::flat();
+    require(!group.why_not(combine).empty(), "flat with rank_major has no reason against it");
+    expect_error("flat with rank_major", [&] { group.combine(combine); });
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, TooManyTokensOrChoices) {
+  Case c = base(Mode::kThroughput, Layout::kRankMajor);
+  Case more_tokens = c, more_choices = c;
+  more_tokens.tokens = {7, 7, 7};
+  more_choices.top_k = 3;
+  const Reference tokens(more_tokens, 0), choices(more_choices, 0);
+  on_ranks(c, [&](Group& group, const Reference& reference, int rank) {
+    for (const Reference* larger : {&tokens, &choices}) {
+      Round round(*larger, rank);
+      require_code("too large", expect_error("too large", [&] { group.dispatch(round.dispatch_args()); }), ErrorCode::kInvalidArgument);
+    }
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, AClosedGroup) {
+  on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [](Group& group, const Reference& reference, int rank) {
+    go_on(group, reference, rank);
+    group.close();
+    group.close();
+    Round round(reference, rank);
+    require_code("closed", expect_error("closed", [&] { group.dispatch(round.dispatch_args()); }), ErrorCode::kInvalidArgument);
+  });
+}
+
+}  // namespace
+}  // namespace ferry::test
