@@ -30,7 +30,7 @@ struct PeerWait {
   int rank = -1;
   std::uint64_t seen = 0;    ///< the signal's value when the wait ended (epoch << 24 | count)
   std::uint64_t wanted = 0;  ///< the value it should have reached
-  std::string activity;      ///< what the peer said it was doing last, e.g. "call 1234 combine"; empty if unknown
+  std::string activity{};    ///< what the peer said it was doing last, e.g. "call 1234 combine"; empty if unknown
 };
 
 /// `what()` is one complete sentence; the fields below hold its parts for programs.

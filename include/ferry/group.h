@@ -65,10 +65,13 @@ struct MemoryPlan {
 /// The same numbers that Group uses. Throws Error(invalid_argument) for limits that make no sense.
 MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank);
 
-/// Bytes that cross links in one call for T tokens per rank with uniformly random distinct choices: expectation per rank.
+/// Bytes that cross links in one dispatch and one combine: the mean over ranks of what a rank sends, expected for T tokens per
+/// rank with K distinct experts drawn uniformly. The row is hidden x dtype of the limits. Throughput mode.
 struct TrafficPlan {
-  double node_bytes = 0;     ///< to other ranks of the node
-  double network_bytes = 0;  ///< to other nodes
+  double dispatch_node_bytes = 0;     ///< to other ranks of the node, rows handed on for other nodes included
+  double dispatch_network_bytes = 0;  ///< to other nodes: one row per (token, node)
+  double combine_node_bytes = 0;
+  double combine_network_bytes = 0;   ///< per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice
 };
 TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens, int top_k);
 

@@ -43,7 +43,9 @@ struct Call {
   int flight = 0;
   std::chrono::nanoseconds timeout{};
   std::uint64_t digest = 0;           ///< of the arguments that must agree
-  bool received = false;
+  bool sent = false;                  ///< the send half is done
+  bool received = false;              ///< receive() was called
+  bool dropped = false;               ///< nobody will receive it; the group does when it needs the flight
   bool over = false;                  ///< received, or failed: nothing is owed any more
   std::vector<StepTrace> trace;
 
@@ -68,6 +70,7 @@ struct DispatchCall : Call {
   int top_k = 0;                      ///< K
   bool has_weights = false;
   std::uint64_t exchange = 0;         ///< number of this throughput dispatch
+  CallNote bad_id;                    ///< latency mode: what this rank has to confess to its peers; status 0 = nothing
 
   // Filled by route, [T * K] each.
   std::vector<std::int32_t> slots, ranks, rows, tokens;
@@ -97,6 +100,7 @@ struct CombineCall : Call {
   std::int64_t hidden = 0;
   std::int64_t row_bytes = 0;    ///< of a row, without padding
   std::int64_t slot_bytes = 0;   ///< of a returned row with what follows it
+  bool has_topk_weights = false; ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;
 

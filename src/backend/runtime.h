@@ -33,8 +33,8 @@ class Runtime {
 
   const int rank;
   const Topology topology;
-  const std::unique_ptr<Mesh> mesh;
-  const std::shared_ptr<net::Engine> engine;  ///< null on a single node
+  std::unique_ptr<Mesh> mesh;            ///< null after leave()
+  std::shared_ptr<net::Engine> engine;  ///< null on a single node
   std::vector<std::int64_t> wait_ns;          ///< [R] time spent waiting for each rank
   /// Forwards whatever has arrived for any call in flight; called while this rank waits, so that no receive order can make
   /// ranks wait for each other in a circle.
@@ -56,6 +56,9 @@ class Runtime {
   void write(const Call& call, int peer, std::int64_t offset, const void* src, std::int64_t bytes);
   /// Makes the signal at the peer become `total` after all earlier writes to it.
   void post(const Call& call, int peer, Signal kind, std::uint64_t total);
+  /// Writes this rank's note of a call into the windows of `peers`; posts that follow order it.
+  void send_note(const Call& call, bool combine, CallNote note, std::span<const int> peers);
+  const CallNote& note_of(const Call& call, bool combine, int writer) const;
   /// Waits until every condition holds, forwarding for others meanwhile. Throws Error(timeout | peer_lost | mismatch |
   /// aborted). Conditions on masked ranks are skipped.
   void wait(const Call& call, const char* step, std::span<const Wait> waits);
@@ -69,9 +72,18 @@ class Runtime {
 
   /// Says what this rank is doing, for the messages of others.
   void announce(const Call& call);
-  void abort(const std::shared_ptr<Windows>& windows);
+  /// Raises the abort flag; may be called from any thread. This rank's waits end; the first that does tells the peers that
+  /// only the network reaches.
+  void abort() { aborted_.store(true, std::memory_order_release); }
   bool aborted() const { return aborted_.load(std::memory_order_acquire); }
-  void check_aborted(const Call& call, const char* step, const Windows& windows) const;
+  void check_aborted(const Call& call, const char* step, const Windows& windows);
+  /// Tells the peers of this node; may be called from any thread.
+  void spread_abort_in_node(const Windows& windows) const;
+  /// Lets go of the links to the peers: they see that this rank is gone.
+  void leave() {
+    mesh = nullptr;
+    engine = nullptr;
+  }
   /// Carries out what is left for the network, for at most `limit`.
   void drain(std::chrono::nanoseconds limit);
 
@@ -82,6 +94,7 @@ class Runtime {
   Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits, const std::string& why) const;
   std::string activity_of(const Windows& windows, int peer) const;
   bool reached(const Call& call, const Wait& wait, std::uint64_t& seen) const;
+  void spread_abort_by_network(const Windows& windows);
   void delay_signal();
   std::optional<Notice> next_notice(int peer);
 

@@ -68,13 +68,16 @@ void WindowLayout::add_control_regions(int num_slots) {
 
 void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placement& placement) {
   const std::int64_t meta_bytes = wire::TokenMeta::bytes(limits.max_top_k);
-  const std::int64_t record_bytes = max_row_bytes_ + meta_bytes;
+  const std::int64_t record_bytes = max_record_bytes_ = max_row_bytes_ + meta_bytes;
+  stream_bytes_ = limits.max_tokens * record_bytes;
   const std::int64_t max_local = placement.max_local_experts();
   const std::int64_t all_tokens = num_ranks_ * limits.max_tokens;
   // An id may occur several times in a row, so a token can take K rows at one rank however few experts live there.
   recv_rows_ = limits.recv_rows > 0 ? limits.recv_rows : all_tokens * limits.max_top_k + max_local * kPlannedAlignment;
   recv_ = add_flights("receive rows", recv_rows_ * max_row_bytes_);
-  recv_meta_ = add_flights("receive records", std::min(all_tokens, recv_rows_) * meta_bytes);
+  recv_tokens_ = std::min(all_tokens, recv_rows_);
+  max_latency_tokens_ = limits.max_latency_tokens;
+  recv_meta_ = add_flights("receive records", recv_tokens_ * meta_bytes);
 
   dispatch_slots_stride_ = limits.max_latency_tokens * record_bytes;
   dispatch_slots_ = add_flights("latency slots", dispatch_slots_stride_ * num_ranks_);
@@ -90,7 +93,8 @@ void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placeme
 void WindowLayout::add_combine_regions(const GroupLimits& limits) {
   const std::int64_t top_k = limits.max_top_k;
   return_slots_ = add_flights("return slots", max_tokens_ * top_k * max_return_bytes_);
-  combine_forward_ = add_flights("combine forward", forward_sources_ * limits.max_tokens * top_k * max_return_bytes_);
+  return_stream_bytes_ = limits.max_tokens * top_k * max_return_bytes_;
+  combine_forward_ = add_flights("combine forward", forward_sources_ * return_stream_bytes_);
   const std::int64_t staged = num_nodes_ > 1 ? num_ranks_ * limits.max_latency_tokens * top_k : 0;
   combine_staging_ = add_flights("combine staging", staged * max_return_bytes_);
   weights_stride_ = max_tokens_ * top_k * 4;

@@ -61,6 +61,8 @@ class WindowLayout {
   std::int64_t counts_bytes() const noexcept { return counts_stride_; }
 
   std::int64_t recv_rows() const noexcept { return recv_rows_; }            ///< capacity of the receive window
+  /// Most (token, this rank) pairs that can arrive.
+  std::int64_t recv_tokens(Mode mode) const noexcept { return mode == Mode::kThroughput ? recv_tokens_ : num_ranks_ * max_latency_tokens_; }
   std::int64_t recv(int flight) const;                                      ///< blocks one after the other, each recv_rows() rows
   std::int64_t recv_meta(int flight) const;                                 ///< one record per token received
   std::int64_t dispatch_slots(int flight, int source) const;                ///< latency: max_latency_tokens records
@@ -74,8 +76,15 @@ class WindowLayout {
   std::int64_t weights_ahead(int flight, int source) const;                 ///< [max tokens][K] float32
 
   std::int64_t max_tokens() const noexcept { return max_tokens_; }          ///< of both modes
+  int num_flights() const noexcept { return num_flights_; }
   int forward_sources() const noexcept { return forward_sources_; }         ///< most sources one rail peer serves
   std::int64_t max_row_bytes() const noexcept { return max_row_bytes_; }
+  /// A wire row with its TokenMeta.
+  std::int64_t max_record_bytes() const noexcept { return max_record_bytes_; }
+  /// From one source's first row in a forward region (or one node's in the staging region) to the next one's.
+  std::int64_t stream_bytes() const noexcept { return stream_bytes_; }
+  /// The same in the combine forward region.
+  std::int64_t return_stream_bytes() const noexcept { return return_stream_bytes_; }
   std::int64_t max_return_bytes() const noexcept { return max_return_bytes_; }
 
  private:
@@ -92,8 +101,13 @@ class WindowLayout {
   int forward_sources_ = 0;
   std::int64_t max_tokens_ = 0;
   std::int64_t max_row_bytes_ = 0;
+  std::int64_t max_record_bytes_ = 0;
+  std::int64_t stream_bytes_ = 0;
+  std::int64_t return_stream_bytes_ = 0;
   std::int64_t max_return_bytes_ = 0;
   std::int64_t recv_rows_ = 0;
+  std::int64_t recv_tokens_ = 0;
+  std::int64_t max_latency_tokens_ = 0;
   std::int64_t latency_out_rows_ = 0;
   std::int64_t weights_stride_ = 0, dispatch_slots_stride_ = 0;
   std::int64_t signal_stride_ = 0, signals_ = 0, abort_ = 0, notes_ = 0, counts_stride_ = 0, counts_ = 0;

@@ -33,7 +33,7 @@ struct Membership {
 
 class Windows {
  public:
-  Windows(Membership members, int my_rank, const Topology& topology, WindowLayout window_layout);
+  Windows(Membership members, int my_rank, const Topology& topology, WindowLayout window_layout, int num_flights);
   ~Windows();
 
   std::byte* own(std::int64_t offset) const { return memory_->data() + offset; }
@@ -42,6 +42,7 @@ class Windows {
     std::byte* base = base_[static_cast<std::size_t>(rank)];
     return base == nullptr ? nullptr : base + offset;
   }
+  const std::shared_ptr<Memory>& own_memory() const { return memory_; }
   net::WindowId remote(int rank) const { return remote_[static_cast<std::size_t>(rank)].value(); }
 
   const Membership membership;

@@ -1,0 +1,127 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Making a group: agree on the configuration, link the ranks, choose backend and network, open the windows.
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "api/group_state.h"
+#include "core/check.h"
+#include "core/digest.h"
+#include "core/environment.h"
+#include "host/host_backend.h"
+
+namespace ferry {
+namespace {
+
+constexpr const char* kFunction = "ferry::Group::create";
+
+[[noreturn]] void unsupported(const std::string& message) {
+  Error error(ErrorCode::kUnsupported, fmt::format("{}: {}", kFunction, message));
+  error.step = "meet";
+  throw error;
+}
+
+Topology choose_topology(const GroupConfig& config, int num_ranks, const Environment& environment) {
+  if (config.topology) {
+    if (config.topology->num_ranks() != num_ranks) {
+      refuse(kFunction, "topology", fmt::format("{} ({} ranks)", config.topology->describe(), config.topology->num_ranks()),
+             fmt::format("{} ranks, as the meeting has", num_ranks));
+    }
+    return *config.topology;
+  }
+  if (!environment.node_size) return Topology::single_node(num_ranks);
+  std::vector<int> sizes;
+  for (int left = num_ranks; left > 0; left -= sizes.back()) sizes.push_back(std::min(left, *environment.node_size));
+  return Topology::nodes(std::move(sizes));
+}
+
+/// What must be equal on all ranks, as lines of text: the first that differs goes into the message.
+std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& config, const Topology& topology, const Placement& placement) {
+  const GroupLimits& l = config.limits;
+  return {{"topology", topology.describe()},
+          {"placement digest", fmt::to_string(placement.digest())},
+          {"limits.num_experts", fmt::to_string(placement.num_experts())},
+          {"limits.max_tokens", fmt::to_string(l.max_tokens)},
+          {"limits.max_latency_tokens", fmt::to_string(l.max_latency_tokens)},
+          {"limits.max_top_k", fmt::to_string(l.max_top_k)},
+          {"limits.hidden", fmt::to_string(l.hidden)},
+          {"limits.dtype", name(l.dtype)},
+          {"limits.extra_bytes", fmt::to_string(l.extra_bytes)},
+          {"limits.recv_rows", fmt::to_string(l.recv_rows)},
+          {"limits.max_slots", fmt::to_string(l.max_slots)},
+          {"limits.num_flights", fmt::to_string(l.num_flights)},
+          {"backend", config.backend},
+          {"network", config.network}};
+}
+
+std::vector<std::byte> to_bytes(const std::vector<std::pair<std::string, std::string>>& lines) {
+  std::string text;
+  for (const auto& [key, value] : lines) text += key + "=" + value + "\n";
+  const auto* begin = reinterpret_cast<const std::byte*>(text.data());
+  return {begin, begin + text.size()};
+}
+
+void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, std::string>>& mine, std::chrono::nanoseconds timeout) {
+  const auto everyone = meeting.all_gather(to_bytes(mine), timeout);
+  for (int rank = 0; rank < meeting.size(); ++rank) {
+    const auto& theirs = everyone[static_cast<std::size_t>(rank)];
+    const std::string text(reinterpret_cast<const char*>(theirs.data()), theirs.size());
+    std::size_t at = 0;
+    for (const auto& [key, value] : mine) {
+      const std::size_t end = text.find('\n', at);
+      const std::string line = text.substr(at, end == std::string::npos ? end : end - at);
+      if (line != key + "=" + value) {
+        Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank, line, meeting.rank(), key, value));
+        error.step = "meet";
+        error.peers.push_back({.rank = rank});
+        throw error;
+      }
+      at = end == std::string::npos ? text.size() : end + 1;
+    }
+  }
+}
+
+void check_backend(const GroupConfig& config) {
+  if (config.backend == "cuda") unsupported("backend cuda is not in this build; use backend host or auto");
+  if (config.backend != "auto" && config.backend != "host") refuse(kFunction, "backend", config.backend, "auto, host or cuda");
+  if (config.network == "auto" || config.network == "loopback") return;
+  if (config.network == "tcp" || config.network == "shm" || config.network == "verbs" || config.network == "efa") {
+    unsupported(fmt::format("network {} is not in this build; use loopback (ranks of one machine) or auto", config.network));
+  }
+  refuse(kFunction, "network", config.network, "auto, loopback, tcp, shm, verbs or efa");
+}
+
+std::shared_ptr<net::Engine> make_engine(const Topology& topology, const TestOptions& test) {
+  if (topology.num_nodes() == 1) return nullptr;  // a group inside one node never touches the network
+  net::EngineConfig config;
+  config.max_post_delay_ns = test.max_signal_delay_ns;
+  config.shuffle_seed = test.max_signal_delay_ns > 0 ? test.seed + 1 : 0;
+  return net::make_loopback(config);
+}
+
+}  // namespace
+
+Group Group::create(const GroupConfig& config, Meeting& meeting) {
+  const Environment environment = Environment::read();
+  const Topology topology = choose_topology(config, meeting.size(), environment);
+  check_limits(config, topology);
+  check_backend(config);
+  auto placement = std::make_shared<const Placement>(config.placement ? *config.placement : Placement::contiguous(config.limits.num_experts, meeting.size()));
+  const auto lines = agreement(config, topology, *placement);
+  check_agreement(meeting, lines, config.timeout);
+  Digest digest;
+  for (std::byte byte : to_bytes(lines)) digest.add(static_cast<std::uint8_t>(byte));
+
+  GroupConfig settings = config;
+  settings.topology = topology;
+  if (settings.test.max_signal_delay_ns == 0) settings.test.max_signal_delay_ns = environment.test_delay_ns.value_or(0);
+  auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout), make_engine(topology, settings.test), settings.test);
+  auto backend = host::make_host_backend(*runtime);
+  auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime), std::move(backend), digest.value());
+  state->open();
+  return Group(std::move(state));
+}
+
+}  // namespace ferry

@@ -1,0 +1,112 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// include/ferry/group.h made real.
+#include "ferry/group.h"
+
+#include <fmt/format.h>
+
+#include "api/group_state.h"
+#include "backend/handle_layout.h"
+#include "core/check.h"
+
+namespace ferry {
+
+Group::Group(std::shared_ptr<GroupState> state) : state_(std::move(state)) {}
+Group::Group(Group&&) noexcept = default;
+Group& Group::operator=(Group&&) noexcept = default;
+Group::~Group() {
+  if (state_) state_->close();
+}
+
+int Group::rank() const { return state_->runtime->rank; }
+int Group::size() const { return state_->runtime->topology.num_ranks(); }
+const Topology& Group::topology() const { return state_->runtime->topology; }
+const Placement& Group::placement() const { return *state_->placement; }
+const GroupConfig& Group::config() const { return state_->config; }
+
+PendingDispatch Group::dispatch_send(const DispatchArgs& args) { return {state_, state_->dispatch_send(args)}; }
+PendingCombine Group::combine_send(const CombineArgs& args) { return {state_, state_->combine_send(args)}; }
+DispatchResult Group::dispatch(const DispatchArgs& args) { return dispatch_send(args).receive(); }
+CombineResult Group::combine(const CombineArgs& args) { return combine_send(args).receive(); }
+
+std::string Group::why_not(const DispatchArgs& args) const {
+  state_->require_open("ferry::Group::why_not");
+  return why_not_dispatch(*state_, args);
+}
+
+std::string Group::why_not(const CombineArgs& args) const {
+  state_->require_open("ferry::Group::why_not");
+  return why_not_combine(*state_, args);
+}
+
+std::size_t Group::handle_bytes(const DispatchArgs& args) const {
+  state_->require_open("ferry::Group::handle_bytes");
+  DispatchCall call;
+  fill_dispatch(*state_, args, call);
+  const Topology& topology = state_->runtime->topology;
+  HandleHeader header;
+  header.num_ranks = topology.num_ranks();
+  header.num_nodes = topology.num_nodes();
+  header.num_slots = call.placement->num_slots();
+  header.top_k = call.top_k;
+  header.num_local_experts = call.placement->num_local_experts(state_->runtime->rank);
+  header.has_weights = call.has_weights ? 1 : 0;
+  header.num_tokens = call.num_tokens;
+  const WindowLayout& layout = state_->windows().layout;
+  header.num_rows = layout.recv_tokens(args.mode);
+  if (args.mode == Mode::kThroughput) header.num_forwarded = layout.forward_sources() * state_->config.limits.max_tokens;
+  return static_cast<std::size_t>(HandleView::bytes_for(header));
+}
+
+void Group::mask(int rank) { state_->mask(rank); }
+void Group::unmask(int rank) { state_->unmask(rank); }
+std::vector<bool> Group::masked() const { return {state_->masked().begin(), state_->masked().end()}; }
+void Group::check() { state_->check(); }
+void Group::abort() { state_->abort(); }
+void Group::close() { state_->close(); }
+GroupStatistics Group::statistics() const { return state_->statistics(); }
+const std::vector<StepTrace>& Group::last_trace() const { return state_->last_trace; }
+
+namespace {
+
+/// A pending object that goes without receive() leaves its call to the group.
+template <typename CallPointer>
+void drop(CallPointer& call) {
+  if (call) call->dropped = true;
+  call = nullptr;
+}
+
+}  // namespace
+
+PendingDispatch::PendingDispatch(std::shared_ptr<GroupState> group, std::shared_ptr<DispatchCall> call) : group_(std::move(group)), call_(std::move(call)) {}
+PendingDispatch& PendingDispatch::operator=(PendingDispatch&& other) noexcept {
+  if (this == &other) return *this;
+  drop(call_);
+  group_ = std::move(other.group_);
+  call_ = std::move(other.call_);
+  return *this;
+}
+PendingDispatch::~PendingDispatch() { drop(call_); }
+
+DispatchResult PendingDispatch::receive() {
+  if (!call_) refuse("ferry::PendingDispatch::receive", "pending", "empty or moved from", "a dispatch that was sent");
+  return group_->dispatch_receive(call_);
+}
+
+PendingCombine::PendingCombine(std::shared_ptr<GroupState> group, std::shared_ptr<CombineCall> call) : group_(std::move(group)), call_(std::move(call)) {}
+PendingCombine& PendingCombine::operator=(PendingCombine&& other) noexcept {
+  if (this == &other) return *this;
+  drop(call_);
+  group_ = std::move(other.group_);
+  call_ = std::move(other.call_);
+  return *this;
+}
+PendingCombine::~PendingCombine() { drop(call_); }
+
+CombineResult PendingCombine::receive() {
+  if (!call_) refuse("ferry::PendingCombine::receive", "pending", "empty or moved from", "a combine that was sent");
+  return group_->combine_receive(call_);
+}
+
+}  // namespace ferry

@@ -1,0 +1,291 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Calls in order: check, open windows if the membership changed, take a flight, run the steps.
+#include "api/group_state.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "core/check.h"
+
+namespace ferry {
+
+class GroupState::Busy {
+ public:
+  Busy(GroupState& group, const char* function) : group_(group) {
+    if (group_.busy_.exchange(true, std::memory_order_acquire)) {
+      throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: another thread is in a call of this group, expected one thread at a time", function));
+    }
+  }
+  Busy(const Busy&) = delete;
+  Busy& operator=(const Busy&) = delete;
+  ~Busy() { group_.busy_.store(false, std::memory_order_release); }
+
+ private:
+  GroupState& group_;
+};
+
+GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts, std::unique_ptr<Runtime> surroundings, std::unique_ptr<Backend> steps,
+                       std::uint64_t digest)
+    : config(std::move(settings)),
+      placement(std::move(experts)),
+      runtime(std::move(surroundings)),
+      backend(std::move(steps)),
+      digest_(digest),
+      masks_(static_cast<std::size_t>(runtime->topology.num_ranks()), 0),
+      dispatches_(static_cast<std::size_t>(config.limits.num_flights)),
+      combines_(static_cast<std::size_t>(config.limits.num_flights)) {
+  runtime->progress = [this] { forward_all(); };
+}
+
+GroupState::~GroupState() { close(); }
+
+void GroupState::open() { refresh_windows(); }
+
+void GroupState::require_open(const char* function) const {
+  if (closed_) refuse(function, "group", "closed", "an open group");
+}
+
+/// Opens fresh windows if the masks changed since the last call.
+void GroupState::refresh_windows() {
+  Membership wanted{next_membership_, masks_};
+  if (rejoining_) {
+    const Runtime::Rejoin rejoin = runtime->wait_for_rejoin(config.timeout);
+    wanted = rejoin.membership;
+    counters_ = rejoin.counters;
+    masks_ = wanted.masked;
+    next_membership_ = wanted.number;
+  } else if (windows_ && windows_->membership.masked == masks_) {
+    return;
+  }
+  runtime->masked_now = masks_;
+  const Rails rails(runtime->topology, wanted.masked);
+  const WindowLayout layout = make_window_layout(config, runtime->topology, *placement, rails);
+  ++next_membership_;  // also if opening fails: a second try must not meet notices of the first
+  auto windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout);
+  for (auto& call : dispatches_) {
+    if (call && !call->over) old_dispatches_.push_back(std::move(call));
+    call = nullptr;
+  }
+  for (auto& call : combines_) {
+    if (call && !call->over) old_combines_.push_back(std::move(call));
+    call = nullptr;
+  }
+  replace_windows(std::move(windows));
+  rejoining_ = false;
+}
+
+/// Forwards what has arrived for others, for every call in flight.
+void GroupState::forward_all() {
+  if (forwarding_) return;  // a forward that waits for room in the ring comes by here again
+  forwarding_ = true;
+  const auto forward = [this](auto& calls) {
+    for (auto& call : calls) {
+      if (!call || call->over || !call->sent) continue;
+      if constexpr (std::is_same_v<std::decay_t<decltype(*call)>, DispatchCall>) {
+        backend->dispatch_forward(*call);
+      } else {
+        backend->combine_forward(*call);
+      }
+    }
+  };
+  try {
+    forward(dispatches_);
+    forward(combines_);
+    forward(old_dispatches_);
+    forward(old_combines_);
+  } catch (...) {
+    forwarding_ = false;
+    throw;
+  }
+  forwarding_ = false;
+}
+
+void GroupState::receive_now(DispatchCall& call) { backend->dispatch_recv(call); }
+void GroupState::receive_now(CombineCall& call) { backend->combine_recv(call); }
+
+/// A flight can be taken again once its last call is over. A dropped call is finished here; one that somebody still holds is
+/// the caller's mistake.
+template <typename CallType, typename Receive>
+void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive_it) {
+  if (!flight || flight->over) return;
+  if (!flight->dropped) {
+    refuse(fmt::format("ferry::Group::{}", operation), "calls in flight", fmt::format("{} not yet received", config.limits.num_flights),
+           fmt::format("fewer than num_flights = {}: receive one first", config.limits.num_flights));
+  }
+  const std::shared_ptr<CallType> call = flight;
+  try {
+    receive_it(*call);
+  } catch (const Error& error) {
+    fault_ = error;
+  }
+  call->over = true;
+}
+
+template <typename CallType>
+void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count) {
+  const auto flight = static_cast<std::size_t>((count + 1) % flights.size());
+  free_flight(flights[flight], call.operation == "dispatch" ? "dispatch_send" : "combine_send", [this](CallType& old) { receive_now(old); });
+  ++count;
+  call.windows = windows_;
+  call.epoch = ++counters_.epoch;
+  call.flight = static_cast<int>(flight);
+  call.memory = std::make_shared<ResultMemory>();
+  call.memory->keep = windows_->own_memory();
+  runtime->announce(call);
+}
+
+std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
+  constexpr const char* kFunction = "ferry::Group::dispatch_send";
+  Busy busy(*this, kFunction);
+  require_open(kFunction);
+  auto call = std::make_shared<DispatchCall>();
+  call->operation = "dispatch";
+  refresh_windows();
+  fill_dispatch(*this, args, *call);
+  begin(*call, dispatches_, counters_.dispatches);
+  if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
+  dispatches_[static_cast<std::size_t>(call->flight)] = call;
+  try {
+    backend->route(*call);
+    backend->dispatch_send(*call);
+  } catch (...) {
+    call->over = true;
+    throw;
+  }
+  call->sent = true;
+  return call;
+}
+
+std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
+  constexpr const char* kFunction = "ferry::Group::combine_send";
+  Busy busy(*this, kFunction);
+  require_open(kFunction);
+  auto call = std::make_shared<CombineCall>();
+  call->operation = "combine";
+  refresh_windows();
+  fill_combine(*this, args, *call);
+  begin(*call, combines_, counters_.combines);
+  combines_[static_cast<std::size_t>(call->flight)] = call;
+  try {
+    backend->combine_send(*call);
+  } catch (...) {
+    call->over = true;
+    throw;
+  }
+  call->sent = true;
+  return call;
+}
+
+template <typename CallType, typename Receive>
+auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receive_it) {
+  if (call->received) refuse("ferry::Pending::receive", "pending", "received already", "a call that was not received yet");
+  call->received = true;
+  if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
+  try {
+    receive_it(*call);
+  } catch (...) {
+    call->over = true;
+    last_trace = call->trace;
+    throw;
+  }
+  call->over = true;
+  last_trace = call->trace;
+  const auto is_over = [](const auto& old) { return old->over; };
+  std::erase_if(old_dispatches_, is_over);
+  std::erase_if(old_combines_, is_over);
+  return std::move(call->result);
+}
+
+DispatchResult GroupState::dispatch_receive(const std::shared_ptr<DispatchCall>& call) {
+  Busy busy(*this, "ferry::PendingDispatch::receive");
+  require_open("ferry::PendingDispatch::receive");
+  return receive(call, [this](DispatchCall& one) { receive_now(one); });
+}
+
+CombineResult GroupState::combine_receive(const std::shared_ptr<CombineCall>& call) {
+  Busy busy(*this, "ferry::PendingCombine::receive");
+  require_open("ferry::PendingCombine::receive");
+  return receive(call, [this](CombineCall& one) { receive_now(one); });
+}
+
+void GroupState::mask(int rank) {
+  constexpr const char* kFunction = "ferry::Group::mask";
+  Busy busy(*this, kFunction);
+  require_open(kFunction);
+  const int num_ranks = runtime->topology.num_ranks();
+  if (rank < 0 || rank >= num_ranks) refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
+  if (rank == runtime->rank) refuse(kFunction, "rank", fmt::format("{}, this rank itself", rank), "another rank");
+  masks_[static_cast<std::size_t>(rank)] = 1;
+  runtime->masked_now[static_cast<std::size_t>(rank)] = 1;  // waits of calls in flight stop waiting for it at once
+}
+
+void GroupState::unmask(int rank) {
+  constexpr const char* kFunction = "ferry::Group::unmask";
+  Busy busy(*this, kFunction);
+  require_open(kFunction);
+  const int num_ranks = runtime->topology.num_ranks();
+  if (rank < 0 || rank >= num_ranks) refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
+  if (rank == runtime->rank) {
+    rejoining_ = true;
+    return;
+  }
+  masks_[static_cast<std::size_t>(rank)] = 0;  // masked_now follows with the next windows
+}
+
+void GroupState::check() {
+  Busy busy(*this, "ferry::Group::check");
+  require_open("ferry::Group::check");
+  if (fault_) {
+    const Error error = *fault_;
+    fault_.reset();
+    throw error;
+  }
+  Call here;
+  here.operation = "check";
+  here.windows = windows_;
+  here.epoch = counters_.epoch;
+  runtime->check_aborted(here, "ferry::Group::check", *windows_);
+}
+
+void GroupState::abort() {
+  runtime->abort();
+  const std::lock_guard lock(windows_mutex_);
+  if (windows_) runtime->spread_abort_in_node(*windows_);
+}
+
+void GroupState::replace_windows(std::shared_ptr<Windows> windows) {
+  const std::lock_guard lock(windows_mutex_);
+  windows_.swap(windows);
+}
+
+void GroupState::close() {
+  if (closed_) return;
+  closed_ = true;
+  // What was handed to the engine belongs to calls that peers may still be in; carrying it out is local work.
+  runtime->drain(std::chrono::seconds(1));
+  dispatches_.clear();
+  combines_.clear();
+  old_dispatches_.clear();
+  old_combines_.clear();
+  replace_windows(nullptr);
+  runtime->leave();
+}
+
+GroupStatistics GroupState::statistics() const {
+  GroupStatistics statistics;
+  statistics.epoch = counters_.epoch;
+  statistics.membership = windows_ ? windows_->membership.number : 0;
+  statistics.window_bytes = windows_ ? windows_->layout.total_bytes() : 0;
+  statistics.wait_ns = runtime->wait_ns;
+  if (runtime->engine) {
+    const net::Statistics network = runtime->engine->statistics();
+    statistics.network_commands = network.commands;
+    statistics.network_bytes = network.bytes;
+  }
+  return statistics;
+}
+
+}  // namespace ferry

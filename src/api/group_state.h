@@ -1,0 +1,93 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What hangs on a group: its ranks, windows and calls in flight.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/runtime.h"
+#include "ferry/group.h"
+
+namespace ferry {
+
+class GroupState : public std::enable_shared_from_this<GroupState> {
+ public:
+  GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts, std::unique_ptr<Runtime> surroundings, std::unique_ptr<Backend> steps,
+             std::uint64_t digest);
+  ~GroupState();
+
+  /// Opens the first windows; collective.
+  void open();
+
+  std::shared_ptr<DispatchCall> dispatch_send(const DispatchArgs& args);
+  DispatchResult dispatch_receive(const std::shared_ptr<DispatchCall>& call);
+  std::shared_ptr<CombineCall> combine_send(const CombineArgs& args);
+  CombineResult combine_receive(const std::shared_ptr<CombineCall>& call);
+
+  void mask(int rank);
+  void unmask(int rank);
+  const std::vector<std::uint8_t>& masked() const { return masks_; }
+  void check();
+  void abort();
+  void close();
+  GroupStatistics statistics() const;
+  /// The windows as they are now.
+  const Windows& windows() const { return *windows_; }
+  void require_open(const char* function) const;
+
+  const GroupConfig config;
+  const std::shared_ptr<const Placement> placement;
+  const std::unique_ptr<Runtime> runtime;
+  const std::unique_ptr<Backend> backend;
+  std::vector<StepTrace> last_trace;
+
+ private:
+  /// One thread at a time; a second one gets Error(invalid_argument) instead of a race.
+  class Busy;
+
+  void refresh_windows();
+  void replace_windows(std::shared_ptr<Windows> windows);
+  template <typename CallType>
+  void begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count);
+  template <typename CallType, typename Receive>
+  void free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive);
+  template <typename CallType, typename Receive>
+  auto receive(const std::shared_ptr<CallType>& call, Receive&& receive_it);
+  void forward_all();
+  void receive_now(DispatchCall& call);
+  void receive_now(CombineCall& call);
+
+  const std::uint64_t digest_;
+  std::shared_ptr<Windows> windows_;
+  std::mutex windows_mutex_;  ///< for abort(), which another thread may call while windows change
+  CallCounters counters_;
+  std::vector<std::uint8_t> masks_;   ///< as asked for; take effect at the next call
+  std::uint32_t next_membership_ = 0;
+  bool rejoining_ = false;
+  bool closed_ = false;
+  bool forwarding_ = false;
+  std::atomic<bool> busy_{false};
+  std::vector<std::shared_ptr<DispatchCall>> dispatches_;  ///< by flight
+  std::vector<std::shared_ptr<CombineCall>> combines_;
+  std::vector<std::shared_ptr<DispatchCall>> old_dispatches_;  ///< not over yet, of windows before the last change
+  std::vector<std::shared_ptr<CombineCall>> old_combines_;
+  std::optional<Error> fault_;        ///< of a dropped call, raised by check()
+};
+
+/// Refusals before anything moves; `fill_*` writes what follows from the arguments into the call.
+std::string why_not_dispatch(const GroupState& group, const DispatchArgs& args);
+std::string why_not_combine(const GroupState& group, const CombineArgs& args);
+void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call);
+void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall& call);
+
+/// Throws Error(invalid_argument) for limits that make no sense.
+void check_limits(const GroupConfig& config, const Topology& topology);
+WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement, const Rails& rails);
+
+}  // namespace ferry

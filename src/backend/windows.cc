@@ -1,0 +1,255 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Opening windows: every member sends every other a notice with its memory and its count of calls.
+#include "backend/windows.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cstring>
+#include <thread>
+
+#include "backend/runtime.h"
+
+namespace ferry {
+namespace {
+
+constexpr std::uint64_t kNoticeMagic = 0x4652594e4f544531;  // "FRYNOTE1"
+
+/// The fixed part of a membership notice; R mask bytes and the engine's description follow.
+struct NoticeHeader {
+  std::uint64_t magic = kNoticeMagic;
+  std::uint32_t number = 0;
+  std::uint32_t left_out = 0;  ///< 1: the receiver is no longer a member
+  CallCounters counters;
+  std::uint64_t config_digest = 0;
+  std::uint64_t num_ranks = 0;
+};
+
+struct MembershipNotice {
+  NoticeHeader header;
+  std::vector<std::uint8_t> masked;
+  std::vector<std::byte> description;
+};
+
+Notice pack(const NoticeHeader& header, const std::vector<std::uint8_t>& masked, std::span<const std::byte> description) {
+  Notice notice;
+  notice.bytes.resize(sizeof(header) + masked.size() + description.size());
+  std::memcpy(notice.bytes.data(), &header, sizeof(header));
+  std::memcpy(notice.bytes.data() + sizeof(header), masked.data(), masked.size());
+  if (!description.empty()) std::memcpy(notice.bytes.data() + sizeof(header) + masked.size(), description.data(), description.size());
+  return notice;
+}
+
+MembershipNotice unpack(const Notice& notice, int peer, int num_ranks) {
+  MembershipNotice out;
+  const auto fixed = sizeof(NoticeHeader) + static_cast<std::size_t>(num_ranks);
+  if (notice.bytes.size() >= sizeof(NoticeHeader)) std::memcpy(&out.header, notice.bytes.data(), sizeof(NoticeHeader));
+  if (notice.bytes.size() < fixed || out.header.magic != kNoticeMagic || out.header.num_ranks != static_cast<std::uint64_t>(num_ranks)) {
+    throw Error(ErrorCode::kMismatch, fmt::format("ferry: rank {} sent a notice that this version does not understand", peer));
+  }
+  const auto* masks = reinterpret_cast<const std::uint8_t*>(notice.bytes.data()) + sizeof(NoticeHeader);
+  out.masked.assign(masks, masks + num_ranks);
+  out.description.assign(notice.bytes.begin() + static_cast<std::ptrdiff_t>(fixed), notice.bytes.end());
+  return out;
+}
+
+std::string list_masked(const std::vector<std::uint8_t>& masked) {
+  std::vector<int> ranks;
+  for (std::size_t rank = 0; rank < masked.size(); ++rank) {
+    if (masked[rank] != 0) ranks.push_back(static_cast<int>(rank));
+  }
+  return ranks.empty() ? "nobody" : fmt::format("{}", fmt::join(ranks, ", "));
+}
+
+}  // namespace
+
+Windows::Windows(Membership members, int my_rank, const Topology& topology, WindowLayout window_layout, int num_flights)
+    : membership(std::move(members)),
+      layout(std::move(window_layout)),
+      rails(topology, membership.masked),
+      last_latency_dispatch(static_cast<std::size_t>(num_flights), 0),
+      last_combine(static_cast<std::size_t>(num_flights), 0),
+      dispatch_staging_busy(static_cast<std::size_t>(num_flights), 0),
+      combine_staging_busy(static_cast<std::size_t>(num_flights), 0),
+      mapped_(static_cast<std::size_t>(topology.num_ranks())),
+      base_(static_cast<std::size_t>(topology.num_ranks()), nullptr),
+      remote_(static_cast<std::size_t>(topology.num_ranks())) {
+  for (int rank = 0; rank < topology.num_ranks(); ++rank) {
+    if (membership.is_masked(rank)) continue;
+    live.push_back(rank);
+    if (topology.node_of(rank) == topology.node_of(my_rank)) node_peers.push_back(rank);
+  }
+}
+
+Windows::~Windows() {
+  if (!engine_) return;
+  for (const auto& window : remote_) {
+    if (window) engine_->close(*window);
+  }
+}
+
+/// Builds one Windows; a class so that its parts can share the arguments.
+class WindowOpener {
+ public:
+  WindowOpener(Runtime& runtime, Windows& windows, NoticeHeader header, std::chrono::nanoseconds timeout)
+      : runtime_(runtime), windows_(windows), header_(header), timeout_(timeout) {}
+
+  void open() {
+    windows_.engine_ = runtime_.engine;
+    windows_.memory_ = runtime_.mesh->allocate(static_cast<std::size_t>(windows_.layout.total_bytes()));
+    send_notices();
+    const auto deadline = std::chrono::steady_clock::now() + timeout_;
+    std::vector<int> missing;
+    for (int peer : windows_.live) {
+      if (peer != runtime_.rank) missing.push_back(peer);
+    }
+    adopt(runtime_.rank, windows_.memory_, {});
+    while (!missing.empty()) {
+      std::erase_if(missing, [&](int peer) { return receive_from(peer); });
+      if (missing.empty()) break;
+      if (runtime_.aborted()) throw Error(ErrorCode::kAborted, "ferry: the group was aborted while windows were opened");
+      if (std::chrono::steady_clock::now() > deadline) fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+
+ private:
+  void send_notices() {
+    const std::vector<std::byte> description = runtime_.engine ? runtime_.engine->describe(*windows_.memory_) : std::vector<std::byte>{};
+    for (int peer = 0; peer < runtime_.topology.num_ranks(); ++peer) {
+      if (peer == runtime_.rank) continue;
+      header_.left_out = windows_.membership.is_masked(peer) ? 1 : 0;
+      Notice notice = pack(header_, windows_.membership.masked, description);
+      if (header_.left_out == 0) notice.memory = windows_.memory_;
+      runtime_.mesh->send(peer, notice);
+    }
+  }
+
+  /// True once the peer's window of this membership is open. Notices of earlier memberships are dropped.
+  bool receive_from(int peer) {
+    while (std::optional<Notice> notice = runtime_.next_notice(peer)) {
+      const MembershipNotice theirs = unpack(*notice, peer, runtime_.topology.num_ranks());
+      if (theirs.header.number < header_.number) continue;
+      check_agreement(peer, theirs);
+      adopt(peer, notice->memory, theirs.description);
+      return true;
+    }
+    if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
+    return false;
+  }
+
+  void check_agreement(int peer, const MembershipNotice& theirs) const {
+    const auto disagree = [&](const std::string& what) {
+      Error error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} and rank {} disagree: {}", peer, runtime_.rank, what));
+      error.step = "meet";
+      error.peers.push_back({.rank = peer});
+      throw error;
+    };
+    if (theirs.header.config_digest != header_.config_digest) disagree("their limits, topology or placement differ");
+    if (theirs.header.left_out != 0) disagree(fmt::format("it left this rank out (membership {})", theirs.header.number));
+    if (theirs.masked != windows_.membership.masked || theirs.header.number != header_.number) {
+      disagree(fmt::format("it is in membership {} and masks {}, this rank is in membership {} and masks {}", theirs.header.number,
+                           list_masked(theirs.masked), header_.number, list_masked(windows_.membership.masked)));
+    }
+    if (theirs.header.counters.epoch != header_.counters.epoch) {
+      disagree(fmt::format("it has begun {} calls, this rank {}", theirs.header.counters.epoch, header_.counters.epoch));
+    }
+  }
+
+  void adopt(int peer, const std::shared_ptr<Memory>& memory, std::span<const std::byte> description) {
+    const auto index = static_cast<std::size_t>(peer);
+    if (memory && memory->size() < static_cast<std::size_t>(windows_.layout.total_bytes())) {
+      throw Error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} has a window of {} bytes, expected {}", peer, memory->size(),
+                                                    windows_.layout.total_bytes()));
+    }
+    if (runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank)) {
+      windows_.mapped_[index] = memory;
+      windows_.base_[index] = memory->data();
+      return;
+    }
+    windows_.remote_[index] = runtime_.engine->open(peer, description, memory);
+  }
+
+  [[noreturn]] void fail(ErrorCode code, const std::vector<int>& peers, const char* why) const {
+    Error error(code, fmt::format("ferry::Group: rank {} waits for rank {} to open membership {}: {}", runtime_.rank,
+                                  fmt::join(peers, ", "), header_.number, why));
+    error.step = "meet";
+    error.epoch = header_.counters.epoch;
+    for (int peer : peers) error.peers.push_back({.rank = peer});
+    throw error;
+  }
+
+  Runtime& runtime_;
+  Windows& windows_;
+  NoticeHeader header_;
+  std::chrono::nanoseconds timeout_;
+};
+
+std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, const WindowLayout& layout, const CallCounters& counters,
+                                               std::uint64_t config_digest, std::chrono::nanoseconds timeout) {
+  auto windows = std::make_shared<Windows>(membership, rank, topology, layout, layout.num_flights());
+  NoticeHeader header;
+  header.number = membership.number;
+  header.counters = counters;
+  header.config_digest = config_digest;
+  header.num_ranks = static_cast<std::uint64_t>(topology.num_ranks());
+  WindowOpener(*this, *windows, header, timeout).open();
+  return windows;
+}
+
+Runtime::Rejoin Runtime::wait_for_rejoin(std::chrono::nanoseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (std::chrono::steady_clock::now() < deadline) {
+    for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+      if (peer == rank) continue;
+      while (std::optional<Notice> notice = next_notice(peer)) {
+        const MembershipNotice theirs = unpack(*notice, peer, topology.num_ranks());
+        if (theirs.header.left_out != 0) continue;
+        if (!notice->memory) continue;
+        early_notices_[static_cast<std::size_t>(peer)].push_back(std::move(*notice));
+        return {{theirs.header.number, theirs.masked}, theirs.header.counters};
+      }
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+  }
+  Error error(ErrorCode::kTimeout, fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
+  error.step = "meet";
+  throw error;
+}
+
+std::optional<Notice> Runtime::next_notice(int peer) {
+  auto& early = early_notices_[static_cast<std::size_t>(peer)];
+  if (!early.empty()) {
+    Notice notice = std::move(early.front());
+    early.erase(early.begin());
+    return notice;
+  }
+  return mesh->poll(peer);
+}
+
+void Runtime::check_notices(const Call& call, const char* step) {
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    if (peer == rank) continue;
+    std::optional<Notice> notice = mesh->poll(peer);
+    if (!notice) continue;
+    const MembershipNotice theirs = unpack(*notice, peer, topology.num_ranks());
+    early_notices_[static_cast<std::size_t>(peer)].push_back(std::move(*notice));
+    if (theirs.header.number <= call.windows->membership.number) continue;
+    // A call sent before a change of membership may be received after it: only a rank that has not made the change itself
+    // is in disagreement.
+    if (theirs.header.left_out == 0 && theirs.masked == masked_now) continue;
+    Error error(ErrorCode::kMismatch,
+                theirs.header.left_out != 0
+                    ? fmt::format("{}: rank {} has left this rank ({}) out since membership {}", step, peer, rank, theirs.header.number)
+                    : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {}", step, peer,
+                                  theirs.header.number, list_masked(theirs.masked), call.windows->membership.number));
+    error.step = step;
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = peer});
+    throw error;
+  }
+}
+
+}  // namespace ferry

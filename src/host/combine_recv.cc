@@ -1,0 +1,218 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Step 7, combine_recv: wait for the returned rows, weigh, sum in the documented order, add bias, round once.
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "backend/trace.h"
+#include "host/combine_common.h"
+#include "host/host_backend.h"
+#include "wire/rows.h"
+
+namespace ferry::host {
+namespace {
+
+constexpr const char* kStep = "combine_recv";
+
+/// Who posts to this rank: the ranks that return straight, and the rail peer in each other node.
+std::vector<Wait> expected_signals(const Runtime& runtime, const CombineCall& call, const HandleView& handle) {
+  const int my_node = runtime.topology.node_of(runtime.rank);
+  std::vector<Wait> waits;
+  for (int peer : call.windows->live) {
+    const bool straight = runtime.topology.node_of(peer) == my_node || returns_straight(call);
+    if (straight && handle.tokens_to()[peer] > 0) waits.push_back({peer, Signal::kCombineRows, call.total(0)});
+  }
+  if (returns_straight(call)) return waits;
+  for (int node = 0; node < runtime.topology.num_nodes(); ++node) {
+    if (node == my_node || handle.tokens_to_node()[node] == 0) continue;
+    const int rail = call.windows->rails.rail(runtime.rank, node);
+    if (rail >= 0) waits.push_back({rail, Signal::kCombineNetwork, call.total(0)});
+  }
+  return waits;
+}
+
+void check_notes(const Runtime& runtime, const CombineCall& call, std::span<const Wait> waits) {
+  for (const Wait& wait : waits) {
+    if (runtime.masked_now[static_cast<std::size_t>(wait.peer)] != 0) continue;
+    const CallNote& note = runtime.note_of(call, true, wait.peer);
+    if (note.epoch != call.epoch || note.digest == call.digest) continue;
+    Error error(ErrorCode::kMismatch, fmt::format("ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
+                                                  "weighting or topk_weights)", call.epoch, wait.peer));
+    error.step = kStep;
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = wait.peer});
+    throw error;
+  }
+}
+
+/// Sums the returned rows of one token after the other.
+class TokenSummer {
+ public:
+  TokenSummer(const Runtime& runtime, CombineCall& call)
+      : runtime_(runtime),
+        call_(call),
+        handle_(call.handle.mutable_bytes()),
+        owners_(runtime.topology, call.top_k),
+        token_ranks_(handle_.ranks()),
+        sum_(static_cast<std::size_t>(call.hidden)),
+        node_sum_(is_per_node(call) ? static_cast<std::size_t>(call.hidden) : 0),
+        node_row_(is_per_node(call) ? static_cast<std::size_t>(call.row_bytes) : 0),
+        groups_(static_cast<std::size_t>(call.top_k)),
+        ranks_(static_cast<std::size_t>(call.top_k)) {}
+
+  void sum(std::int64_t token) {
+    owners_.set_ranks(token_ranks_ + token * call_.top_k);
+    slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight) + slot_offset(call_, token, 0));
+    set_bias(token);
+    if (is_flat(call_)) {
+      sum_choices(token);
+    } else if (is_per_node(call_)) {
+      sum_nodes();
+    } else {
+      const int count = routing::distinct_owners(owners_.ranks(), call_.top_k, by_last_choice(call_), groups_.data());
+      for (int i = 0; i < count; ++i) add_rank(groups_[static_cast<std::size_t>(i)], sum_.data());
+    }
+    const Tensor& out = call_.result.out;
+    auto* row = static_cast<std::byte*>(out.data) + token * out.strides[0] * static_cast<std::int64_t>(dtype_bytes(out.dtype));
+    wire::round_row(out.dtype, row, sum_.data(), call_.hidden);
+    if (call_.has_topk_weights) sum_weights(token);
+  }
+
+ private:
+  bool is_here(int rank) const { return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0; }
+  const std::byte* slot(int place) const { return slots_ + place * call_.slot_bytes; }
+
+  void set_bias(std::int64_t token) {
+    const auto row = [&](const Tensor& bias) -> const void* {
+      if (!bias.present()) return nullptr;
+      return static_cast<const std::byte*>(bias.data) + token * bias.strides[0] * static_cast<std::int64_t>(dtype_bytes(bias.dtype));
+    };
+    wire::set_bias(call_.args.bias0.dtype, row(call_.args.bias0), call_.args.bias1.dtype, row(call_.args.bias1), sum_.data(), call_.hidden);
+  }
+  float weight(std::int64_t token, int k) const {
+    if (call_.args.weighting == CombineArgs::Weighting::kFromDispatch) return handle_.weights()[token * call_.top_k + k];
+    const Tensor& weights = call_.args.weights;
+    return static_cast<const float*>(weights.data)[token * weights.strides[0] + k * weights.strides[1]];
+  }
+  void sum_choices(std::int64_t token) {
+    for (int k = 0; k < call_.top_k; ++k) {
+      if (owners_.ranks()[k] < 0 || !is_here(owners_.ranks()[k])) continue;
+      if (call_.args.weighting == CombineArgs::Weighting::kNone) {
+        wire::accumulate(call_.args.x.dtype, sum_.data(), slot(k), call_.hidden);
+      } else {
+        wire::accumulate_weighted(call_.args.x.dtype, sum_.data(), slot(k), weight(token, k), call_.hidden);
+      }
+    }
+  }
+  void add_rank(int rank, float* acc) const {
+    if (is_here(rank)) wire::accumulate(call_.args.x.dtype, acc, slot(owners_.place_of_rank(rank)), call_.hidden);
+  }
+  bool came_summed(int node) const { return node != runtime_.topology.node_of(runtime_.rank) && !returns_straight(call_); }
+
+  void sum_nodes() {
+    const int num_nodes = routing::distinct_owners(owners_.nodes(), call_.top_k, by_last_choice(call_), groups_.data());
+    for (int i = 0; i < num_nodes; ++i) {
+      const int node = groups_[static_cast<std::size_t>(i)];
+      const int count = owners_.ranks_of_node(node, by_last_choice(call_), ranks_.data());
+      if (std::none_of(ranks_.begin(), ranks_.begin() + count, [&](std::int32_t rank) { return is_here(rank); })) continue;
+      if (came_summed(node)) {
+        wire::accumulate(call_.args.x.dtype, sum_.data(), slot(owners_.place_of_node(node)), call_.hidden);
+        continue;
+      }
+      std::fill(node_sum_.begin(), node_sum_.end(), 0.0f);
+      for (int r = 0; r < count; ++r) add_rank(ranks_[static_cast<std::size_t>(r)], node_sum_.data());
+      wire::round_row(call_.args.x.dtype, node_row_.data(), node_sum_.data(), call_.hidden);
+      wire::accumulate(call_.args.x.dtype, sum_.data(), node_row_.data(), call_.hidden);
+    }
+  }
+
+  /// Ranks ascending, from +0. A node that came summed brings its sum in one slot, a flat row its choice's value.
+  void sum_weights(std::int64_t token) {
+    auto* out = static_cast<float*>(call_.result.topk_weights.data) + token * call_.top_k;
+    std::fill_n(out, call_.top_k, 0.0f);
+    const auto add = [&](int place) {
+      wire::accumulate(DType::kFp32, out, slot(place) + wire::padded(call_.row_bytes), call_.top_k);
+    };
+    if (is_flat(call_)) {
+      for (int k = 0; k < call_.top_k; ++k) {
+        if (owners_.ranks()[k] >= 0 && is_here(owners_.ranks()[k])) add(k);
+      }
+      return;
+    }
+    const int count = routing::distinct_owners(owners_.ranks(), call_.top_k, false, ranks_.data());
+    int last_summed_node = -1;
+    for (int i = 0; i < count; ++i) {
+      const int rank = ranks_[static_cast<std::size_t>(i)];
+      const int node = runtime_.topology.node_of(rank);
+      if (!is_here(rank)) continue;
+      if (!is_per_node(call_) || !came_summed(node)) {
+        add(owners_.place_of_rank(rank));
+      } else if (node != last_summed_node) {
+        add(owners_.place_of_node(node));
+        last_summed_node = node;
+      }
+    }
+  }
+
+  const Runtime& runtime_;
+  CombineCall& call_;
+  HandleView handle_;
+  Owners owners_;
+  const std::int32_t* token_ranks_;
+  const std::byte* slots_ = nullptr;
+  std::vector<float> sum_, node_sum_;
+  std::vector<std::byte> node_row_;
+  std::vector<std::int32_t> groups_, ranks_;
+};
+
+void make_outputs(CombineCall& call) {
+  const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype));
+  call.result.out = call.args.out.present()
+                        ? call.args.out
+                        : Tensor::contiguous(call.memory->allocate(call.num_tokens * call.hidden * element), call.args.x.dtype, {call.num_tokens, call.hidden});
+  if (call.has_topk_weights) {
+    call.result.topk_weights = Tensor::contiguous(call.memory->allocate(call.num_tokens * call.top_k * 4), DType::kFp32, {call.num_tokens, call.top_k});
+  }
+  call.result.owner = call.memory;
+}
+
+/// Return slots, forward region and weights of this call may be written again, whether or not the call went well.
+void report_read(Runtime& runtime, CombineCall& call) {
+  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kCombineRead, call.total(0));
+}
+
+void receive(Runtime& runtime, CombineCall& call, StepScope& scope) {
+  const HandleView handle(call.handle.mutable_bytes());
+  const std::vector<Wait> waits = expected_signals(runtime, call, handle);
+  runtime.wait(call, kStep, waits);
+  check_notes(runtime, call, waits);
+  make_outputs(call);
+  TokenSummer summer(runtime, call);
+  for (std::int64_t t = 0; t < call.num_tokens; ++t) summer.sum(t);
+  scope.rows = call.num_tokens;
+  scope.bytes = call.num_tokens * call.row_bytes;
+  // Rows of other nodes' tokens may still have to pass through this rank.
+  if (returns_straight(call) || call.windows->rails.sources_of(runtime.rank).empty()) return;
+  std::vector<Wait> owed;
+  for (int peer : call.windows->node_peers) owed.push_back({peer, Signal::kCombineForward, call.total(0)});
+  runtime.wait(call, "combine_forward", owed);
+  combine_forward(runtime, call);
+  runtime.wait_completed(call, "combine_forward", call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
+}
+
+}  // namespace
+
+void combine_recv(Runtime& runtime, CombineCall& call) {
+  StepScope scope(call, kStep);
+  try {
+    receive(runtime, call, scope);
+  } catch (...) {
+    report_read(runtime, call);
+    throw;
+  }
+  report_read(runtime, call);
+}
+
+}  // namespace ferry::host

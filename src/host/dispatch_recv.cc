@@ -1,0 +1,197 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Step 4, dispatch_recv: wait for the rows, lay them out as the experts want them, write the handle. Throughput: rows are in
+// place already; an expert layout copies a token that several local experts want from its first row to the others. Latency:
+// slots are read in order of (source rank, source token) into the result.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backend/handle_layout.h"
+#include "backend/trace.h"
+#include "host/dispatch_result.h"
+#include "host/host_backend.h"
+
+namespace ferry::host {
+namespace {
+
+constexpr const char* kStep = "dispatch_recv";
+
+/// Rows are compact, so a rank that was left out while its rows (or rows that it hands on) were on the way leaves holes.
+void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
+  const int my_node = runtime.topology.node_of(runtime.rank);
+  const auto has_come = [&](int peer, Signal kind) { return runtime.signal(*call.windows, kind, call.flight, peer) >= call.total(0); };
+  for (int peer : call.windows->live) {
+    const auto index = static_cast<std::size_t>(peer);
+    if (runtime.masked_now[index] == 0) continue;
+    const bool in_node = runtime.topology.node_of(peer) == my_node;
+    const bool own_rows = call.tokens_from[index] == 0 || (in_node && has_come(peer, Signal::kDispatchRows));
+    const bool handed_on = call.forwarded_from[index] == 0 || has_come(peer, Signal::kDispatchForwarded);
+    if (own_rows && handed_on) continue;
+    Error error(ErrorCode::kPeerLost, fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again", kStep, call.epoch, peer));
+    error.step = kStep;
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = peer});
+    throw error;
+  }
+}
+
+void wait_for_rows(Runtime& runtime, DispatchCall& call) {
+  std::vector<Wait> waits;
+  for (int peer : call.windows->node_peers) {
+    const auto index = static_cast<std::size_t>(peer);
+    if (call.tokens_from[index] > 0) waits.push_back({peer, Signal::kDispatchRows, call.total(0)});
+    if (call.forwarded_from[index] > 0) waits.push_back({peer, Signal::kDispatchForwarded, call.total(0)});
+  }
+  runtime.wait(call, kStep, waits);
+  // Rows of others may still have to pass through this rank, also if it receives none itself.
+  std::vector<Wait> owed;
+  for (const ForwardProgress& progress : call.forwards) owed.push_back({progress.source, Signal::kDispatchNetwork, call.total(progress.expected)});
+  runtime.wait(call, "dispatch_forward", owed);
+  dispatch_forward(runtime, call);
+  check_nobody_left(runtime, call);
+}
+
+void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
+  wait_for_rows(runtime, call);
+  const WindowLayout& layout = call.windows->layout;
+  ResultRows out(call, call.windows->own(layout.recv(call.flight)), layout.recv_rows());
+  const HandleView handle = make_handle(runtime, call);
+  std::memcpy(handle.records(), call.windows->own(layout.recv_meta(call.flight)),
+              static_cast<std::size_t>(call.num_rows * wire::TokenMeta::bytes(call.top_k)));
+  std::copy_n(call.forward_records.data(), call.forward_records.size(), handle.forwarded_records());
+  scope.rows = call.num_rows;
+  if (call.shape.layout == Layout::kRankMajor) return;
+  const std::int32_t* rank_of_slot = handle.rank_of_slot();
+  for (std::int64_t n = 0; n < call.num_rows; ++n) {
+    const wire::TokenMeta record = handle.record(n);
+    std::int64_t first = -1;
+    for (int k = 0; k < call.top_k; ++k) {
+      if (record.slots()[k] < 0 || rank_of_slot[record.slots()[k]] != runtime.rank) continue;
+      if (first < 0) {
+        first = record.rows()[k];
+        continue;
+      }
+      out.copy_row(first, record.rows()[k]);
+      scope.bytes += call.format.row_bytes;
+    }
+  }
+}
+
+/// How many slots each source filled; refuses what a source confessed or disagrees about.
+void wait_for_slots(Runtime& runtime, DispatchCall& call) {
+  std::vector<Wait> waits;
+  for (int source : call.windows->live) waits.push_back({source, Signal::kDispatchRows, call.total(0)});
+  runtime.wait(call, kStep, waits);
+  call.tokens_from.assign(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
+  for (int source : call.windows->live) {
+    const std::uint64_t seen = runtime.signal(*call.windows, Signal::kDispatchRows, call.flight, source);
+    if (seen < call.total(0)) continue;  // left out while its rows were on the way: counts as none
+    check_note(call, source, runtime.note_of(call, false, source));
+    call.tokens_from[static_cast<std::size_t>(source)] = static_cast<std::int32_t>(seen & 0xffffff);
+  }
+}
+
+/// The records of all slots filled, in order of (source rank, source token).
+class SlotReader {
+ public:
+  SlotReader(const DispatchCall& call) : call_(call), record_bytes_(call.format.row_bytes + wire::TokenMeta::bytes(call.top_k)) {}
+
+  template <typename Visit>
+  void for_each(Visit&& visit) const {
+    for (int source : call_.windows->live) {
+      std::byte* slot = call_.windows->own(call_.windows->layout.dispatch_slots(call_.flight, source));
+      for (std::int32_t i = 0; i < call_.tokens_from[static_cast<std::size_t>(source)]; ++i, slot += record_bytes_) {
+        visit(slot, wire::TokenMeta(slot + call_.format.row_bytes, call_.top_k));
+      }
+    }
+  }
+
+ private:
+  const DispatchCall& call_;
+  std::int64_t record_bytes_;
+};
+
+void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader& slots) {
+  const int first_slot = call.placement->first_slot(runtime.rank);
+  call.expert_counts.assign(static_cast<std::size_t>(call.placement->num_local_experts(runtime.rank)), 0);
+  call.num_rows = 0;
+  slots.for_each([&](std::byte*, wire::TokenMeta record) {
+    ++call.num_rows;
+    for (int k = 0; k < call.top_k; ++k) {
+      const std::int32_t slot = record.slots()[k];
+      if (slot >= 0 && call.placement->rank_of_slot(slot) == runtime.rank) ++call.expert_counts[static_cast<std::size_t>(slot - first_slot)];
+    }
+  });
+  if (call.shape.layout != Layout::kExpertPadded) return;
+  call.num_expert_rows = call.shape.capacity * static_cast<std::int64_t>(call.expert_counts.size());
+  for (std::size_t e = 0; e < call.expert_counts.size(); ++e) {
+    if (call.expert_counts[e] <= call.shape.capacity) continue;
+    Error error(ErrorCode::kOverflow, fmt::format("ferry::Group::dispatch: call {}: local expert {} of rank {} got {} rows, expert_capacity is {}", call.epoch,
+                                                  e, runtime.rank, call.expert_counts[e], call.shape.capacity));
+    error.step = kStep;
+    error.epoch = call.epoch;
+    error.needed_rows = call.expert_counts[e];
+    throw error;
+  }
+}
+
+void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
+  wait_for_slots(runtime, call);
+  const SlotReader slots(call);
+  count_arrivals(runtime, call, slots);
+  const WindowLayout& layout = call.windows->layout;
+  ResultRows out(call, call.windows->own(layout.latency_out(call.flight)), layout.latency_out_rows());
+  const HandleView handle = make_handle(runtime, call);
+  const std::int32_t* rank_of_slot = handle.rank_of_slot();
+  const int first_slot = call.placement->first_slot(runtime.rank);
+  std::vector<std::int32_t> next(handle.expert_offsets(), handle.expert_offsets() + call.expert_counts.size());
+  std::int32_t n = 0;
+  slots.for_each([&](std::byte* row, wire::TokenMeta arrived) {
+    const wire::TokenMeta record = handle.record(n);
+    std::memcpy(record.slots() - 4, arrived.slots() - 4, static_cast<std::size_t>(wire::TokenMeta::bytes(call.top_k)));
+    for (int k = 0; k < call.top_k; ++k) {
+      const std::int32_t slot = record.slots()[k];
+      if (slot < 0 || rank_of_slot[slot] != runtime.rank) continue;
+      record.tokens()[k] = n;
+      record.rows()[k] = call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
+      if (call.shape.layout == Layout::kRankMajor) continue;
+      out.store_row(row, record.rows()[k]);
+      scope.bytes += call.format.row_bytes;
+    }
+    if (call.shape.layout == Layout::kRankMajor) {
+      out.store_row(row, n);
+      scope.bytes += call.format.row_bytes;
+    }
+    ++n;
+  });
+  scope.rows = call.num_rows;
+}
+
+/// The latency slots of this call are free for the flight's next one, whether or not the call went well.
+void report_read(Runtime& runtime, DispatchCall& call) {
+  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(0));
+}
+
+}  // namespace
+
+void dispatch_recv(Runtime& runtime, DispatchCall& call) {
+  StepScope scope(call, kStep);
+  if (call.args.mode == Mode::kThroughput) {
+    receive_throughput(runtime, call, scope);
+    make_result(runtime, call, call.windows->own(call.windows->layout.recv(call.flight)), call.windows->layout.recv_rows());
+    return;
+  }
+  try {
+    receive_latency(runtime, call, scope);
+    make_result(runtime, call, call.windows->own(call.windows->layout.latency_out(call.flight)), call.windows->layout.latency_out_rows());
+  } catch (...) {
+    report_read(runtime, call);
+    throw;
+  }
+  report_read(runtime, call);
+}
+
+}  // namespace ferry::host

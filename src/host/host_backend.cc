@@ -1,0 +1,28 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#include "host/host_backend.h"
+
+namespace ferry::host {
+namespace {
+
+class HostBackend final : public Backend {
+ public:
+  explicit HostBackend(Runtime& runtime) : runtime_(runtime) {}
+  const char* name() const noexcept override { return "host"; }
+  void route(DispatchCall& call) override { host::route(runtime_, call); }
+  void dispatch_send(DispatchCall& call) override { host::dispatch_send(runtime_, call); }
+  bool dispatch_forward(DispatchCall& call) override { return host::dispatch_forward(runtime_, call); }
+  void dispatch_recv(DispatchCall& call) override { host::dispatch_recv(runtime_, call); }
+  void combine_send(CombineCall& call) override { host::combine_send(runtime_, call); }
+  bool combine_forward(CombineCall& call) override { return host::combine_forward(runtime_, call); }
+  void combine_recv(CombineCall& call) override { host::combine_recv(runtime_, call); }
+
+ private:
+  Runtime& runtime_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> make_host_backend(Runtime& runtime) { return std::make_unique<HostBackend>(runtime); }
+
+}  // namespace ferry::host
