@@ -138,10 +138,10 @@ TEST(NetLoopback, ThreadsAsRanksOnTheirOwnChannels) {
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t) {
     Stream& stream = *streams[static_cast<std::size_t>(t)];
-    threads.emplace_back([&stream, batches] {
-      for (std::uint64_t batch = 0; batch < batches; ++batch) ASSERT_TRUE(stream.send(batch));
+    threads.emplace_back([&stream, count = batches] {
+      for (std::uint64_t batch = 0; batch < count; ++batch) ASSERT_TRUE(stream.send(batch));
     });
-    threads.emplace_back([&stream, batches] { EXPECT_EQ(stream.read_all(batches), 0u); });
+    threads.emplace_back([&stream, count = batches] { EXPECT_EQ(stream.read_all(count), 0u); });
   }
   for (auto& thread : threads) thread.join();
 }

@@ -243,8 +243,8 @@ TEST(NetProxy, AnIdleProxyWakesUpSoon) {
   }
   std::sort(times.begin(), times.end());
   RecordProperty("median_wake_up_ns", static_cast<int>(times[times.size() / 2].count()));
-  // The machine may be loaded; a lost wake-up would take 500 ms every time.
-  EXPECT_LT(times[times.size() / 2], std::chrono::milliseconds(50));
+  // Other work may keep the cores from us for long; a lost wake-up would take 500 ms every time.
+  EXPECT_LT(times[times.size() / 2], std::chrono::milliseconds(250));
 }
 
 TEST(NetProxy, StartsAndStopsOften) {
