@@ -67,7 +67,7 @@ std::optional<DType> dtype_by_name(nb::handle value) {
   return found && ml_dtypes_name(*found) != nullptr ? found : std::nullopt;
 }
 
-void check_device(int device_type, int device_id, const ArrayArgument& argument) {
+void check_device(std::int64_t device_type, std::int64_t device_id, const ArrayArgument& argument) {
   const bool cpu_reads_it = device_type == nb::device::cpu::value || device_type == nb::device::cuda_host::value ||
                             device_type == nb::device::cuda_managed::value || device_type == nb::device::rocm_host::value;
   if (!cpu_reads_it) {
@@ -75,6 +75,13 @@ void check_device(int device_type, int device_id, const ArrayArgument& argument)
            "on DLPack device type " + std::to_string(device_type) + ", number " + std::to_string(device_id),
            "memory of the CPU (this build has the host backend only)");
   }
+}
+
+/// Asks before the array is: __dlpack__ of an array on a device may wait for its streams.
+void check_device(nb::handle value, const ArrayArgument& argument) {
+  if (!nb::hasattr(value, "__dlpack_device__")) return;
+  nb::object device = value.attr("__dlpack_device__")();
+  check_device(nb::cast<std::int64_t>(nb::int_(device[0])), nb::cast<std::int64_t>(nb::int_(device[1])), argument);
 }
 
 DType dtype_of(nb::dlpack::dtype type, const ArrayArgument& argument) {
@@ -204,6 +211,7 @@ Array read_array(nb::handle value, const ArrayArgument& argument, Access access,
     check_access(*own, access, argument);
     return as ? relabel(*own, *as, argument) : *own;
   }
+  check_device(value, argument);
   if (const auto dtype = dtype_by_name(value)) {
     nb::object bits = view_as_bits(value, *dtype);
     const bool is_numpy = !bits.is(value);

@@ -46,13 +46,18 @@ void bind_memory_plan(nb::module_& module) {
 }
 
 void bind_traffic_plan(nb::module_& module) {
-  nb::class_<TrafficPlan>(module, "TrafficPlan", "Bytes that cross links in one call: expectation per rank.")
-      .def_ro("node_bytes", &TrafficPlan::node_bytes, "To other ranks of the node.")
-      .def_ro("network_bytes", &TrafficPlan::network_bytes, "To other nodes.");
+  nb::class_<TrafficPlan>(module, "TrafficPlan",
+                          "Bytes that a rank sends in one dispatch and one combine: expectation, mean over ranks, throughput mode.")
+      .def_ro("dispatch_node_bytes", &TrafficPlan::dispatch_node_bytes,
+              "To other ranks of the node, rows handed on for other nodes included.")
+      .def_ro("dispatch_network_bytes", &TrafficPlan::dispatch_network_bytes, "To other nodes: one row per (token, node).")
+      .def_ro("combine_node_bytes", &TrafficPlan::combine_node_bytes)
+      .def_ro("combine_network_bytes", &TrafficPlan::combine_network_bytes,
+              "per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice.");
   module.def("traffic_plan", &plan_traffic, "config"_a, "topology"_a, "reduction"_a, "tokens"_a, "top_k"_a,
              nb::sig("def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int) "
                      "-> TrafficPlan"),
-             "Bytes for `tokens` tokens per rank with `top_k` uniformly random distinct choices each.");
+             "Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype of the limits.");
 }
 
 }  // namespace

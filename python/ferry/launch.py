@@ -5,7 +5,8 @@
 Every process gets the variables that torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT
 (a free port whose successor, Ferry's own, is free as well); and FERRY_TOKEN, a secret of this job, so that strangers are turned
 away. When a rank fails, the others are ended and its exit code is the launcher's; 128 + number if it died of a signal. SIGINT,
-SIGTERM and SIGHUP are passed on. The ranks end with the launcher even if that is killed.
+SIGTERM and SIGHUP are passed on; ranks that have not ended a grace later are killed. The ranks end with the launcher even if
+that is killed.
 """
 
 import argparse
@@ -43,7 +44,7 @@ class Job:
     prefix: bool = False
     """Put "[rank] " before every line that a rank prints."""
     grace_seconds: float = 5.0
-    """Time between asking the other ranks to end (SIGTERM) and killing them."""
+    """Time between asking ranks to end and killing them."""
 
 
 def find_port_pair(address: str = "127.0.0.1") -> int:
@@ -105,6 +106,10 @@ class Launcher:
         self.job = job
         self.processes: list[subprocess.Popen[bytes]] = []
         self.threads: list[threading.Thread] = []
+        self.signals: list[int] = []
+        """Those that were passed on."""
+        self.deadline: float | None = None
+        """When ranks that got a signal are killed."""
 
     def start(self) -> None:
         job = self.job
@@ -149,12 +154,20 @@ class Launcher:
                 self.stop()
                 return code if code > 0 else 128 - code
             if all(code == 0 for code in codes):
-                return 0
+                return 128 + self.signals[0] if self.signals else 0
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                self.send_signal(signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
     def _report(self, rank: int, code: int) -> None:
         how = f"exited with {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
         print(f"ferry.launch: rank {rank} {how}; ending the other ranks", file=sys.stderr, flush=True)
+
+    def forward(self, number: int, _frame: FrameType | None = None) -> None:
+        """A signal handler that passes the signal on and starts the grace."""
+        self.signals.append(number)
+        self.deadline = self.deadline or time.monotonic() + self.job.grace_seconds
+        self.send_signal(number)
 
     def send_signal(self, number: int) -> None:
         """To every rank and what it started."""
@@ -180,17 +193,10 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def _forward_signals(launcher: Launcher) -> Iterator[list[int]]:
-    """Passes signals on to the ranks; the list holds those that came."""
-    seen: list[int] = []
-
-    def forward(number: int, _frame: FrameType | None) -> None:
-        seen.append(number)
-        launcher.send_signal(number)
-
-    before = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+def _forward_signals(launcher: Launcher) -> Iterator[None]:
+    before = {number: signal.signal(number, launcher.forward) for number in FORWARDED_SIGNALS}
     try:
-        yield seen
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -201,14 +207,13 @@ def launch(job: Job) -> int:
     if job.ranks < 1:
         raise ValueError(f"ferry.launch: ranks is {job.ranks}, expected at least 1")
     launcher = Launcher(job)
-    with _forward_signals(launcher) as seen:
+    with _forward_signals(launcher):
         try:
             launcher.start()
-            code = launcher.wait()
+            return launcher.wait()
         finally:
             launcher.stop()
             launcher.finish_output()
-    return 128 + seen[0] if seen and code == 0 else code
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> Job:
@@ -220,7 +225,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Job:
     parser.add_argument("--address", default="127.0.0.1", help="MASTER_ADDR, an address of this machine")
     parser.add_argument("--port", type=int, default=0, help="MASTER_PORT; Ferry takes the next one (default: two free ports)")
     parser.add_argument("--prefix", action="store_true", help='put "[rank] " before every line that a rank prints')
-    parser.add_argument("--grace", type=float, default=5.0, metavar="SECONDS", help="between SIGTERM and SIGKILL (default: 5)")
+    parser.add_argument("--grace", type=float, default=5.0, metavar="SECONDS", help="between asking ranks to end and killing them (default: 5)")
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="a Python script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")
