@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a provider (loopback today, libfabric later) does for the proxy. The proxy does the rest: rings, checks, merging,
-// fairness, gated posts, completion in order, errors.
+// What a provider (loopback today, libfabric later) does for the proxy. The proxy does the rest: rings, checks,
+// merging, fairness, gated posts, completion in order, errors.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@
 
 namespace ferry::net {
 
-/// A peer's window as a provider knows it; destroyed by the proxy's thread (or with the engine) once no command needs it.
+/// A peer's window as a provider knows it; destroyed by the proxy's thread (or with the engine) once no command needs
+/// it.
 class RemoteWindow {
  public:
   explicit RemoteWindow(std::uint64_t size_bytes) : size_bytes_(size_bytes) {}
@@ -56,15 +57,16 @@ enum class Start : std::uint8_t {
   kDone,     ///< finished; its ticket does not come out of progress()
 };
 
-/// A put is complete when its bytes are visible at the peer, as far as !ordered posts must rely on that, and its source may
-/// be reused. Every started transfer completes at some time, with `failure` set if it could not be carried out.
+/// A put is complete when its bytes are visible at the peer, as far as !ordered posts must rely on that, and its
+/// source may be reused. Every started transfer completes at some time, with `failure` set if it could not be carried
+/// out.
 struct Completion {
   Ticket ticket;
   std::string failure;
 };
 
-/// describe() and attach() come from any thread, one at a time; all else from the proxy's thread. Offsets and sizes were
-/// checked. An exception from start_*() fails the lane (channel, peer); one from progress() ends the proxy.
+/// describe() and attach() come from any thread, one at a time; all else from the proxy's thread. Offsets and sizes
+/// were checked. An exception from start_*() fails the lane (channel, peer); one from progress() ends the proxy.
 class Carrier {
  public:
   virtual ~Carrier() = default;  ///< drops what is unfinished; afterwards no user memory is touched

@@ -18,7 +18,8 @@ void count(std::atomic<std::uint64_t>& counter, std::uint64_t by) noexcept {
 }
 
 void check_target(const char* function, const WindowTable& windows, WindowId window, std::uint64_t offset) {
-  if (!windows.is_open(window)) refuse(function, "window", fmt::format("{:#x}", window), "an open window of this engine");
+  if (!windows.is_open(window))
+    refuse(function, "window", fmt::format("{:#x}", window), "an open window of this engine");
   if (offset >= kMaxWindowBytes) {
     refuse(function, "offset", fmt::format("{}", offset), fmt::format("less than 2^{}", kOffsetBits));
   }
@@ -52,8 +53,8 @@ bool RingChannel::try_put(WindowId window, std::uint64_t offset, const void* src
   const std::uint64_t commands = (bytes - 1) / kMaxPutBytes + 1;
   if (bytes > kMaxWindowBytes - offset || commands > ring_.num_slots()) {
     refuse(kFunction, "bytes", fmt::format("{} at offset {}", bytes, offset),
-           fmt::format("an end at or below 2^{} and no more than a ring of {} commands of {} bytes can hold", kOffsetBits,
-                       ring_.num_slots(), kMaxPutBytes));
+           fmt::format("an end at or below 2^{} and no more than a ring of {} commands of {} bytes can hold",
+                       kOffsetBits, ring_.num_slots(), kMaxPutBytes));
   }
   const auto source = reinterpret_cast<std::uintptr_t>(src);
   if (!has_room_or_stall(commands)) return false;

@@ -13,8 +13,8 @@
 //          62..48  bytes - 1, bits 14..0          total, bits 62..48
 //          47..0   source address                 total, bits 47..0
 //
-// Both words carry the lap bit, so a reader never takes half a command even where the two words become visible one after
-// the other. Limits: 4096 windows, offsets below 1 TiB, 1 byte..16 MiB a put, source addresses below 2^48.
+// Both words carry the lap bit, so a reader never takes half a command even where the two words become visible one
+// after the other. Limits: 4096 windows, offsets below 1 TiB, 1 byte..16 MiB a put, source addresses below 2^48.
 #pragma once
 
 #include <cstdint>
@@ -68,7 +68,9 @@ inline constexpr int kOffsetShift = 9;
 inline constexpr int kTotalTopShift = 8;
 inline constexpr int kBytesLowBits = 15;
 
-FERRY_HD constexpr std::uint64_t mask(int count) { return (std::uint64_t{1} << count) - 1; }
+FERRY_HD constexpr std::uint64_t mask(int count) {
+  return (std::uint64_t{1} << count) - 1;
+}
 
 FERRY_HD constexpr std::uint64_t head(Operation operation, std::uint32_t window_slot, std::uint64_t offset) {
   return (static_cast<std::uint64_t>(operation) << kOperationShift) |
@@ -77,7 +79,8 @@ FERRY_HD constexpr std::uint64_t head(Operation operation, std::uint32_t window_
 }  // namespace bits
 
 /// Whether a put can be written down; pack_put() must not be called otherwise.
-FERRY_HD constexpr bool put_fits(std::uint32_t window_slot, std::uint64_t offset, std::uint64_t source, std::uint64_t bytes) {
+FERRY_HD constexpr bool put_fits(std::uint32_t window_slot, std::uint64_t offset, std::uint64_t source,
+                                 std::uint64_t bytes) {
   return window_slot < kMaxWindows && offset < kMaxWindowBytes && bytes >= 1 && bytes <= kMaxPutBytes &&
          source < kSourceEnd && bytes <= kSourceEnd - source;
 }
@@ -104,10 +107,14 @@ FERRY_HD constexpr CommandWords with_lap(CommandWords words, bool lap) {
   return {.first = (words.first & bits::mask(63)) | bit, .second = (words.second & bits::mask(63)) | bit};
 }
 
-FERRY_HD constexpr bool lap_of(std::uint64_t word) { return (word >> bits::kLapShift) != 0; }
+FERRY_HD constexpr bool lap_of(std::uint64_t word) {
+  return (word >> bits::kLapShift) != 0;
+}
 
 /// The lap bit that the command with this ring index carries. Zeroed memory is unwritten for lap 0.
-FERRY_HD constexpr bool lap_of_index(std::uint64_t index, int slots_log2) { return ((index >> slots_log2) & 1) == 0; }
+FERRY_HD constexpr bool lap_of_index(std::uint64_t index, int slots_log2) {
+  return ((index >> slots_log2) & 1) == 0;
+}
 
 /// False: these words are no command (only a producer with a bug writes such).
 FERRY_HD constexpr bool unpack(CommandWords words, Command& command) {
@@ -119,7 +126,8 @@ FERRY_HD constexpr bool unpack(CommandWords words, Command& command) {
     command.operation = Operation::kPut;
     command.source = words.second & bits::mask(kSourceBits);
     command.bytes = (((words.first & bits::mask(bits::kOffsetShift)) << bits::kBytesLowBits) |
-                     ((words.second >> kSourceBits) & bits::mask(bits::kBytesLowBits))) + 1;
+                     ((words.second >> kSourceBits) & bits::mask(bits::kBytesLowBits))) +
+                    1;
     return true;
   }
   if (operation == static_cast<std::uint64_t>(Operation::kPost)) {

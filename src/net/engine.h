@@ -1,13 +1,13 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// How windows on different nodes reach each other. The engine knows windows, offsets, bytes and signals; never tokens or
-// experts. Steps speak to it through Channel; a proxy thread per rank carries the commands out.
+// How windows on different nodes reach each other. The engine knows windows, offsets, bytes and signals; never tokens
+// or experts. Steps speak to it through Channel; a proxy thread per rank carries the commands out.
 //
-// The contract that every provider keeps: puts of one (channel, peer) are unordered among themselves and may overtake an
-// earlier post; a post makes the signal at the peer become `total` after all earlier puts of the same (channel, peer) are
-// visible there, whichever of the peer's windows they went to. Totals are absolute and only grow, so a post may be merged
-// with a newer one and may be repeated. docs/network_engine.md has the whole of it.
+// The contract that every provider keeps: puts of one (channel, peer) are unordered among themselves and may overtake
+// an earlier post; a post makes the signal at the peer become `total` after all earlier puts of the same (channel,
+// peer) are visible there, whichever of the peer's windows they went to. Totals are absolute and only grow, so a post
+// may be merged with a newer one and may be repeated. docs/network_engine.md has the whole of it.
 #pragma once
 
 #include <cstddef>
@@ -34,9 +34,9 @@ struct Statistics {
 
 /// What a provider can and cannot do; `why_not` empty means usable.
 struct Provider {
-  std::string name;     ///< "loopback", later "tcp", "shm", "verbs", "efa"
+  std::string name;  ///< "loopback", later "tcp", "shm", "verbs", "efa"
   std::string why_not;
-  bool ordered = false; ///< a post needs no completion of earlier puts
+  bool ordered = false;  ///< a post needs no completion of earlier puts
 };
 
 /// One stream of commands. One thread at a time may use a channel.
@@ -46,12 +46,15 @@ class Channel {
   /// Orders `bytes` at `src` to be written to `offset` of the window. False: the ring is full, try again later.
   /// `src` must stay unchanged until completed() has reached the value that submitted() has after this call.
   [[nodiscard]] virtual bool try_put(WindowId window, std::uint64_t offset, const void* src, std::size_t bytes) = 0;
-  /// Orders the 64-bit signal at `offset` of the window to become `total` after all earlier puts of this channel to that peer.
-  /// Both throw Error(invalid_argument) for a window that is not open, a null source and what no command can hold (offsets
-  /// from 1 TiB on, signals off 8 bytes). A command that reaches beyond its window is carried out by nobody: poll_error().
+  /// Orders the 64-bit signal at `offset` of the window to become `total` after all earlier puts of this channel to
+  /// that peer. Both throw Error(invalid_argument) for a window that is not open, a null source and what no command
+  /// can hold (offsets from 1 TiB on, signals off 8 bytes). A command that reaches beyond its window is carried out by
+  /// nobody: poll_error().
   [[nodiscard]] virtual bool try_post(WindowId window, std::uint64_t offset, std::uint64_t total) = 0;
-  virtual std::uint64_t submitted() const = 0;  ///< commands taken so far; a put counts one per 16 MiB, an empty put none
-  virtual std::uint64_t completed() const = 0;  ///< commands whose source memory may be reused (a prefix of those taken)
+  /// Commands taken so far; a put counts one per 16 MiB, an empty put none.
+  virtual std::uint64_t submitted() const = 0;
+  /// Commands whose source memory may be reused (a prefix of those taken).
+  virtual std::uint64_t completed() const = 0;
 };
 
 class Engine {
@@ -66,18 +69,18 @@ class Engine {
   virtual void close(WindowId window) = 0;
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
-  /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure towards a
-  /// peer its windows of that time are dead: no later post goes out. Any thread.
+  /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure
+  /// towards a peer its windows of that time are dead: no later post goes out. Any thread.
   virtual std::optional<std::string> poll_error() = 0;
   virtual Statistics statistics() const = 0;
 };
 
 struct EngineConfig {
   int num_channels = 1;
-  std::uint32_t ring_slots = 1024;      ///< commands that a channel holds, a power of two
-  std::uint64_t first_index = 0;        ///< tests start ring indices near 2^32 and 2^63
-  std::uint64_t shuffle_seed = 0;       ///< not 0: puts between posts are delayed and reordered (tests)
-  std::int64_t max_post_delay_ns = 0;   ///< random delay before every post (tests)
+  std::uint32_t ring_slots = 1024;     ///< commands that a channel holds, a power of two
+  std::uint64_t first_index = 0;       ///< tests start ring indices near 2^32 and 2^63
+  std::uint64_t shuffle_seed = 0;      ///< not 0: puts between posts are delayed and reordered (tests)
+  std::int64_t max_post_delay_ns = 0;  ///< random delay before every post (tests)
 };
 
 /// Writes into windows of this machine with plain copies by the proxy thread: pretend nodes.

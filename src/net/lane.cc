@@ -10,7 +10,9 @@
 namespace ferry::net {
 namespace {
 
-Ticket ticket_of(Order& order) { return reinterpret_cast<Ticket>(&order); }
+Ticket ticket_of(Order& order) {
+  return reinterpret_cast<Ticket>(&order);
+}
 
 }  // namespace
 
@@ -25,8 +27,17 @@ bool Lane::add_put(RemoteWindow* window, std::uint64_t number, std::uint64_t off
       return true;
     }
   }
-  orders_.push_back({.lane = this, .window = window, .is_post = false, .number = number, .offset = offset, .source = source,
-                     .bytes = bytes, .total = 0, .started_bytes = 0, .unfinished = 0, .started = false});
+  orders_.push_back({.lane = this,
+                     .window = window,
+                     .is_post = false,
+                     .number = number,
+                     .offset = offset,
+                     .source = source,
+                     .bytes = bytes,
+                     .total = 0,
+                     .started_bytes = 0,
+                     .unfinished = 0,
+                     .started = false});
   return false;
 }
 
@@ -38,8 +49,17 @@ void Lane::add_post(RemoteWindow* window, std::uint64_t number, std::uint64_t of
       return;
     }
   }
-  orders_.push_back({.lane = this, .window = window, .is_post = true, .number = number, .offset = offset, .source = nullptr,
-                     .bytes = 0, .total = total, .started_bytes = 0, .unfinished = 0, .started = false});
+  orders_.push_back({.lane = this,
+                     .window = window,
+                     .is_post = true,
+                     .number = number,
+                     .offset = offset,
+                     .source = nullptr,
+                     .bytes = 0,
+                     .total = total,
+                     .started_bytes = 0,
+                     .unfinished = 0,
+                     .started = false});
 }
 
 bool Lane::run(Budget budget) {
@@ -75,8 +95,8 @@ bool Lane::run(Budget budget) {
 Lane::Step Lane::start_put(Order& order, Budget& budget) {
   while (order.started_bytes < order.bytes) {
     if (budget.bytes == 0) return Step::kOutOfBudget;
-    const std::uint64_t piece =
-        std::min({order.bytes - order.started_bytes, static_cast<std::uint64_t>(carrier_.max_put_bytes()), budget.bytes});
+    const std::uint64_t piece = std::min(
+        {order.bytes - order.started_bytes, static_cast<std::uint64_t>(carrier_.max_put_bytes()), budget.bytes});
     const Start start = carrier_.start_put({.window = order.window,
                                             .channel = channel_,
                                             .offset = order.offset + order.started_bytes,

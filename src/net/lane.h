@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The commands of one (channel, peer) between the ring and the provider: merges puts, holds posts back until they may go,
-// remembers what is not complete. Used by the proxy's thread only.
+// The commands of one (channel, peer) between the ring and the provider: merges puts, holds posts back until they may
+// go, remembers what is not complete. Used by the proxy's thread only.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,7 @@ struct Order {
   class Lane* lane;
   RemoteWindow* window;
   bool is_post;
-  std::uint64_t number;         ///< of its oldest command in the channel, counted from 0
+  std::uint64_t number;  ///< of its oldest command in the channel, counted from 0
   std::uint64_t offset;
   const std::byte* source;      ///< put
   std::uint64_t bytes;          ///< put
@@ -51,7 +51,8 @@ class Lane {
   std::uint64_t oldest() const noexcept { return orders_.front().number; }
 
   /// True: merged with the put before it.
-  bool add_put(RemoteWindow* window, std::uint64_t number, std::uint64_t offset, const std::byte* source, std::uint64_t bytes);
+  bool add_put(RemoteWindow* window, std::uint64_t number, std::uint64_t offset, const std::byte* source,
+               std::uint64_t bytes);
   void add_post(RemoteWindow* window, std::uint64_t number, std::uint64_t offset, std::uint64_t total);
 
   /// Hands over what may go now. True: something moved. Passes the provider's exceptions on.
@@ -59,8 +60,8 @@ class Lane {
   /// A piece of `order` was completed by the provider.
   void finish(Order& order) noexcept;
 
-  /// Drops what was not handed over, and from now on all commands for windows opened until `last_serial`: a post must not
-  /// go out when a put before it did not.
+  /// Drops what was not handed over, and from now on all commands for windows opened until `last_serial`: a post must
+  /// not go out when a put before it did not.
   void fail(std::uint64_t last_serial) noexcept;
   bool refuses(std::uint64_t window_serial) const noexcept { return window_serial <= failed_serial_; }
 

@@ -52,12 +52,15 @@ class LoopbackCarrier final : public Carrier {
     return bytes;
   }
 
-  std::unique_ptr<RemoteWindow> attach(int peer, std::span<const std::byte> bytes, std::shared_ptr<Memory> memory) override {
+  std::unique_ptr<RemoteWindow> attach(int peer, std::span<const std::byte> bytes,
+                                       std::shared_ptr<Memory> memory) override {
     constexpr const char* kFunction = "ferry::net::Engine::open";
     if (!memory) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("{}: the loopback network needs rank {}'s memory mapped here, which works for ranks of this "
-                              "machine only", kFunction, peer));
+      throw Error(
+          ErrorCode::kUnsupported,
+          fmt::format("{}: the loopback network needs rank {}'s memory mapped here, which works for ranks of this "
+                      "machine only",
+                      kFunction, peer));
     }
     const Description expected{.size_bytes = memory->size()};
     Description seen;
@@ -93,14 +96,18 @@ class LoopbackCarrier final : public Carrier {
   bool progress(std::vector<Completion>&) override { return false; }
 
  private:
-  static const LoopbackWindow& window_of(const RemoteWindow* window) { return static_cast<const LoopbackWindow&>(*window); }
+  static const LoopbackWindow& window_of(const RemoteWindow* window) {
+    return static_cast<const LoopbackWindow&>(*window);
+  }
 
   Provider provider_;
 };
 
 }  // namespace
 
-std::unique_ptr<Carrier> make_loopback_carrier() { return std::make_unique<LoopbackCarrier>(); }
+std::unique_ptr<Carrier> make_loopback_carrier() {
+  return std::make_unique<LoopbackCarrier>();
+}
 
 std::unique_ptr<Engine> make_loopback(const EngineConfig& config) {
   std::unique_ptr<Carrier> carrier = make_loopback_carrier();

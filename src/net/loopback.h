@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Windows of this machine, written with plain copies: how pretend nodes reach each other. make_loopback() is in engine.h.
+// Windows of this machine, written with plain copies: how pretend nodes reach each other. make_loopback() is in
+// engine.h.
 #pragma once
 
 #include <memory>

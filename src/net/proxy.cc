@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The proxy's loop: per pass a few dozen commands of each channel, a bounded turn for each peer, the provider's completions,
-// then rest if nothing moved. Nothing is thrown out of the thread.
+// The proxy's loop: per pass a few dozen commands of each channel, a bounded turn for each peer, the provider's
+// completions, then rest if nothing moved. Nothing is thrown out of the thread.
 #include "net/proxy.h"
 
 #include <pthread.h>
@@ -24,11 +24,12 @@ namespace {
 constexpr int kCommandsPerPass = 48;
 constexpr Budget kTurn{.bytes = std::uint64_t{512} << 10, .orders = 64};
 
-// Rest: a few microseconds of spinning, then give the core to others, then sleep. Ranks and proxies may outnumber cores.
+// Rest: a few microseconds of spinning, then give the core to others, then sleep. Ranks and proxies may outnumber
+// cores.
 constexpr int kSpinPasses = 64;
 constexpr int kYieldPasses = 16;
-constexpr std::chrono::microseconds kNapWhileBusy{20};       // transfers are on their way: look again soon
-constexpr std::chrono::milliseconds kSleepAtMost{500};       // the bell wakes us; this bounds the wait all the same
+constexpr std::chrono::microseconds kNapWhileBusy{20};  // transfers are on their way: look again soon
+constexpr std::chrono::milliseconds kSleepAtMost{500};  // the bell wakes us; this bounds the wait all the same
 
 void relax() noexcept {
 #if defined(__x86_64__)
@@ -38,7 +39,8 @@ void relax() noexcept {
 #endif
 }
 
-/// A new thread inherits the signal mask of its creator. Signals that say that this very thread went wrong must get through.
+/// A new thread inherits the signal mask of its creator. Signals that say that this very thread went wrong must get
+/// through.
 class SignalsBlocked {
  public:
   SignalsBlocked() {
@@ -60,8 +62,8 @@ std::string out_of_range(const Command& command, std::uint64_t window_bytes) {
   const bool is_put = command.operation == Operation::kPut;
   const std::uint64_t bytes = is_put ? command.bytes : sizeof(std::uint64_t);
   if (bytes > window_bytes || command.offset > window_bytes - bytes) {
-    return fmt::format("{} of {} bytes at offset {} reaches beyond the window's {} bytes", is_put ? "put" : "post", bytes,
-                       command.offset, window_bytes);
+    return fmt::format("{} of {} bytes at offset {} reaches beyond the window's {} bytes", is_put ? "put" : "post",
+                       bytes, command.offset, window_bytes);
   }
   if (!is_put && command.offset % sizeof(std::uint64_t) != 0) {
     return fmt::format("post to offset {}; expected a multiple of 8", command.offset);
@@ -71,9 +73,13 @@ std::string out_of_range(const Command& command, std::uint64_t window_bytes) {
 
 }  // namespace
 
-void FailureBox::report(std::string failure) { keep(std::move(failure), kMaxKept); }
+void FailureBox::report(std::string failure) {
+  keep(std::move(failure), kMaxKept);
+}
 
-void FailureBox::report_end(std::string failure) { keep(std::move(failure), kMaxKept + 1); }
+void FailureBox::report_end(std::string failure) {
+  keep(std::move(failure), kMaxKept + 1);
+}
 
 void FailureBox::keep(std::string failure, std::size_t at_most) {
   const std::lock_guard lock(mutex_);
@@ -105,7 +111,8 @@ Proxy::Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique
   try {
     thread_ = std::thread([this] { work(); });
   } catch (const std::system_error& failure) {
-    throw Error(ErrorCode::kInternal, fmt::format("the network proxy's thread could not be started: {}", failure.what()));
+    throw Error(ErrorCode::kInternal,
+                fmt::format("the network proxy's thread could not be started: {}", failure.what()));
   }
 }
 
@@ -173,14 +180,14 @@ bool Proxy::take(Stream& stream, CommandWords words) {
   const std::uint64_t number = stream.channel->ring().popped();
   Command command;
   if (!unpack(words, command)) {
-    failures_.report(fmt::format("channel {}, command {}: {:#018x} {:#018x} is no command", stream.index, number, words.first,
-                                 words.second));
+    failures_.report(fmt::format("channel {}, command {}: {:#018x} {:#018x} is no command", stream.index, number,
+                                 words.first, words.second));
     return true;
   }
   const WindowEntry* entry = windows_.find(command.window_slot);
   if (entry == nullptr) {
-    failures_.report(fmt::format("channel {}, command {}: window slot {} is not open", stream.index, number,
-                                 command.window_slot));
+    failures_.report(
+        fmt::format("channel {}, command {}: window slot {} is not open", stream.index, number, command.window_slot));
     return true;
   }
   Lane& lane = lane_for(stream, *entry);
@@ -266,8 +273,9 @@ bool Proxy::work_waits() const {
 void Proxy::back_off(int idle_passes) {
   if (idle_passes < kSpinPasses) return relax();
   if (idle_passes < kSpinPasses + kYieldPasses) return std::this_thread::yield();
-  const bool busy = carrier_.must_be_driven() ||
-                    std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
+  const bool busy =
+      carrier_.must_be_driven() ||
+      std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
   if (busy) {
     std::this_thread::sleep_for(kNapWhileBusy);
   } else {

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Engine = carrier + window table + channels + proxy, taken down in the reverse order: the thread ends before anything that
-// it uses, and a window's memory is let go last.
+// Engine = carrier + window table + channels + proxy, taken down in the reverse order: the thread ends before anything
+// that it uses, and a window's memory is let go last.
 #include "net/proxy_engine.h"
 
 #include <bit>
@@ -65,7 +65,8 @@ class ProxyEngine final : public Engine {
 
   Channel& channel(int index) override {
     if (index < 0 || index >= num_channels()) {
-      refuse("ferry::net::Engine::channel", "index", fmt::format("{}", index), fmt::format("0..{}", num_channels() - 1));
+      refuse("ferry::net::Engine::channel", "index", fmt::format("{}", index),
+             fmt::format("0..{}", num_channels() - 1));
     }
     return *channels_[static_cast<std::size_t>(index)];
   }

@@ -13,8 +13,15 @@
 namespace ferry::net {
 
 Ring::Ring(std::span<CommandWords> slots, std::uint64_t first_index)
-    : slots_(slots), mask_(slots.size() - 1), slots_log2_(0), first_index_(first_index), head_(first_index),
-      cached_tail_(first_index), next_(first_index), returned_(first_index), tail_(first_index) {
+    : slots_(slots),
+      mask_(slots.size() - 1),
+      slots_log2_(0),
+      first_index_(first_index),
+      head_(first_index),
+      cached_tail_(first_index),
+      next_(first_index),
+      returned_(first_index),
+      tail_(first_index) {
   if (slots.size() < 2 || !std::has_single_bit(slots.size())) {
     refuse("ferry::net::Ring", "slots", fmt::format("{} slots", slots.size()), "a power of two, at least 2");
   }
@@ -38,8 +45,9 @@ void Ring::push(CommandWords words) noexcept {
   CommandWords& slot = slots_[head & mask_];
   const CommandWords marked = with_lap(words, lap_of_index(head, slots_log2_));
   std::atomic_ref(slot.second).store(marked.second, std::memory_order_relaxed);
-  // Release: the source rows and the second word come first. Sequentially consistent on top of that, because the producer
-  // then asks whether the proxy is asleep, and the proxy says "asleep" and then looks here: one of them must see the other.
+  // Release: the source rows and the second word come first. Sequentially consistent on top of that, because the
+  // producer then asks whether the proxy is asleep, and the proxy says "asleep" and then looks here: one of them must
+  // see the other.
   std::atomic_ref(slot.first).store(marked.first, std::memory_order_seq_cst);
   head_.store(head + 1, std::memory_order_release);
 }

@@ -71,8 +71,8 @@ class ShuffleCarrier final : public Carrier {
 
   std::uint64_t below(std::uint64_t end) { return random_() % end; }
 
-  /// Hands over a random number of held puts, perhaps none; some only in part, from the back, so that nobody relies on the
-  /// last byte.
+  /// Hands over a random number of held puts, perhaps none; some only in part, from the back, so that nobody relies on
+  /// the last byte.
   bool release_puts(std::vector<Completion>& completions) {
     bool moved = false;
     for (std::uint64_t turns = below(puts_.size() + 1); turns > 0; --turns) {

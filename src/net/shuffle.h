@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A provider around a provider that does everything the contract allows and a kind network never does: puts arrive late, in
-// pieces and in any order, their sources are read at the last moment, posts are delayed and overtake other peers' puts.
+// A provider around a provider that does everything the contract allows and a kind network never does: puts arrive
+// late, in pieces and in any order, their sources are read at the last moment, posts are delayed and overtake other
+// peers' puts.
 #pragma once
 
 #include <cstdint>

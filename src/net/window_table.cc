@@ -17,9 +17,15 @@ using Phase = WindowEntry::Phase;
 
 constexpr std::uint32_t kGenerations = std::uint32_t{1} << (32 - kWindowSlotBits);
 
-constexpr std::uint64_t state_of(Phase phase, WindowId id) { return (static_cast<std::uint64_t>(phase) << 32) | id; }
-constexpr Phase phase_of(std::uint64_t state) { return static_cast<Phase>(state >> 32); }
-constexpr WindowId id_of(std::uint64_t state) { return static_cast<WindowId>(state); }
+constexpr std::uint64_t state_of(Phase phase, WindowId id) {
+  return (static_cast<std::uint64_t>(phase) << 32) | id;
+}
+constexpr Phase phase_of(std::uint64_t state) {
+  return static_cast<Phase>(state >> 32);
+}
+constexpr WindowId id_of(std::uint64_t state) {
+  return static_cast<WindowId>(state);
+}
 
 /// Generation 0 is never used, so that a zero is never an open window.
 constexpr WindowId next_id(WindowId last, std::uint32_t slot) {
@@ -43,9 +49,11 @@ std::uint32_t WindowTable::take_slot() {
     return slot;
   }
   if (entries_.size() == kMaxWindows) {
-    throw Error(ErrorCode::kUnsupported,
-                fmt::format("ferry::net::Engine::open: {} windows are open or still in use, which is the most that a command "
-                            "can name; close some, or wait until the commands for closed ones are completed", kMaxWindows));
+    throw Error(
+        ErrorCode::kUnsupported,
+        fmt::format("ferry::net::Engine::open: {} windows are open or still in use, which is the most that a command "
+                    "can name; close some, or wait until the commands for closed ones are completed",
+                    kMaxWindows));
   }
   entries_.push_back(std::make_unique<WindowEntry>());
   const auto slot = static_cast<std::uint32_t>(entries_.size() - 1);
@@ -94,7 +102,8 @@ void WindowTable::retire(std::span<const std::uint64_t> completed) {
     if (!all_reached(completed, closing.pushed)) return false;
     WindowEntry& entry = *entries_[closing.slot];
     gone.push_back(std::move(entry.window));
-    entry.state.store(state_of(Phase::kFree, id_of(entry.state.load(std::memory_order_relaxed))), std::memory_order_release);
+    entry.state.store(state_of(Phase::kFree, id_of(entry.state.load(std::memory_order_relaxed))),
+                      std::memory_order_release);
     free_.push_back(closing.slot);
     return true;
   });

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The peers' windows of one engine. A WindowId is a slot (12 bits, travels in commands) and a generation (20 bits), so that
-// the id of a closed window is recognised after its slot was given away again.
+// The peers' windows of one engine. A WindowId is a slot (12 bits, travels in commands) and a generation (20 bits), so
+// that the id of a closed window is recognised after its slot was given away again.
 #pragma once
 
 #include <array>
@@ -19,7 +19,9 @@
 
 namespace ferry::net {
 
-constexpr std::uint32_t slot_of(WindowId id) { return id & (kMaxWindows - 1); }
+constexpr std::uint32_t slot_of(WindowId id) {
+  return id & (kMaxWindows - 1);
+}
 
 struct WindowEntry {
   enum class Phase : std::uint8_t { kFree, kOpen, kClosing };
@@ -39,7 +41,8 @@ class WindowTable {
 
   /// Throws Error(unsupported) when all slots are taken.
   WindowId open(int peer, std::unique_ptr<RemoteWindow> window);
-  /// `pushed`: per channel, the commands that may still need the window. Throws Error(invalid_argument) if it is not open.
+  /// `pushed`: per channel, the commands that may still need the window. Throws Error(invalid_argument) if it is not
+  /// open.
   void close(WindowId id, std::vector<std::uint64_t> pushed);
   /// Any thread.
   bool is_open(WindowId id) const noexcept;

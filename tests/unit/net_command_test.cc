@@ -19,7 +19,12 @@ std::vector<std::uint64_t> edges(std::uint64_t last, std::uint64_t step = 1) {
 }
 
 Command put_command(std::uint32_t slot, std::uint64_t offset, std::uint64_t source, std::uint64_t bytes) {
-  return {.operation = Operation::kPut, .window_slot = slot, .offset = offset, .source = source, .bytes = bytes, .total = 0};
+  return {.operation = Operation::kPut,
+          .window_slot = slot,
+          .offset = offset,
+          .source = source,
+          .bytes = bytes,
+          .total = 0};
 }
 
 void expect_round_trip(CommandWords words, const Command& expected) {
@@ -54,8 +59,12 @@ TEST(NetCommand, PostRoundTripsOverEdges) {
       for (const std::uint64_t total : edges(~std::uint64_t{0})) {
         const auto window = static_cast<std::uint32_t>(slot);
         ASSERT_TRUE(post_fits(window, offset));
-        expect_round_trip(pack_post(window, offset, total), {.operation = Operation::kPost, .window_slot = window,
-                                                             .offset = offset, .source = 0, .bytes = 0, .total = total});
+        expect_round_trip(pack_post(window, offset, total), {.operation = Operation::kPost,
+                                                             .window_slot = window,
+                                                             .offset = offset,
+                                                             .source = 0,
+                                                             .bytes = 0,
+                                                             .total = total});
       }
     }
   }

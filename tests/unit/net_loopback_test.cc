@@ -44,12 +44,16 @@ std::uint64_t row_offset(std::uint64_t batch, std::uint64_t row) {
 class Stream {
  public:
   Stream(Engine& engine, Channel& channel, int peer, bool mergeable)
-      : channel_(channel), mergeable_(mergeable), source_(kBuffers * kRowsPerPost * kRowWords),
-        source_free_(kBuffers), memory_(Memory::anonymous(row_offset(kBuffers - 1, kRowsPerPost))),
+      : channel_(channel),
+        mergeable_(mergeable),
+        source_(kBuffers * kRowsPerPost * kRowWords),
+        source_free_(kBuffers),
+        memory_(Memory::anonymous(row_offset(kBuffers - 1, kRowsPerPost))),
         window_(open_window(engine, peer, memory_)) {}
 
   bool send(std::uint64_t batch) {
-    if (batch >= kBuffers && !eventually([&] { return read_.load(std::memory_order_acquire) + kBuffers > batch; })) return false;
+    if (batch >= kBuffers && !eventually([&] { return read_.load(std::memory_order_acquire) + kBuffers > batch; }))
+      return false;
     const std::uint64_t needed = source_free_[batch % kBuffers];
     if (!eventually([&] { return channel_.completed() >= needed; })) return false;
     std::uint64_t* rows = source_.data() + (batch % kBuffers) * kRowsPerPost * kRowWords;
@@ -91,7 +95,8 @@ class Stream {
 void run_streams(const EngineConfig& config, int peers, std::uint64_t commands, bool mergeable) {
   const auto engine = make_loopback(config);
   std::vector<std::unique_ptr<Stream>> streams;
-  for (int p = 0; p < peers; ++p) streams.push_back(std::make_unique<Stream>(*engine, engine->channel(0), p, mergeable));
+  for (int p = 0; p < peers; ++p)
+    streams.push_back(std::make_unique<Stream>(*engine, engine->channel(0), p, mergeable));
   const std::uint64_t batches = commands / (kRowsPerPost + 1) / static_cast<std::uint64_t>(peers);
   std::vector<std::thread> readers;
   for (const auto& stream : streams) {
@@ -114,7 +119,9 @@ TEST(NetLoopback, MillionCommandsEveryPostGuardsItsRows) {
   run_streams({}, 1, kSanitized ? 50'000 : 1'000'000, false);
 }
 
-TEST(NetLoopback, MergedPutsToTwoPeers) { run_streams({.first_index = (1ull << 32) - 100}, 2, 100'000, true); }
+TEST(NetLoopback, MergedPutsToTwoPeers) {
+  run_streams({.first_index = (1ull << 32) - 100}, 2, 100'000, true);
+}
 
 TEST(NetLoopback, ShuffledPutsEveryPostGuardsItsRows) {
   run_streams({.shuffle_seed = 1}, 1, kSanitized ? 30'000 : 300'000, false);
@@ -224,7 +231,8 @@ TEST_P(NetLoopbackBoth, OutOfRangeBecomesAnErrorAndNoLaterPostLies) {
     std::uint64_t offset;
     std::size_t bytes;
   };
-  for (const Case bad : {Case{4096, 1}, Case{4000, 97}, Case{0, 4097}, Case{(1ull << 40) - 1, 1}, Case{1ull << 39, 4096}}) {
+  for (const Case bad :
+       {Case{4096, 1}, Case{4000, 97}, Case{0, 4097}, Case{(1ull << 40) - 1, 1}, Case{1ull << 39, 4096}}) {
     const auto engine = make_loopback(config());
     Channel& channel = engine->channel(0);
     const auto memory = Memory::anonymous(4096);
@@ -275,7 +283,8 @@ TEST(NetLoopback, MisuseIsRefusedAtOnce) {
   EXPECT_EQ(refused_argument([&] { (void)engine->channel(-1); }), "index");
   EXPECT_EQ(refused_argument([&] { (void)engine->open(-1, engine->describe(*memory), memory); }), "peer");
   EXPECT_EQ(refused_argument([&] { (void)engine->open(1, {}, memory); }), "description");
-  EXPECT_EQ(refused_argument([&] { (void)engine->open(1, engine->describe(*Memory::anonymous(8192)), memory); }), "description");
+  EXPECT_EQ(refused_argument([&] { (void)engine->open(1, engine->describe(*Memory::anonymous(8192)), memory); }),
+            "description");
   EXPECT_EQ(refused_argument([&] { (void)engine->open(1, engine->describe(*memory), nullptr); }),
             name(ErrorCode::kUnsupported));
   EXPECT_EQ(refused_argument([] { make_loopback({.num_channels = 0}); }), "num_channels");
@@ -337,7 +346,8 @@ TEST_P(NetLoopbackBoth, DestructionDropsPendingCommandsAndTouchesNothingLater) {
     }
     const auto begin = std::chrono::steady_clock::now();
     engine.reset();
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(900)) << "does not wait for delayed posts";
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::milliseconds(900))
+        << "does not wait for delayed posts";
     source.reset();
     std::memset(memory->data(), 0, memory->size());  // a race for ThreadSanitizer if the proxy still wrote
     EXPECT_EQ(memory.use_count(), 1);

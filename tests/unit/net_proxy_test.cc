@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The proxy against a provider under the test's control: gating, order, merging, stalled and failing peers, rest and wake-up.
+// The proxy against a provider under the test's control: gating, order, merging, stalled and failing peers, rest and
+// wake-up.
 #include <gtest/gtest.h>
 
 #include <sys/resource.h>
@@ -28,7 +29,8 @@ using Script = ScriptedCarrier::Script;
 struct Scene {
   explicit Scene(bool ordered, EngineConfig config = {}, std::size_t max_put_bytes = 1 << 20)
       : engine(make_proxy_engine(config, std::make_unique<ScriptedCarrier>(script, ordered, max_put_bytes))),
-        a(open_window(*engine, 1, a_memory)), b(open_window(*engine, 2, b_memory)) {}
+        a(open_window(*engine, 1, a_memory)),
+        b(open_window(*engine, 2, b_memory)) {}
 
   bool wait_for_diary(std::size_t entries) {
     return eventually([&] { return script->read().size() >= entries; });
@@ -43,7 +45,9 @@ struct Scene {
   WindowId b;
 };
 
-void pause() { std::this_thread::sleep_for(std::chrono::milliseconds(20)); }
+void pause() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));
+}
 
 TEST(NetProxy, GatedPostWaitsForCompletionsAndPutsMayOvertakeIt) {
   Scene scene(false);
@@ -98,12 +102,12 @@ TEST(NetProxy, MergesNeighboursAndOnlyNeighboursAndTheNewestPostCounts) {
   ASSERT_TRUE(channel.try_put(scene.a, 0, source, 16));
   ASSERT_TRUE(channel.try_put(scene.a, 16, source + 16, 16));
   ASSERT_TRUE(channel.try_put(scene.a, 32, source + 32, 8));
-  ASSERT_TRUE(channel.try_put(scene.a, 40, source + 48, 8));   // gap in the source
-  ASSERT_TRUE(channel.try_put(scene.a, 56, source + 56, 8));   // gap in the destination
+  ASSERT_TRUE(channel.try_put(scene.a, 40, source + 48, 8));  // gap in the source
+  ASSERT_TRUE(channel.try_put(scene.a, 56, source + 56, 8));  // gap in the destination
   ASSERT_TRUE(channel.try_post(scene.a, 64, 1));
   ASSERT_TRUE(channel.try_post(scene.a, 64, 2));
-  ASSERT_TRUE(channel.try_post(scene.a, 72, 3));               // another signal
-  ASSERT_TRUE(channel.try_put(scene.a, 64, source + 64, 8));   // behind a post
+  ASSERT_TRUE(channel.try_post(scene.a, 72, 3));              // another signal
+  ASSERT_TRUE(channel.try_put(scene.a, 64, source + 64, 8));  // behind a post
   pause();
   scene.script->set_busy(4096, false);
   ASSERT_TRUE(scene.wait_for_diary(6));
@@ -216,7 +220,9 @@ TEST(NetProxy, ExceptionsBecomeErrors) {
 std::chrono::microseconds cpu_time() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  const auto in_us = [](const timeval& t) { return std::chrono::seconds(t.tv_sec) + std::chrono::microseconds(t.tv_usec); };
+  const auto in_us = [](const timeval& t) {
+    return std::chrono::seconds(t.tv_sec) + std::chrono::microseconds(t.tv_usec);
+  };
   return in_us(usage.ru_utime) + in_us(usage.ru_stime);
 }
 

@@ -15,7 +15,9 @@
 namespace ferry::net {
 namespace {
 
-CommandWords post_of(std::uint64_t total) { return pack_post(static_cast<std::uint32_t>(total % kMaxWindows), 8, total); }
+CommandWords post_of(std::uint64_t total) {
+  return pack_post(static_cast<std::uint32_t>(total % kMaxWindows), 8, total);
+}
 
 std::uint64_t total_of(CommandWords words) {
   Command command;

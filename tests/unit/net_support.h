@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the network engine's tests share: waits with a deadline, windows, and a provider whose every step a test controls.
+// What the network engine's tests share: waits with a deadline, windows, and a provider whose every step a test
+// controls.
 #pragma once
 
 #include <atomic>
@@ -102,7 +103,8 @@ class ScriptedCarrier final : public Carrier {
   };
 
   ScriptedCarrier(std::shared_ptr<Script> script, bool ordered, std::size_t max_put_bytes = 1 << 20)
-      : script_(std::move(script)), provider_{.name = "scripted", .why_not = "", .ordered = ordered},
+      : script_(std::move(script)),
+        provider_{.name = "scripted", .why_not = "", .ordered = ordered},
         max_put_bytes_(max_put_bytes) {}
 
   const Provider& provider() const override { return provider_; }
