@@ -20,10 +20,13 @@ std::uint64_t to_wire(std::chrono::nanoseconds patience) {
 
 std::chrono::nanoseconds from_wire(std::uint64_t patience) {
   const std::chrono::nanoseconds longest = std::chrono::hours(24 * 365);
-  return std::chrono::nanoseconds(static_cast<std::int64_t>(std::min(patience, static_cast<std::uint64_t>(longest.count()))));
+  return std::chrono::nanoseconds(
+      static_cast<std::int64_t>(std::min(patience, static_cast<std::uint64_t>(longest.count()))));
 }
 
-Bytes copy(std::span<const std::byte> bytes) { return {bytes.begin(), bytes.end()}; }
+Bytes copy(std::span<const std::byte> bytes) {
+  return {bytes.begin(), bytes.end()};
+}
 
 }  // namespace
 
@@ -56,7 +59,8 @@ std::optional<Frame> FrameReader::next() {
   const auto version = reader.get<std::uint16_t>();
   if (reader.ok() && magic == kFrameMagic && version != kProtocolVersion) {
     other_version_ = true;
-    complain(fmt::format("it speaks version {} of Ferry's meeting protocol, expected version {}", version, kProtocolVersion));
+    complain(fmt::format("it speaks version {} of Ferry's meeting protocol, expected version {}", version,
+                         kProtocolVersion));
     return std::nullopt;
   }
   const auto kind = reader.get<std::uint16_t>();
@@ -160,7 +164,8 @@ std::optional<Result> Result::decode(std::span<const std::byte> payload) {
   return result;
 }
 
-Doorkeeper::Doorkeeper(int size, std::string token) : seated_(static_cast<std::size_t>(size)), token_(std::move(token)) {
+Doorkeeper::Doorkeeper(int size, std::string token)
+    : seated_(static_cast<std::size_t>(size)), token_(std::move(token)) {
   seated_[0] = true;
 }
 

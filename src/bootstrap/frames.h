@@ -35,12 +35,13 @@ struct Frame {
   Bytes payload;
 };
 
-/// magic, version, kind, length of the payload: 16 bytes. Magic and version stay where they are in every future version.
+/// magic, version, kind, length of the payload: 16 bytes. Magic and version stay where they are in every future
+/// version.
 constexpr std::uint32_t kFrameMagic = 0x4d595246;  // "FRYM"
 constexpr std::uint16_t kProtocolVersion = 1;
 constexpr std::size_t kFrameHeaderBytes = 16;
 constexpr std::size_t kMaxTokenBytes = 512;
-constexpr std::size_t kMaxHelloBytes = 1024;          ///< all that a stranger can make us keep
+constexpr std::size_t kMaxHelloBytes = 1024;  ///< all that a stranger can make us keep
 constexpr std::size_t kMaxReasonBytes = 1024;
 constexpr std::uint64_t kMaxContributionBytes = std::uint64_t{64} << 20;
 constexpr std::uint64_t kMaxResultBytes = std::uint64_t{1} << 30;
@@ -135,7 +136,7 @@ class Handshake {
 
   /// Takes more bytes of the stream. After anything but kMore the handshake is over and further bytes change nothing.
   Status feed(std::span<const std::byte> bytes, const Doorkeeper& door);
-  const Hello& hello() const noexcept { return hello_; }    ///< after kAdmit
+  const Hello& hello() const noexcept { return hello_; }          ///< after kAdmit
   const std::string& reason() const noexcept { return reason_; }  ///< after kRefuse
   std::size_t kept_bytes() const noexcept { return reader_.kept_bytes(); }
 

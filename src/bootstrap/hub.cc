@@ -20,7 +20,9 @@ using bootstrap::describe;
 using bootstrap::describe_ranks;
 using bootstrap::failure;
 
-std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+std::size_t index(int rank) {
+  return static_cast<std::size_t>(rank);
+}
 
 class InProcessMeeting final : public Meeting {
  public:
@@ -31,7 +33,8 @@ class InProcessMeeting final : public Meeting {
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return hub_->size(); }
-  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine, std::chrono::nanoseconds timeout) override {
+  std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine,
+                                                 std::chrono::nanoseconds timeout) override {
     return hub_->all_gather(rank_, mine, timeout);
   }
   std::shared_ptr<InProcessHub> hub() const override { return hub_; }
@@ -43,7 +46,8 @@ class InProcessMeeting final : public Meeting {
 
 }  // namespace
 
-InProcessHub::InProcessHub(int size) : size_(size), arrived_(index(size)), left_(index(size)), boards_taken_(index(size)) {}
+InProcessHub::InProcessHub(int size)
+    : size_(size), arrived_(index(size)), left_(index(size)), boards_taken_(index(size)) {}
 
 std::vector<std::vector<std::byte>> InProcessHub::all_gather(int rank, std::span<const std::byte> mine,
                                                              std::chrono::nanoseconds timeout) {
@@ -51,7 +55,8 @@ std::vector<std::vector<std::byte>> InProcessHub::all_gather(int rank, std::span
   std::unique_lock lock(mutex_);
   throw_if_broken(rank);
   if (arrived_[index(rank)]) {
-    throw failure(ErrorCode::kBootstrap, fmt::format("all_gather: rank {} is in this meeting's all_gather already", rank));
+    throw failure(ErrorCode::kBootstrap,
+                  fmt::format("all_gather: rank {} is in this meeting's all_gather already", rank));
   }
   const std::uint64_t round = round_;
   arrived_[index(rank)].emplace(mine.begin(), mine.end());
@@ -64,7 +69,9 @@ std::vector<std::vector<std::byte>> InProcessHub::all_gather(int rank, std::span
     if (left_[index(other)]) left.push_back(other);
   }
   if (!left.empty()) {
-    fail({.code = ErrorCode::kBootstrap, .missing = left, .text = fmt::format("{} left the meeting", describe_ranks(left))});
+    fail({.code = ErrorCode::kBootstrap,
+          .missing = left,
+          .text = fmt::format("{} left the meeting", describe_ranks(left))});
   }
   while (round_ == round) {
     throw_if_broken(rank);

@@ -28,9 +28,10 @@ class InProcessHub {
 
   int size() const noexcept { return size_; }
 
-  /// The collective of Meeting. A rank that times out or leaves breaks the hub: the others fail at once, and so does every
-  /// later round.
-  std::vector<std::vector<std::byte>> all_gather(int rank, std::span<const std::byte> mine, std::chrono::nanoseconds timeout);
+  /// The collective of Meeting. A rank that times out or leaves breaks the hub: the others fail at once, and so does
+  /// every later round.
+  std::vector<std::vector<std::byte>> all_gather(int rank, std::span<const std::byte> mine,
+                                                 std::chrono::nanoseconds timeout);
 
   /// The rank's meeting is gone; rounds that are complete are not harmed.
   void leave(int rank);
@@ -61,7 +62,8 @@ class InProcessHub {
   std::uint64_t round_ = 0;  // the round that is being filled
   std::vector<std::optional<Bytes>> arrived_;
   int num_arrived_ = 0;
-  // Of the round before: at most one can still be unread, because nobody completes a round that he has not returned from.
+  // Of the round before: at most one can still be unread, because nobody completes a round that he has not returned
+  // from.
   std::shared_ptr<const std::vector<Bytes>> result_;
   std::vector<bool> left_;
   std::optional<Failure> failure_;

@@ -52,7 +52,8 @@ void Link::send(const Notice& notice) {
     PacketHeader more;
     more.kind = PacketHeader::Kind::kMore;
     more.total_bytes = bytes.size();
-    outgoing_.push_back({.packet = more.packet(bytes.subspan(at, std::min(kMaxChunkBytes, bytes.size() - at))), .memory = nullptr});
+    outgoing_.push_back(
+        {.packet = more.packet(bytes.subspan(at, std::min(kMaxChunkBytes, bytes.size() - at))), .memory = nullptr});
   }
   flush();
 }
@@ -84,7 +85,8 @@ std::optional<Notice> Link::poll() {
 bool Link::gone() {
   if (!complete_.empty()) return false;
   if (ended_) return true;
-  std::array<pollfd, 2> watched{{{socket_.get(), POLLIN, 0}, {process_.get(), POLLIN, 0}}};  // negative ones are skipped
+  std::array<pollfd, 2> watched{
+      {{socket_.get(), POLLIN, 0}, {process_.get(), POLLIN, 0}}};  // negative ones are skipped
   if (::poll(watched.data(), watched.size(), 0) <= 0) return false;
   // Asked before reading: what a process sent before it ended is in the socket by now.
   const bool process_ended = (watched[1].revents & POLLIN) != 0;
@@ -115,8 +117,8 @@ bool Link::receive() {
 
 bool Link::accept(Received received, std::span<const std::byte> packet) {
   const std::optional<PacketHeader> header = PacketHeader::parse(packet);
-  const bool opens = header && header->kind == PacketHeader::Kind::kNotice && !partial_ && header->total_bytes <= kMaxNoticeBytes &&
-                     header->has_memory == static_cast<bool>(received.fd);
+  const bool opens = header && header->kind == PacketHeader::Kind::kNotice && !partial_ &&
+                     header->total_bytes <= kMaxNoticeBytes && header->has_memory == static_cast<bool>(received.fd);
   const bool continues = header && header->kind == PacketHeader::Kind::kMore && partial_ && !received.fd;
   if (!opens && !continues) {
     end();  // no member of this group speaks so
@@ -149,7 +151,8 @@ std::shared_ptr<Memory> Link::map(Fd fd, std::uint64_t num_bytes) const {
     return Memory::map(fd.release(), num_bytes);
   } catch (const Error& error) {
     const ErrorCode code = error.code() == ErrorCode::kInvalidArgument ? ErrorCode::kBootstrap : error.code();
-    throw failure(code, fmt::format("Mesh::poll: memory from rank {} cannot be used: {}", peer_, error.what()), {peer_});
+    throw failure(code, fmt::format("Mesh::poll: memory from rank {} cannot be used: {}", peer_, error.what()),
+                  {peer_});
   }
 }
 

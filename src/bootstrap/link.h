@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// One pair's link in the mesh of processes: notices cut into packets, a queue for what the socket does not take yet, and the
-// end of the peer.
+// One pair's link in the mesh of processes: notices cut into packets, a queue for what the socket does not take yet,
+// and the end of the peer.
 #pragma once
 
 #include <cstddef>

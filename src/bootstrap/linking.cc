@@ -22,18 +22,21 @@
 namespace ferry::bootstrap {
 namespace {
 
-constexpr std::uint32_t kCardMagic = 0x43505246;   // "FRPC"
-constexpr std::size_t kMostStrangers = 256;        // accepted, but not yet known
+constexpr std::uint32_t kCardMagic = 0x43505246;  // "FRPC"
+constexpr std::size_t kMostStrangers = 256;       // accepted, but not yet known
 constexpr auto kStrangerPatience = std::chrono::seconds(5);
 constexpr auto kRetryEvery = std::chrono::milliseconds(5);
 
-std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+std::size_t index(int rank) {
+  return static_cast<std::size_t>(rank);
+}
 
 void fill_random(std::span<std::byte> bytes) {
   while (!bytes.empty()) {
     const ssize_t filled = getrandom(bytes.data(), bytes.size(), 0);
     if (filled < 0 && errno == EINTR) continue;
-    if (filled <= 0) throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: getrandom: {}", describe_errno(errno)));
+    if (filled <= 0)
+      throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: getrandom: {}", describe_errno(errno)));
     bytes = bytes.subspan(static_cast<std::size_t>(filled));
   }
 }
@@ -93,12 +96,14 @@ Card Card::decode(int rank, std::span<const std::byte> bytes) {
   const auto magic = reader.get<std::uint32_t>();
   const auto version = reader.get<std::uint16_t>();
   if (!reader.ok() || magic != kCardMagic) {
-    throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: rank {} sent something else; is it in another call?", rank), {rank});
+    throw failure(ErrorCode::kBootstrap,
+                  fmt::format("make_mesh: rank {} sent something else; is it in another call?", rank), {rank});
   }
   if (version != kVersion) {
-    throw failure(ErrorCode::kBootstrap,
-                  fmt::format("make_mesh: rank {} speaks version {} of the mesh protocol, expected {}", rank, version, kVersion),
-                  {rank});
+    throw failure(
+        ErrorCode::kBootstrap,
+        fmt::format("make_mesh: rank {} speaks version {} of the mesh protocol, expected {}", rank, version, kVersion),
+        {rank});
   }
   Card card;
   card.boot_id = reader.get_text();
@@ -114,7 +119,8 @@ Card Card::decode(int rank, std::span<const std::byte> bytes) {
 }
 
 Card Card::of_this_process() {
-  Card card{.boot_id = read_boot_id(), .network = network_namespace(), .uid = geteuid(), .name = random_name(), .nonce = {}};
+  Card card{
+      .boot_id = read_boot_id(), .network = network_namespace(), .uid = geteuid(), .name = random_name(), .nonce = {}};
   fill_random(card.nonce);
   return card;
 }
@@ -125,23 +131,31 @@ void check_cards(const std::vector<Card>& cards, int rank) {
     const Card& card = cards[index(peer)];
     if (card.boot_id != mine.boot_id || card.network != mine.network) {
       const char* what = card.boot_id != mine.boot_id ? "runs on another machine" : "runs in another network namespace";
-      throw failure(ErrorCode::kUnsupported,
-                    fmt::format("make_mesh: rank {} {} than rank {}; ranks of several machines need a network engine, which "
-                                "this group has not: start all ranks on one machine and in one network namespace",
-                                peer, what, rank),
-                    {peer});
+      throw failure(
+          ErrorCode::kUnsupported,
+          fmt::format("make_mesh: rank {} {} than rank {}; ranks of several machines need a network engine, which "
+                      "this group has not: start all ranks on one machine and in one network namespace",
+                      peer, what, rank),
+          {peer});
     }
     if (card.uid != mine.uid) {
-      throw failure(ErrorCode::kBootstrap,
-                    fmt::format("make_mesh: rank {} belongs to user {}, rank {} to user {}; memory is shared with the same user only",
-                                peer, card.uid, rank, mine.uid),
-                    {peer});
+      throw failure(
+          ErrorCode::kBootstrap,
+          fmt::format(
+              "make_mesh: rank {} belongs to user {}, rank {} to user {}; memory is shared with the same user only",
+              peer, card.uid, rank, mine.uid),
+          {peer});
     }
   }
 }
 
 Linker::Linker(int rank, int size, const Card& card)
-    : rank_(rank), size_(size), uid_(card.uid), listener_(listen_at(card.name, size + 16)), peers_(index(size)), num_missing_(size - 1) {}
+    : rank_(rank),
+      size_(size),
+      uid_(card.uid),
+      listener_(listen_at(card.name, size + 16)),
+      peers_(index(size)),
+      num_missing_(size - 1) {}
 
 std::vector<Peer> Linker::link(const std::vector<Card>& cards, Deadline deadline) {
   cards_ = &cards;
@@ -157,8 +171,9 @@ std::vector<Peer> Linker::link(const std::vector<Card>& cards, Deadline deadline
       each = peers_[index(each->peer)].socket ? calls_.erase(each) : std::next(each);
     }
     if (num_missing_ > 0 && deadline.passed()) {
-      throw failure(ErrorCode::kTimeout, fmt::format("make_mesh: rank {} of {} found no link with {} in time", rank_, size_,
-                                                     describe_ranks(missing())),
+      throw failure(ErrorCode::kTimeout,
+                    fmt::format("make_mesh: rank {} of {} found no link with {} in time", rank_, size_,
+                                describe_ranks(missing())),
                     missing());
     }
   }
@@ -172,14 +187,17 @@ void Linker::call(Call& call) {
   if (!socket) {
     if (errno == EAGAIN || errno == EINTR) return;  // its queue is full: later
     const std::string reason = errno == ECONNREFUSED ? "it does not listen any more" : describe_errno(errno);
-    throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: rank {} cannot link with rank {}: {}", rank_, call.peer, reason),
+    throw failure(ErrorCode::kBootstrap,
+                  fmt::format("make_mesh: rank {} cannot link with rank {}: {}", rank_, call.peer, reason),
                   {call.peer});
   }
   if (PeerProcess process; !belongs_to_us(socket, process)) {
-    throw failure(ErrorCode::kBootstrap,
-                  fmt::format("make_mesh: rank {} belongs to user {}, rank {} to user {}; memory is shared with the same user only",
-                              call.peer, process.uid, rank_, uid_),
-                  {call.peer});
+    throw failure(
+        ErrorCode::kBootstrap,
+        fmt::format(
+            "make_mesh: rank {} belongs to user {}, rank {} to user {}; memory is shared with the same user only",
+            call.peer, process.uid, rank_, uid_),
+        {call.peer});
   }
   if (send_packet(socket, hello_packet(rank_, card.nonce), -1) == SendStatus::kSent) call.socket = std::move(socket);
 }
@@ -207,8 +225,8 @@ void Linker::accept_all() {
     strangers_.push_back({.socket = std::move(socket), .deadline = Deadline::after(kStrangerPatience)});
   }
   if (errno == EMFILE || errno == ENFILE) {
-    throw failure(ErrorCode::kBootstrap,
-                  fmt::format("make_mesh: rank {} cannot accept more links: {}; raise ulimit -n", rank_, describe_errno(errno)));
+    throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: rank {} cannot accept more links: {}; raise ulimit -n",
+                                                     rank_, describe_errno(errno)));
   }
 }
 
@@ -224,8 +242,10 @@ bool Linker::hear_stranger(Stranger& stranger) {
   const auto version = reader.get<std::uint16_t>();
   const auto peer = reader.get<std::uint32_t>();
   const std::span<const std::byte> proof = reader.get_raw(sizeof(Card::Nonce));
-  if (!reader.finished() || version != Card::kVersion || !equal_secrets(proof, (*cards_)[index(rank_)].nonce)) return false;
-  if (peer <= static_cast<std::uint32_t>(rank_) || peer >= static_cast<std::uint32_t>(size_) || peers_[peer].socket) return false;
+  if (!reader.finished() || version != Card::kVersion || !equal_secrets(proof, (*cards_)[index(rank_)].nonce))
+    return false;
+  if (peer <= static_cast<std::uint32_t>(rank_) || peer >= static_cast<std::uint32_t>(size_) || peers_[peer].socket)
+    return false;
   PeerProcess process;
   if (!belongs_to_us(stranger.socket, process)) return false;
   if (send_packet(stranger.socket, welcome_packet((*cards_)[peer].nonce), -1) != SendStatus::kSent) return false;

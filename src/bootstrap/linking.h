@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the pairs of a mesh of processes find each other: every rank tells the group where it listens, the higher rank of a
-// pair connects to the lower one, and both prove that they were at the meeting.
+// How the pairs of a mesh of processes find each other: every rank tells the group where it listens, the higher rank
+// of a pair connects to the lower one, and both prove that they were at the meeting.
 #pragma once
 
 #include <array>
@@ -25,11 +25,11 @@ struct Card {
   static constexpr std::uint16_t kVersion = 1;
   using Nonce = std::array<std::byte, 32>;
 
-  std::string boot_id;          ///< of the running kernel: equal only on one machine
-  std::uint64_t network = 0;    ///< the network namespace: abstract names are seen inside one only
+  std::string boot_id;        ///< of the running kernel: equal only on one machine
+  std::uint64_t network = 0;  ///< the network namespace: abstract names are seen inside one only
   std::uint32_t uid = 0;
-  std::string name;             ///< abstract socket name, random
-  Nonce nonce{};                ///< known to those who were at the meeting
+  std::string name;  ///< abstract socket name, random
+  Nonce nonce{};     ///< known to those who were at the meeting
 
   std::vector<std::byte> encode() const;
   /// Throws Error(bootstrap) that names the rank.
@@ -50,7 +50,8 @@ class Linker {
   /// Listens from now on; `card.name` is where.
   Linker(int rank, int size, const Card& card);
 
-  /// Links with everybody else; element `rank` stays empty. Throws Error(bootstrap | timeout) naming the ranks that are missing.
+  /// Links with everybody else; element `rank` stays empty. Throws Error(bootstrap | timeout) naming the ranks that
+  /// are missing.
   std::vector<Peer> link(const std::vector<Card>& cards, Deadline deadline);
 
  private:

@@ -14,7 +14,9 @@
 namespace ferry::bootstrap {
 namespace {
 
-std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+std::size_t index(int rank) {
+  return static_cast<std::size_t>(rank);
+}
 
 class LocalMesh final : public Mesh {
  public:

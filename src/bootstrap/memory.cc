@@ -52,8 +52,9 @@ void check_file_limit(const char* function, std::size_t file_bytes) {
   // Growing a file beyond this limit raises SIGXFSZ, which would end the process.
   rlimit limit{};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && file_bytes > limit.rlim_cur) {
-    throw failure(ErrorCode::kInternal, fmt::format("{}: {} bytes are more than the file size limit of {} bytes (ulimit -f)",
-                                                    function, file_bytes, static_cast<std::uint64_t>(limit.rlim_cur)));
+    throw failure(ErrorCode::kInternal,
+                  fmt::format("{}: {} bytes are more than the file size limit of {} bytes (ulimit -f)", function,
+                              file_bytes, static_cast<std::uint64_t>(limit.rlim_cur)));
   }
 }
 
@@ -97,7 +98,7 @@ std::shared_ptr<Memory> Memory::map(int taken_fd, std::size_t bytes) {
   }
   if (static_cast<std::size_t>(file.st_size) != mapped_bytes) {
     refuse(function, "bytes", fmt::format("{} ({} in pages)", bytes, mapped_bytes),
-                 fmt::format("{}, the size of the file", static_cast<std::int64_t>(file.st_size)));
+           fmt::format("{}, the size of the file", static_cast<std::int64_t>(file.st_size)));
   }
   std::byte* data = map_pages(function, mapped_bytes, MAP_SHARED, fd.get());
   return std::shared_ptr<Memory>(new Memory(data, bytes == 0 ? mapped_bytes : bytes, fd.release()));

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Host memory for windows: mapped on demand, zeroed by the kernel, reference-counted, and impossible to leave behind after
-// a crash (no name in any file system).
+// Host memory for windows: mapped on demand, zeroed by the kernel, reference-counted, and impossible to leave behind
+// after a crash (no name in any file system).
 #pragma once
 
 #include <cstddef>
@@ -12,11 +12,13 @@ namespace ferry {
 
 class Memory {
  public:
-  /// For ranks that are threads of one process: everyone uses the same addresses. Throws Error(invalid_argument | internal).
+  /// For ranks that are threads of one process: everyone uses the same addresses. Throws Error(invalid_argument |
+  /// internal).
   static std::shared_ptr<Memory> anonymous(std::size_t bytes);
   /// Backed by a memfd, so that it can be handed to other processes.
   static std::shared_ptr<Memory> shareable(std::size_t bytes);
-  /// Maps a memfd that came from a peer; takes the descriptor over. The peer's claim of `bytes` is checked against the file.
+  /// Maps a memfd that came from a peer; takes the descriptor over. The peer's claim of `bytes` is checked against
+  /// the file.
   static std::shared_ptr<Memory> map(int fd, std::size_t bytes);
 
   Memory(const Memory&) = delete;

@@ -18,7 +18,8 @@
 namespace ferry::bootstrap {
 namespace {
 
-constexpr std::size_t kMostFds = 8;  // enough to receive and close what a confused peer sends; the kernel drops the rest
+constexpr std::size_t kMostFds =
+    8;  // enough to receive and close what a confused peer sends; the kernel drops the rest
 
 struct AbstractAddress {
   sockaddr_un address{};
@@ -34,7 +35,9 @@ AbstractAddress abstract_address(const std::string& name) {
   return result;
 }
 
-Fd packet_socket() { return Fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)); }
+Fd packet_socket() {
+  return Fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+}
 
 /// Takes every descriptor out of the control data; keeps the first, closes the others.
 int take_fds(msghdr& message, Fd& first) {
@@ -59,7 +62,8 @@ Fd listen_at(const std::string& name, int backlog) {
   const AbstractAddress at = abstract_address(name);
   if (!listener || bind(listener.get(), reinterpret_cast<const sockaddr*>(&at.address), at.num_bytes) != 0 ||
       listen(listener.get(), backlog) != 0) {
-    throw failure(ErrorCode::kBootstrap, fmt::format("make_mesh: cannot open a Unix socket: {}", describe_errno(errno)));
+    throw failure(ErrorCode::kBootstrap,
+                  fmt::format("make_mesh: cannot open a Unix socket: {}", describe_errno(errno)));
   }
   return listener;
 }
@@ -75,7 +79,9 @@ Fd connect_to(const std::string& name) {
   return socket;
 }
 
-Fd accept_from(const Fd& listener) { return Fd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)); }
+Fd accept_from(const Fd& listener) {
+  return Fd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
 
 std::optional<PeerProcess> peer_process(const Fd& socket) {
   ucred credentials{};
@@ -127,8 +133,8 @@ Received receive_packet(const Fd& socket, std::span<std::byte> buffer) {
     message.msg_controllen = sizeof(control);
     const ssize_t num_bytes = recvmsg(socket.get(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (num_bytes < 0) {
-      // A peer that closed without reading everything makes itself known by one ECONNRESET, which may come before packets
-      // that are still to be read; the end itself follows.
+      // A peer that closed without reading everything makes itself known by one ECONNRESET, which may come before
+      // packets that are still to be read; the end itself follows.
       if (errno == EINTR || errno == ECONNRESET) continue;
       received.status = errno == EAGAIN ? Received::Status::kNothing : Received::Status::kEnd;
       return received;
@@ -139,7 +145,8 @@ Received receive_packet(const Fd& socket, std::span<std::byte> buffer) {
       received.fd.reset();
       received.status = Received::Status::kBad;
     } else {
-      received.status = num_bytes == 0 ? Received::Status::kEnd : Received::Status::kPacket;  // nobody sends empty packets
+      received.status =
+          num_bytes == 0 ? Received::Status::kEnd : Received::Status::kPacket;  // nobody sends empty packets
     }
     return received;
   }

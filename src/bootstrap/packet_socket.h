@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Unix sockets that keep packets apart and carry descriptors, named in the abstract namespace: the kernel forgets a name
-// with its last socket, so nothing is left behind after a crash. Nothing here ever waits.
+// Unix sockets that keep packets apart and carry descriptors, named in the abstract namespace: the kernel forgets a
+// name with its last socket, so nothing is left behind after a crash. Nothing here ever waits.
 #pragma once
 
 #include <sys/types.h>
@@ -34,7 +34,8 @@ struct Received {
 /// Listens at an abstract name. Throws Error(bootstrap).
 Fd listen_at(const std::string& name, int backlog);
 
-/// Connects to an abstract name; empty with errno set (EAGAIN: the listener's queue is full; ECONNREFUSED: nobody listens).
+/// Connects to an abstract name; empty with errno set (EAGAIN: the listener's queue is full; ECONNREFUSED: nobody
+/// listens).
 Fd connect_to(const std::string& name);
 
 /// The next connection; empty with errno set.

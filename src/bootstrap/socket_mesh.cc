@@ -22,13 +22,16 @@
 namespace ferry::bootstrap {
 namespace {
 
-std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+std::size_t index(int rank) {
+  return static_cast<std::size_t>(rank);
+}
 
 class SocketMesh final : public Mesh {
  public:
   SocketMesh(int rank, std::vector<Peer> peers) : rank_(rank), process_(getpid()) {
     for (std::size_t peer = 0; peer < peers.size(); ++peer) {
-      links_.push_back(std::make_unique<Link>(static_cast<int>(peer), std::move(peers[peer].socket), std::move(peers[peer].process)));
+      links_.push_back(std::make_unique<Link>(static_cast<int>(peer), std::move(peers[peer].socket),
+                                              std::move(peers[peer].process)));
     }
   }
   SocketMesh(const SocketMesh&) = delete;
@@ -45,7 +48,8 @@ class SocketMesh final : public Mesh {
     const char* const function = "ferry::Mesh::send";
     check(function, peer);
     if (notice.bytes.size() > kMaxNoticeBytes) {
-      refuse(function, "notice", fmt::format("{} bytes", notice.bytes.size()), fmt::format("at most {} bytes", kMaxNoticeBytes));
+      refuse(function, "notice", fmt::format("{} bytes", notice.bytes.size()),
+             fmt::format("at most {} bytes", kMaxNoticeBytes));
     }
     if (notice.memory && notice.memory->fd() < 0) {
       refuse(function, "notice.memory", "memory of this process alone", "memory from Mesh::allocate");
@@ -121,7 +125,8 @@ void tell_outcome(Meeting& meeting, const std::optional<Error>& mine, Deadline d
 
 std::unique_ptr<Mesh> make_socket_mesh(Meeting& meeting, std::chrono::nanoseconds timeout) {
   const Deadline deadline = Deadline::after(timeout);
-  const Deadline link_deadline = Deadline::after(timeout - timeout / 10);  // the rest is for telling each other the outcome
+  const Deadline link_deadline =
+      Deadline::after(timeout - timeout / 10);  // the rest is for telling each other the outcome
   const int rank = meeting.rank();
   const Card card = Card::of_this_process();
   Linker linker(rank, meeting.size(), card);

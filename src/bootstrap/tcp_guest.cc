@@ -112,7 +112,8 @@ std::optional<Frame> TcpGuest::await(FrameKind kind, Deadline deadline) {
   while (true) {
     std::optional<Frame> frame = stream_.reader().next();
     if (!stream_.reader().complaint().empty()) {
-      fail(ErrorCode::kBootstrap, fmt::format("what answers in place of rank 0 is something else: {}", stream_.reader().complaint()), {0});
+      fail(ErrorCode::kBootstrap,
+           fmt::format("what answers in place of rank 0 is something else: {}", stream_.reader().complaint()), {0});
     }
     if (frame && frame->kind == kind) return frame;
     if (frame) fail_as_told(*frame);
@@ -135,7 +136,8 @@ void TcpGuest::fail_as_told(const Frame& frame) {
 }
 
 void TcpGuest::fail(ErrorCode code, const std::string& text, const std::vector<int>& missing) {
-  error_ = failure(code, fmt::format("{}: {} (seen by rank {})", started_ ? "all_gather" : "meet_over_tcp", text, rank_), missing);
+  error_ = failure(
+      code, fmt::format("{}: {} (seen by rank {})", started_ ? "all_gather" : "meet_over_tcp", text, rank_), missing);
   stream_.close();  // so that rank 0 knows at once
   throw *error_;
 }

@@ -27,7 +27,9 @@ constexpr auto kPortPatience = std::chrono::seconds(1);
 constexpr auto kPortPause = std::chrono::milliseconds(20);
 constexpr int kMostAcceptedPerTurn = 64;  // so that a flood of strangers does not keep the members waiting
 
-std::size_t index(int rank) { return static_cast<std::size_t>(rank); }
+std::size_t index(int rank) {
+  return static_cast<std::size_t>(rank);
+}
 
 /// When a guest that waits this long from now on must be told that it waited in vain.
 Deadline guest_deadline(std::chrono::nanoseconds patience) {
@@ -56,15 +58,16 @@ void TcpHost::listen(const TcpMeeting& where, Deadline deadline) {
         listeners_.push_back(std::move(listener));
         continue;
       }
-      // An address that this machine has not may be one of several; a port that is taken would lead guests to somebody else.
+      // An address that this machine has not may be one of several; a port that is taken would lead guests to
+      // somebody else.
       taken = taken || errno == EADDRINUSE;
       complaint = describe_errno(errno);
     }
     if (!listeners_.empty() && !taken) return;
     listeners_.clear();
     if (!(taken || resolution.may_change) || patience.passed()) {
-      throw failure(ErrorCode::kBootstrap,
-                    fmt::format("meet_over_tcp: rank 0 cannot listen at {} port {}: {}", where.address, where.port, complaint));
+      throw failure(ErrorCode::kBootstrap, fmt::format("meet_over_tcp: rank 0 cannot listen at {} port {}: {}",
+                                                       where.address, where.port, complaint));
     }
     std::this_thread::sleep_for(kPortPause);
   }
@@ -97,7 +100,8 @@ std::vector<Bytes> TcpHost::all_gather(std::span<const std::byte> mine, std::chr
   members_[0].contribution.emplace(mine.begin(), mine.end());
   for (std::vector<int> missing = absent(); !missing.empty(); missing = absent()) {
     std::vector<int> left;
-    std::copy_if(missing.begin(), missing.end(), std::back_inserter(left), [&](int rank) { return members_[index(rank)].ended; });
+    std::copy_if(missing.begin(), missing.end(), std::back_inserter(left),
+                 [&](int rank) { return members_[index(rank)].ended; });
     if (!left.empty()) fail(ErrorCode::kBootstrap, fmt::format("{} left the meeting", describe_ranks(left)), left);
     if (first_deadline(deadline).passed()) {
       fail(ErrorCode::kTimeout, fmt::format("{} did not come in time", describe_ranks(missing)), missing);
@@ -113,7 +117,8 @@ std::vector<Bytes> TcpHost::all_gather(std::span<const std::byte> mine, std::chr
     member.deadline.reset();
   }
   if (num_bytes > kMaxResultBytes / 2) {
-    fail(ErrorCode::kBootstrap, fmt::format("the ranks brought {} bytes, expected at most {}", num_bytes, kMaxResultBytes / 2), {});
+    fail(ErrorCode::kBootstrap,
+         fmt::format("the ranks brought {} bytes, expected at most {}", num_bytes, kMaxResultBytes / 2), {});
   }
   broadcast(FrameKind::kResult, result.encode());
   flush_all(deadline);
@@ -142,7 +147,8 @@ void TcpHost::accept_all() {
     for (int i = 0; i < kMostAcceptedPerTurn; ++i) {
       Fd socket = accept_tcp(listener);
       if (!socket && (errno == EMFILE || errno == ENFILE)) {
-        fail(ErrorCode::kBootstrap, fmt::format("rank 0 cannot accept more connections: {}; raise ulimit -n", describe_errno(errno)), {});
+        fail(ErrorCode::kBootstrap,
+             fmt::format("rank 0 cannot accept more connections: {}; raise ulimit -n", describe_errno(errno)), {});
       }
       if (!socket) break;
       // The newest are kept: a rank speaks as it connects, so what stays silent for long is none.
@@ -192,7 +198,8 @@ void TcpHost::hear_member(int rank) {
   const bool goes_on = member.stream.fill();
   while (const std::optional<Frame> frame = member.stream.reader().next()) take_contribution(rank, *frame);
   if (!member.stream.reader().complaint().empty()) {
-    fail(ErrorCode::kBootstrap, fmt::format("rank {} sent something else: {}", rank, member.stream.reader().complaint()), {rank});
+    fail(ErrorCode::kBootstrap,
+         fmt::format("rank {} sent something else: {}", rank, member.stream.reader().complaint()), {rank});
   }
   if (goes_on) return;
   member.stream.close();
@@ -243,7 +250,8 @@ void TcpHost::flush_all(Deadline deadline) {
       watched.push_back({stream.fd(), POLLOUT, 0});
     }
     if (slow.empty()) return;
-    if (deadline.passed()) fail(ErrorCode::kTimeout, fmt::format("{} did not listen in time", describe_ranks(slow)), slow);
+    if (deadline.passed())
+      fail(ErrorCode::kTimeout, fmt::format("{} did not listen in time", describe_ranks(slow)), slow);
     ::poll(watched.data(), watched.size(), deadline.remaining_ms());
   }
 }
@@ -254,7 +262,8 @@ void TcpHost::broadcast(FrameKind kind, std::span<const std::byte> payload) {
 }
 
 void TcpHost::fail(ErrorCode code, const std::string& text, const std::vector<int>& missing) {
-  error_ = failure(code, fmt::format("{}: {} (seen by rank 0)", started_ ? "all_gather" : "meet_over_tcp", text), missing);
+  error_ =
+      failure(code, fmt::format("{}: {} (seen by rank 0)", started_ ? "all_gather" : "meet_over_tcp", text), missing);
   const Bytes payload = Reason{.code = code, .missing = missing, .text = text}.encode();
   broadcast(FrameKind::kFailure, payload);
   for (Member& member : members_) member.stream.finish_sending();

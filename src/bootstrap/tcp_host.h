@@ -52,7 +52,8 @@ class TcpHost final : public Meeting {
   bool hear_visitor(Visitor& visitor);
   void hear_member(int rank);
   void take_contribution(int rank, const Frame& frame);
-  /// The deadline of the host or of the guest that waits least, somewhat early so that the reason still reaches the guest.
+  /// The deadline of the host or of the guest that waits least, somewhat early so that the reason still reaches the
+  /// guest.
   Deadline first_deadline(Deadline mine) const;
   std::vector<int> absent() const;
   void flush_all(Deadline deadline);

@@ -29,7 +29,8 @@ void check(const TcpMeeting& where) {
     refuse(function, "timeout", fmt::format("{} ns", where.timeout.count()), "more than 0");
   }
   if (where.token.size() > bootstrap::kMaxTokenBytes) {
-    refuse(function, "token", fmt::format("{} bytes long", where.token.size()), fmt::format("at most {}", bootstrap::kMaxTokenBytes));
+    refuse(function, "token", fmt::format("{} bytes long", where.token.size()),
+           fmt::format("at most {}", bootstrap::kMaxTokenBytes));
   }
   if (where.size == 1) return;
   if (where.port == 0) refuse(function, "port", "0", "1 to 65535");
@@ -50,7 +51,8 @@ std::unique_ptr<Meeting> meet_from_environment() {
   if (!environment.rank || !environment.world_size) return std::move(meet_in_process(1).front());
   const std::optional<std::uint16_t> port = environment.meeting_port();
   if (!port && *environment.world_size > 1) {
-    refuse("ferry::meet_from_environment", "FERRY_PORT", "not set, nor is MASTER_PORT", "a port at which rank 0 can listen");
+    refuse("ferry::meet_from_environment", "FERRY_PORT", "not set, nor is MASTER_PORT",
+           "a port at which rank 0 can listen");
   }
   return meet_over_tcp({.rank = *environment.rank,
                         .size = *environment.world_size,

@@ -24,16 +24,22 @@ namespace {
 constexpr std::size_t kReadBytes = std::size_t{64} << 10;
 constexpr int kReadsPerTurn = 16;  // so that one busy connection does not keep the others waiting
 
-const sockaddr* as_sockaddr(const SocketAddress& address) { return reinterpret_cast<const sockaddr*>(address.bytes.data()); }
+const sockaddr* as_sockaddr(const SocketAddress& address) {
+  return reinterpret_cast<const sockaddr*>(address.bytes.data());
+}
 
-socklen_t length(const SocketAddress& address) { return static_cast<socklen_t>(address.bytes.size()); }
+socklen_t length(const SocketAddress& address) {
+  return static_cast<socklen_t>(address.bytes.size());
+}
 
 void set_option(const Fd& socket, int level, int option) {
   const int on = 1;
   setsockopt(socket.get(), level, option, &on, sizeof(on));
 }
 
-Fd tcp_socket(int family) { return Fd(socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)); }
+Fd tcp_socket(int family) {
+  return Fd(socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+}
 
 bool connected_with_itself(const Fd& socket) {
   sockaddr_storage here{};
@@ -41,8 +47,8 @@ bool connected_with_itself(const Fd& socket) {
   socklen_t here_bytes = sizeof(here);
   socklen_t there_bytes = sizeof(there);
   return getsockname(socket.get(), reinterpret_cast<sockaddr*>(&here), &here_bytes) == 0 &&
-         getpeername(socket.get(), reinterpret_cast<sockaddr*>(&there), &there_bytes) == 0 && here_bytes == there_bytes &&
-         std::memcmp(&here, &there, here_bytes) == 0;
+         getpeername(socket.get(), reinterpret_cast<sockaddr*>(&there), &there_bytes) == 0 &&
+         here_bytes == there_bytes && std::memcmp(&here, &there, here_bytes) == 0;
 }
 
 Fd give_up(Fd socket) {
@@ -116,7 +122,9 @@ int connect_outcome(const Fd& socket) {
   return error_number;
 }
 
-short FrameStream::events() const noexcept { return static_cast<short>(POLLIN | (has_unsent() ? POLLOUT : 0)); }
+short FrameStream::events() const noexcept {
+  return static_cast<short>(POLLIN | (has_unsent() ? POLLOUT : 0));
+}
 
 void FrameStream::send(FrameKind kind, std::span<const std::byte> payload) {
   send(std::make_shared<const Bytes>(encode_frame(kind, payload)));
@@ -131,7 +139,8 @@ void FrameStream::send(std::shared_ptr<const Bytes> frame) {
 void FrameStream::flush() {
   while (open() && !outgoing_.empty()) {
     const Bytes& frame = *outgoing_.front();
-    const ssize_t sent = ::send(socket_.get(), frame.data() + sent_bytes_, frame.size() - sent_bytes_, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent =
+        ::send(socket_.get(), frame.data() + sent_bytes_, frame.size() - sent_bytes_, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0 && (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM)) return;
     if (sent < 0) {

@@ -23,7 +23,7 @@ struct SocketAddress {
 
 struct Resolution {
   std::vector<SocketAddress> addresses;
-  std::string complaint;  ///< why there are none
+  std::string complaint;    ///< why there are none
   bool may_change = false;  ///< the name service was not there; asking again may help
 };
 Resolution resolve(const std::string& address, std::uint16_t port);

@@ -16,7 +16,8 @@ namespace {
 
 class LentMeeting final : public Meeting {
  public:
-  LentMeeting(int rank, int size, AllGather all_gather) : rank_(rank), size_(size), all_gather_(std::move(all_gather)) {}
+  LentMeeting(int rank, int size, AllGather all_gather)
+      : rank_(rank), size_(size), all_gather_(std::move(all_gather)) {}
 
   int rank() const noexcept override { return rank_; }
   int size() const noexcept override { return size_; }
@@ -25,16 +26,19 @@ class LentMeeting final : public Meeting {
   std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine, std::chrono::nanoseconds) override {
     std::vector<std::vector<std::byte>> all = all_gather_(mine);
     if (all.size() != static_cast<std::size_t>(size_)) {
-      throw bootstrap::failure(ErrorCode::kBootstrap,
-                               fmt::format("meet_through: the all_gather lent to rank {} returned {} entries, expected {}",
-                                           rank_, all.size(), size_));
-    }
-    if (const auto& own = all[static_cast<std::size_t>(rank_)]; !std::equal(own.begin(), own.end(), mine.begin(), mine.end())) {
       throw bootstrap::failure(
           ErrorCode::kBootstrap,
-          fmt::format("meet_through: the all_gather lent to rank {} returned {} bytes as its entry {}, expected the {} bytes "
-                      "that were given; is the rank right?",
-                      rank_, own.size(), rank_, mine.size()));
+          fmt::format("meet_through: the all_gather lent to rank {} returned {} entries, expected {}", rank_,
+                      all.size(), size_));
+    }
+    if (const auto& own = all[static_cast<std::size_t>(rank_)];
+        !std::equal(own.begin(), own.end(), mine.begin(), mine.end())) {
+      throw bootstrap::failure(
+          ErrorCode::kBootstrap,
+          fmt::format(
+              "meet_through: the all_gather lent to rank {} returned {} bytes as its entry {}, expected the {} bytes "
+              "that were given; is the rank right?",
+              rank_, own.size(), rank_, mine.size()));
     }
     return all;
   }

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ranks as processes: shared memory with a fixed size, the mesh of Unix sockets, peers that are killed, nothing left behind.
+// Ranks as processes: shared memory with a fixed size, the mesh of Unix sockets, peers that are killed, nothing left
+// behind.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -42,7 +43,8 @@ std::unique_ptr<Meeting> meet(int rank, int size, std::uint16_t port) {
 void on_processes(int size, const std::function<bool(int)>& body) {
   std::vector<pid_t> children;
   for (int rank = 0; rank < size; ++rank) children.push_back(start_process([&] { return body(rank); }));
-  for (int rank = 0; rank < size; ++rank) EXPECT_EQ(end_of(children[static_cast<std::size_t>(rank)]), 0) << "rank " << rank;
+  for (int rank = 0; rank < size; ++rank)
+    EXPECT_EQ(end_of(children[static_cast<std::size_t>(rank)]), 0) << "rank " << rank;
 }
 
 bool name_in_use(const std::string& name) {
@@ -59,8 +61,8 @@ TEST(BootstrapMemory, SizesAndZeros) {
     EXPECT_EQ(memory->data()[0], std::byte{0});
   }
   // Far more than there is: only what is touched counts.
-  const auto sparse = Memory::shareable(std::size_t{1} << 40);
-  sparse->data()[(std::size_t{1} << 40) - 1] = std::byte{7};
+  const auto sparse = Memory::shareable(std::size_t{1} << 36);
+  sparse->data()[(std::size_t{1} << 36) - 1] = std::byte{7};
   struct stat file {};
   ASSERT_EQ(fstat(sparse->fd(), &file), 0);
   EXPECT_LE(file.st_blocks * 512, std::int64_t{4} << 20);
@@ -100,12 +102,15 @@ TEST(BootstrapProcesses, EveryPairSharesMemory) {
     bool well = true;
     for (int peer = 0; peer < kSize; ++peer) {
       const Notice notice = wait_for_notice(*mesh, peer);
-      well = well && text(notice.bytes) == "window " + std::to_string(peer) && notice.memory->size() == std::size_t{1} << 33;
-      notice.memory->data()[std::size_t{1} << 32 | static_cast<std::size_t>(rank)] = static_cast<std::byte>(10 * peer + rank);
+      well = well && text(notice.bytes) == "window " + std::to_string(peer) &&
+             notice.memory->size() == std::size_t{1} << 33;
+      notice.memory->data()[std::size_t{1} << 32 | static_cast<std::size_t>(rank)] =
+          static_cast<std::byte>(10 * peer + rank);
     }
     meeting->all_gather({}, 20s);
     for (int peer = 0; peer < kSize; ++peer) {
-      well = well && mine->data()[std::size_t{1} << 32 | static_cast<std::size_t>(peer)] == static_cast<std::byte>(10 * rank + peer);
+      well = well && mine->data()[std::size_t{1} << 32 | static_cast<std::size_t>(peer)] ==
+                         static_cast<std::byte>(10 * rank + peer);
     }
     return well;
   });
@@ -113,12 +118,15 @@ TEST(BootstrapProcesses, EveryPairSharesMemory) {
 
 TEST(BootstrapProcesses, LongNoticesAndManyOfThemArriveInOrder) {
   const std::uint16_t port = free_port();
-  const auto body_of = [](int i) { return std::string(static_cast<std::size_t>(i) * 20011 % 300000, static_cast<char>('a' + i % 26)); };
+  const auto body_of = [](int i) {
+    return std::string(static_cast<std::size_t>(i) * 20011 % 300000, static_cast<char>('a' + i % 26));
+  };
   on_processes(2, [&](int rank) {
     const auto meeting = meet(rank, 2, port);
     const auto mesh = make_mesh(*meeting, 20s);
     constexpr int kCount = 60;
-    for (int i = 0; i < kCount; ++i) mesh->send(1 - rank, {as_bytes(body_of(i)), i % 7 == 0 ? mesh->allocate(64) : nullptr});
+    for (int i = 0; i < kCount; ++i)
+      mesh->send(1 - rank, {as_bytes(body_of(i)), i % 7 == 0 ? mesh->allocate(64) : nullptr});
     bool well = true;
     for (int i = 0; i < kCount; ++i) {
       const Notice notice = wait_for_notice(*mesh, 1 - rank);
@@ -212,7 +220,8 @@ TEST(BootstrapProcesses, ManyRanksAndSeveralGroups) {
     const int previous = (rank + kSize - 1) % kSize;
     second->send(next, {as_bytes("second"), nullptr});
     first->send(next, {as_bytes("first"), nullptr});
-    return text(wait_for_notice(*first, previous).bytes) == "first" && text(wait_for_notice(*second, previous).bytes) == "second";
+    return text(wait_for_notice(*first, previous).bytes) == "first" &&
+           text(wait_for_notice(*second, previous).bytes) == "second";
   });
 }
 
@@ -255,7 +264,8 @@ TEST(BootstrapProcesses, AnotherMachineOrUserIsRefusedByName) {
   expect_error(ErrorCode::kBootstrap, [&] { bootstrap::Card::decode(3, {}); });
 }
 
-/// Two ranks link while a program of the same user, that was not at the meeting, knocks at their door in every way it can.
+/// Two ranks link while a program of the same user, that was not at the meeting, knocks at their door in every way it
+/// can.
 TEST(BootstrapProcesses, StrangersOfTheSameUserGetNoSeat) {
   std::vector<bootstrap::Card> cards = {bootstrap::Card::of_this_process(), bootstrap::Card::of_this_process()};
   bootstrap::Linker low(0, 2, cards[0]);
@@ -272,7 +282,8 @@ TEST(BootstrapProcesses, StrangersOfTheSameUserGetNoSeat) {
   bootstrap::PacketHeader hello;
   hello.kind = bootstrap::PacketHeader::Kind::kHello;
   knock(hello.packet({}), -1);
-  const auto lie = as_bytes(std::string("\1\0\1\0\0\0", 6) + std::string(32, 'x'));  // version 1, rank 1, a guessed nonce
+  const auto lie =
+      as_bytes(std::string("\1\0\1\0\0\0", 6) + std::string(32, 'x'));  // version 1, rank 1, a guessed nonce
   knock(hello.packet(lie), -1);
   knock(hello.packet(std::vector<std::byte>(2000)), -1);
   on_threads(2, [&](int rank) {
@@ -282,10 +293,12 @@ TEST(BootstrapProcesses, StrangersOfTheSameUserGetNoSeat) {
     bootstrap::send_packet(peer.socket, as_bytes(rank == 0 ? "low" : "high"), -1);
     std::array<std::byte, 16> buffer;
     bootstrap::Received received;
-    while ((received = bootstrap::receive_packet(peer.socket, buffer)).status == bootstrap::Received::Status::kNothing) {
+    while ((received = bootstrap::receive_packet(peer.socket, buffer)).status ==
+           bootstrap::Received::Status::kNothing) {
       std::this_thread::yield();
     }
-    EXPECT_EQ(text({buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(received.num_bytes)}), rank == 0 ? "high" : "low");
+    EXPECT_EQ(text({buffer.begin(), buffer.begin() + static_cast<std::ptrdiff_t>(received.num_bytes)}),
+              rank == 0 ? "high" : "low");
   });
 }
 
@@ -341,9 +354,12 @@ TEST(BootstrapProcesses, LinkEndsOnNonsense) {
   PacketHeader huge;
   huge.total_bytes = ~std::uint64_t{0};
   const std::vector<std::pair<std::vector<std::byte>, int>> nonsense = {
-      {as_bytes("garbage"), -1},        {without.packet({}), -1},
-      {more.packet({}), -1},            {small.packet(as_bytes("longer than announced")), -1},
-      {huge.packet({}), -1},            {small.packet(as_bytes("x")), memory->fd()},
+      {as_bytes("garbage"), -1},
+      {without.packet({}), -1},
+      {more.packet({}), -1},
+      {small.packet(as_bytes("longer than announced")), -1},
+      {huge.packet({}), -1},
+      {small.packet(as_bytes("x")), memory->fd()},
       {std::vector<std::byte>(bootstrap::kMaxPacketBytes + 1), -1}};
   const auto linked = [] {
     int ends[2];

@@ -78,8 +78,8 @@ inline std::uint16_t free_port() {
   return ntohs(address.sin_port);
 }
 
-/// Starts a process that runs `body` and ends without running any of the test program's own clean-up. Exit code 0: all well,
-/// 1: it threw, 2: a check failed. Not for use while other threads run.
+/// Starts a process that runs `body` and ends without running any of the test program's own clean-up. Exit code 0:
+/// all well, 1: it threw, 2: a check failed. Not for use while other threads run.
 inline pid_t start_process(const std::function<bool()>& body) {
   const pid_t child = fork();
   if (child != 0) return child;

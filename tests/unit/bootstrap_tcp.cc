@@ -38,10 +38,13 @@ TcpMeeting place(int rank, int size, std::uint16_t port) {
 }
 
 bool gather_and_check(Meeting& meeting, int round) {
-  const auto word = [&](int rank) { return std::string(static_cast<std::size_t>(rank * 3 + round % 4), static_cast<char>('a' + rank)); };
+  const auto word = [&](int rank) {
+    return std::string(static_cast<std::size_t>(rank * 3 + round % 4), static_cast<char>('a' + rank));
+  };
   const auto all = meeting.all_gather(as_bytes(word(meeting.rank())), 20s);
   bool well = all.size() == static_cast<std::size_t>(meeting.size());
-  for (int rank = 0; well && rank < meeting.size(); ++rank) well = text(all[static_cast<std::size_t>(rank)]) == word(rank);
+  for (int rank = 0; well && rank < meeting.size(); ++rank)
+    well = text(all[static_cast<std::size_t>(rank)]) == word(rank);
   return well;
 }
 
@@ -105,11 +108,11 @@ TEST(BootstrapTcp, RanksAsProcessesWithLongContributions) {
   for (int rank = kSize - 1; rank >= 0; --rank) {
     children.push_back(start_process([&] {
       const auto meeting = meet_over_tcp(place(rank, kSize, port));
-      const auto all = meeting->all_gather(Bytes(std::size_t{3} << 20, static_cast<std::byte>(rank)), 20s);
+      const auto all = meeting->all_gather(Bytes(std::size_t{1} << 20, static_cast<std::byte>(rank)), 20s);
       bool well = gather_and_check(*meeting, 1);
       for (int peer = 0; peer < kSize; ++peer) {
         const Bytes& bytes = all[static_cast<std::size_t>(peer)];
-        well = well && bytes.size() == std::size_t{3} << 20 && bytes.back() == static_cast<std::byte>(peer);
+        well = well && bytes.size() == std::size_t{1} << 20 && bytes.back() == static_cast<std::byte>(peer);
       }
       return well;
     }));
@@ -359,7 +362,8 @@ TEST(BootstrapTcp, FromTheEnvironment) {
 TEST(BootstrapFrames, CutAnywhereAndJoinedAgain) {
   Bytes stream;
   for (int i = 0; i < 4; ++i) {
-    const Bytes frame = bootstrap::encode_frame(FrameKind::kContribute, Bytes(static_cast<std::size_t>(i * 5), std::byte{7}));
+    const Bytes frame =
+        bootstrap::encode_frame(FrameKind::kContribute, Bytes(static_cast<std::size_t>(i * 5), std::byte{7}));
     stream.insert(stream.end(), frame.begin(), frame.end());
   }
   for (std::size_t piece = 1; piece <= stream.size(); ++piece) {

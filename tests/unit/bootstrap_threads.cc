@@ -45,7 +45,8 @@ TEST(BootstrapThreads, RepeatedGathersOfDifferentSizes) {
 TEST(BootstrapThreads, TimeoutNamesTheMissingRanks) {
   auto meetings = meet_in_process(4);
   on_threads(2, [&](int rank) {
-    const auto error = expect_error(ErrorCode::kTimeout, [&] { meetings[static_cast<std::size_t>(rank)]->all_gather({}, 50ms); });
+    const auto error =
+        expect_error(ErrorCode::kTimeout, [&] { meetings[static_cast<std::size_t>(rank)]->all_gather({}, 50ms); });
     EXPECT_NE(error.find("ranks 2 and 3"), std::string::npos) << error;
   });
   // Who comes too late is told at once.
@@ -103,7 +104,8 @@ TEST(BootstrapThreads, MeshPassesNoticesInOrderAndMemoryAsPointers) {
     auto mesh = make_mesh(*meetings[static_cast<std::size_t>(rank)], 10s);
     const auto memory = mesh->allocate(1 << 20);
     for (int peer = 0; peer < kSize; ++peer) {
-      for (int i = 0; i < 10; ++i) mesh->send(peer, {as_bytes(std::to_string(rank * 100 + i)), i == 0 ? memory : nullptr});
+      for (int i = 0; i < 10; ++i)
+        mesh->send(peer, {as_bytes(std::to_string(rank * 100 + i)), i == 0 ? memory : nullptr});
     }
     for (int peer = 0; peer < kSize; ++peer) {
       for (int i = 0; i < 10; ++i) {
