@@ -56,18 +56,19 @@ struct PyPending {
   struct Call {
     std::shared_ptr<Inputs> inputs;
     Pending pending;
+    bool is_received = false;  ///< or receive() has failed: the call reads and writes nothing any more
   };
   std::shared_ptr<Call> call;
   std::shared_ptr<GroupUse> use;
 
   PyPending(Pending pending, std::shared_ptr<Inputs> inputs, std::shared_ptr<GroupUse> group_use)
-      : call(std::make_shared<Call>(Call{std::move(inputs), std::move(pending)})), use(std::move(group_use)) {}
+      : call(std::make_shared<Call>(Call{.inputs = std::move(inputs), .pending = std::move(pending)})), use(std::move(group_use)) {}
   PyPending(PyPending&&) noexcept = default;
   PyPending(const PyPending&) = delete;
   PyPending& operator=(const PyPending&) = delete;
   ~PyPending() {
     if (!call) return;
-    if (call->pending.valid()) use->retain(call->inputs);
+    if (!call->is_received) use->retain(call->inputs);
     use->drop(std::move(call));
   }
 };

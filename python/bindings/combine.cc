@@ -156,6 +156,7 @@ PyPendingCombine combine_send(PyGroup& self, std::shared_ptr<CombineInputs> inpu
 PyCombineResult receive(PyPendingCombine& self) {
   const auto turn = self.use->enter("ferry.PendingCombine.receive");
   PyCombineResult result{.result = {}, .out = self.call->inputs->out};
+  self.call->is_received = true;
   nb::gil_scoped_release release;
   result.result = self.call->pending.receive();
   return result;
@@ -178,7 +179,7 @@ void bind_combine(nb::module_& module) {
   nb::class_<PyPendingCombine>(module, "PendingCombine", "A combine that was sent and not yet received.")
       .def("receive", &receive,
            "Waits for the rows, sums them and returns the CombineResult. Once only; Error(\"invalid_argument\") the second time.")
-      .def_prop_ro("valid", [](const PyPendingCombine& self) { return self.call->pending.valid(); }, "Not yet received.");
+      .def_prop_ro("valid", [](const PyPendingCombine& self) { return !self.call->is_received; }, "Not yet received.");
 }
 
 void bind_combine_methods(GroupClass& group) {

@@ -167,6 +167,7 @@ PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> i
 
 DispatchResult receive(PyPendingDispatch& self) {
   const auto turn = self.use->enter("ferry.PendingDispatch.receive");
+  self.call->is_received = true;
   nb::gil_scoped_release release;
   return self.call->pending.receive();
 }
@@ -218,7 +219,7 @@ void bind_dispatch(nb::module_& module) {
   nb::class_<PyPendingDispatch>(module, "PendingDispatch", "A dispatch that was sent and not yet received.")
       .def("receive", &receive,
            "Waits for the rows and returns the DispatchResult. Once only; Error(\"invalid_argument\") the second time.")
-      .def_prop_ro("valid", [](const PyPendingDispatch& self) { return self.call->pending.valid(); }, "Not yet received.");
+      .def_prop_ro("valid", [](const PyPendingDispatch& self) { return !self.call->is_received; }, "Not yet received.");
 }
 
 void bind_dispatch_methods(GroupClass& group) {

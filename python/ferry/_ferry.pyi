@@ -363,19 +363,30 @@ def memory_plan(config: GroupConfig, topology: Topology, rank: int) -> MemoryPla
     """
 
 class TrafficPlan:
-    """Bytes that cross links in one call: expectation per rank."""
+    """
+    Bytes that a rank sends in one dispatch and one combine: expectation, mean over ranks, throughput mode.
+    """
 
     @property
-    def node_bytes(self) -> float:
-        """To other ranks of the node."""
+    def dispatch_node_bytes(self) -> float:
+        """To other ranks of the node, rows handed on for other nodes included."""
 
     @property
-    def network_bytes(self) -> float:
-        """To other nodes."""
+    def dispatch_network_bytes(self) -> float:
+        """To other nodes: one row per (token, node)."""
+
+    @property
+    def combine_node_bytes(self) -> float: ...
+
+    @property
+    def combine_network_bytes(self) -> float:
+        """
+        per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice.
+        """
 
 def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int) -> TrafficPlan:
     """
-    Bytes for `tokens` tokens per rank with `top_k` uniformly random distinct choices each.
+    Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype of the limits.
     """
 
 class GroupStatistics:

@@ -79,7 +79,7 @@ def test_misuse_of_dispatch(call, argument: str | None, words: list[str]) -> Non
         ({"x": np.zeros((4, 16), np.int32)}, "x"),
         ({"reduction": "sum"}, "reduction"),
         ({"reduction": 3}, "reduction"),
-        ({"reduction": "flat"}, "reduction"),
+        ({"reduction": "flat"}, "flat"),
         ({"weights": "gate"}, "weights"),
         ({"weights": np.zeros((4, 2), np.float32)}, "weight"),
         ({"bias": (X, X, X)}, "bias"),
