@@ -48,7 +48,10 @@ void wait_for_rows(Runtime& runtime, DispatchCall& call) {
   runtime.wait(call, kStep, waits);
   // Rows of others may still have to pass through this rank, also if it receives none itself.
   std::vector<Wait> owed;
-  for (const ForwardProgress& progress : call.forwards) owed.push_back({progress.source, Signal::kDispatchNetwork, call.total(progress.expected)});
+  for (const ForwardProgress& progress : call.forwards) {
+    if (progress.expected == 0) continue;  // a source without rows for this node says nothing
+    owed.push_back({progress.source, Signal::kDispatchNetwork, call.total(progress.expected)});
+  }
   runtime.wait(call, "dispatch_forward", owed);
   dispatch_forward(runtime, call);
   check_nobody_left(runtime, call);
