@@ -10,7 +10,7 @@
 namespace ferry {
 
 struct Capability {
-  std::string name;    ///< "backend host", "network loopback", "locked memory", ...
+  std::string name;  ///< "backend host", "network loopback", "locked memory", ...
   bool usable = false;
   std::string detail;  ///< what was found, or the reason why not
   std::string fix;     ///< what would help; empty if usable

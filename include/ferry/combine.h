@@ -27,7 +27,8 @@ struct CombineArgs {
   Weighting weighting = Weighting::kNone;
   Tensor weights;  ///< kGiven: [T, K] float32 on the token's side; sent ahead unless the reduction is flat
 
-  Tensor bias0, bias1;  ///< optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks
+  Tensor bias0,
+      bias1;  ///< optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks
   /// Optional (*): float32 in the shape of DispatchResult::topk_weights; each rank's values return to [T, K] and are summed over
   /// ranks in ascending order (a choice has one owner, so this restores its value; used by backward passes).
   Tensor topk_weights;
@@ -38,8 +39,8 @@ struct CombineArgs {
 };
 
 struct CombineResult {
-  Tensor out;           ///< [T, H] in the dtype of x; a token sent nowhere gets the bias, or 0
-  Tensor topk_weights;  ///< [T, K] float32, if topk_weights was given
+  Tensor out;                         ///< [T, H] in the dtype of x; a token sent nowhere gets the bias, or 0
+  Tensor topk_weights;                ///< [T, K] float32, if topk_weights was given
   std::shared_ptr<const void> owner;  ///< owns `out` (unless it was given) and topk_weights
 };
 

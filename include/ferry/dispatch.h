@@ -33,19 +33,21 @@ struct DispatchArgs {
   /// A cached dispatch: routes exactly as the call that made this handle; no counting.
   const Handle* handle = nullptr;
 
-  Mode mode = Mode::kThroughput;         ///< (*)
-  Layout layout = Layout::kRankMajor;    ///< (*)
-  Codec codec = Codec::kNone;            ///< (*)
-  int scale_block = 128;                 ///< (*) channels per scale of the fp8 codecs: 128 or 32; a short last block has its own
-  int alignment = 1;                     ///< (*) expert_major: each expert's block starts at and is padded to a multiple of this
-  std::int64_t expert_capacity = 0;      ///< (*) expert_padded: rows per expert; 0 = ranks x max tokens, at most what the window holds
-  bool zero_padding = false;             ///< zero the padding rows of expert_major (data, scales and weights)
-  bool renormalise = false;              ///< (*) scale the live weights of a token up by what masked ranks would have had
-  bool host_counts = true;               ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
+  Mode mode = Mode::kThroughput;       ///< (*)
+  Layout layout = Layout::kRankMajor;  ///< (*)
+  Codec codec = Codec::kNone;          ///< (*)
+  int scale_block = 128;  ///< (*) channels per scale of the fp8 codecs: 128 or 32; a short last block has its own
+  int alignment = 1;      ///< (*) expert_major: each expert's block starts at and is padded to a multiple of this
+  std::int64_t expert_capacity =
+      0;  ///< (*) expert_padded: rows per expert; 0 = ranks x max tokens, at most what the window holds
+  bool zero_padding = false;  ///< zero the padding rows of expert_major (data, scales and weights)
+  bool renormalise = false;   ///< (*) scale the live weights of a token up by what masked ranks would have had
+  bool host_counts = true;    ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
   Output output = Output::kWindow;
   const Placement* placement = nullptr;  ///< (*) null: the group's
-  int num_sms = 0;                       ///< most SMs any kernel of the call occupies; 0 = analytic; ignored by the host backend
-  std::span<std::byte> handle_memory{};  ///< memory for the handle (at least Group::handle_bytes); empty: the handle owns it
+  int num_sms = 0;  ///< most SMs any kernel of the call occupies; 0 = analytic; ignored by the host backend
+  std::span<std::byte>
+      handle_memory{};  ///< memory for the handle (at least Group::handle_bytes); empty: the handle owns it
   std::optional<std::chrono::nanoseconds> timeout{};  ///< of every wait of this call; empty: the group's
 };
 
@@ -61,15 +63,18 @@ struct DispatchArgs {
 struct DispatchResult {
   Layout layout = Layout::kRankMajor;
   std::vector<Tensor> payload;
-  Tensor topk_ids;        ///< rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32); else absent
-  Tensor topk_weights;    ///< float32, if weights were given. rank_major [N, K], exactly 0 where the id is -1; expert_major [Nx]; expert_padded [E_local, C]
-  Tensor num_rows;        ///< int64 [1]: N
+  Tensor
+      topk_ids;  ///< rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32); else absent
+  Tensor
+      topk_weights;  ///< float32, if weights were given. rank_major [N, K], exactly 0 where the id is -1; expert_major [Nx]; expert_padded [E_local, C]
+  Tensor num_rows;   ///< int64 [1]: N
   Tensor source_offsets;  ///< int32 [R + 1]
   Tensor expert_counts;   ///< int32 [E_local], without padding
   Tensor expert_offsets;  ///< int32 [E_local + 1]: first row of each expert, aligned (expert layouts)
   std::vector<std::int64_t> host_expert_counts;  ///< the aligned counts, if host_counts
   Handle handle;
-  std::shared_ptr<const void> owner;  ///< keeps the memory mapped; see Group about how long the contents of a window view stay
+  std::shared_ptr<const void>
+      owner;  ///< keeps the memory mapped; see Group about how long the contents of a window view stay
 };
 
 class GroupState;

@@ -23,16 +23,16 @@ namespace ferry {
 
 /// The largest calls a group must carry; they fix its memory. Equal on all ranks. See memory_plan().
 struct GroupLimits {
-  int num_experts = 0;               ///< global experts of the default placement
-  std::int64_t max_tokens = 4096;    ///< per rank and call, throughput mode
+  int num_experts = 0;                    ///< global experts of the default placement
+  std::int64_t max_tokens = 4096;         ///< per rank and call, throughput mode
   std::int64_t max_latency_tokens = 128;  ///< per rank and call, latency mode; 0 = no latency mode
   int max_top_k = 8;
-  std::int64_t hidden = 7168;        ///< widest row, in elements of the widest payload dtype below
-  DType dtype = DType::kBf16;        ///< widest payload and combine dtype
-  std::int64_t extra_bytes = 0;      ///< per token, for payload blocks beyond the row and its fp8 scales
-  std::int64_t recv_rows = 0;        ///< rows of the receive window, throughput mode; 0 = worst case, nothing can overflow
-  int max_slots = 0;                 ///< places of experts over all ranks; 0 = those of the default placement
-  int num_flights = 2;               ///< calls in flight of each kind, at least 1
+  std::int64_t hidden = 7168;    ///< widest row, in elements of the widest payload dtype below
+  DType dtype = DType::kBf16;    ///< widest payload and combine dtype
+  std::int64_t extra_bytes = 0;  ///< per token, for payload blocks beyond the row and its fp8 scales
+  std::int64_t recv_rows = 0;    ///< rows of the receive window, throughput mode; 0 = worst case, nothing can overflow
+  int max_slots = 0;             ///< places of experts over all ranks; 0 = those of the default placement
+  int num_flights = 2;           ///< calls in flight of each kind, at least 1
 };
 
 /// Switches for tests: they change timing, never results.
@@ -43,10 +43,11 @@ struct TestOptions {
 
 struct GroupConfig {
   GroupLimits limits;
-  std::optional<Topology> topology{};    ///< empty: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine
+  std::optional<Topology>
+      topology{};  ///< empty: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine
   std::optional<Placement> placement{};  ///< empty: contiguous over limits.num_experts
   std::string backend = "auto";          ///< "host"; "auto" takes the best there is
-  std::string network = "auto";          ///< between nodes: "loopback" (ranks of one machine); "auto" takes the best there is
+  std::string network = "auto";  ///< between nodes: "loopback" (ranks of one machine); "auto" takes the best there is
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);  ///< of every wait
   TestOptions test{};
 };
@@ -71,14 +72,16 @@ struct TrafficPlan {
   double dispatch_node_bytes = 0;     ///< to other ranks of the node, rows handed on for other nodes included
   double dispatch_network_bytes = 0;  ///< to other nodes: one row per (token, node)
   double combine_node_bytes = 0;
-  double combine_network_bytes = 0;   ///< per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice
+  double combine_network_bytes =
+      0;  ///< per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice
 };
-TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens, int top_k);
+TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens,
+                         int top_k);
 
 struct GroupStatistics {
-  std::uint64_t epoch = 0;          ///< calls begun
-  std::uint32_t membership = 0;     ///< changes of membership
-  std::int64_t window_bytes = 0;    ///< of this rank
+  std::uint64_t epoch = 0;            ///< calls begun
+  std::uint32_t membership = 0;       ///< changes of membership
+  std::int64_t window_bytes = 0;      ///< of this rank
   std::vector<std::int64_t> wait_ns;  ///< [R] time spent waiting for each rank
   std::uint64_t network_commands = 0;
   std::uint64_t network_bytes = 0;

@@ -32,7 +32,8 @@ class Handle {
   int num_local_experts() const;
   std::int64_t expert_capacity() const;  ///< rows per expert of expert_padded, else 0
 
-  std::span<const std::int32_t> source_offsets() const;  ///< [R + 1] rows from rank s are [o[s], o[s + 1]) in rank-major order
+  std::span<const std::int32_t> source_offsets()
+      const;  ///< [R + 1] rows from rank s are [o[s], o[s + 1]) in rank-major order
   std::span<const std::int32_t> expert_counts() const;   ///< [E_local] rows per local expert, without padding
   std::span<const std::int32_t> expert_offsets() const;  ///< [E_local + 1] first row of each expert (expert layouts)
   std::int32_t source_token(std::int64_t row) const;     ///< index at its source of rank-major row `row`

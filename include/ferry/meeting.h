@@ -25,7 +25,8 @@ class Meeting {
   virtual int rank() const noexcept = 0;
   virtual int size() const noexcept = 0;
   /// Everybody's bytes, by rank. Sizes may differ.
-  virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine, std::chrono::nanoseconds timeout) = 0;
+  virtual std::vector<std::vector<std::byte>> all_gather(std::span<const std::byte> mine,
+                                                         std::chrono::nanoseconds timeout) = 0;
   /// Ranks that are threads of one process share memory directly through their hub; null for everybody else.
   virtual std::shared_ptr<InProcessHub> hub() const { return nullptr; }
 };

@@ -48,11 +48,11 @@ class Placement {
   friend bool operator==(const Placement&, const Placement&) = default;
 
  private:
-  std::vector<std::int32_t> first_place_;   // [E + 1] into slot_of_place_
-  std::vector<std::int32_t> slot_of_place_; // slots, grouped by expert
-  std::vector<std::int32_t> first_slot_;    // [R + 1]
-  std::vector<std::int32_t> rank_of_slot_;  // [S]
-  std::vector<std::int32_t> expert_of_slot_;// [S]
+  std::vector<std::int32_t> first_place_;     // [E + 1] into slot_of_place_
+  std::vector<std::int32_t> slot_of_place_;   // slots, grouped by expert
+  std::vector<std::int32_t> first_slot_;      // [R + 1]
+  std::vector<std::int32_t> rank_of_slot_;    // [S]
+  std::vector<std::int32_t> expert_of_slot_;  // [S]
 };
 
 }  // namespace ferry

@@ -46,11 +46,15 @@ class Descriptor {
   int fd_;
 };
 
-Capability usable(std::string name, std::string detail) { return {std::move(name), true, std::move(detail), ""}; }
+Capability usable(std::string name, std::string detail) {
+  return {std::move(name), true, std::move(detail), ""};
+}
 Capability unusable(std::string name, std::string detail, std::string fix) {
   return {std::move(name), false, std::move(detail), std::move(fix)};
 }
-std::string last_error() { return std::strerror(errno); }
+std::string last_error() {
+  return std::strerror(errno);
+}
 
 /// Maps the memory behind `fd`, and gives what its first byte was; writes `mark` there. Empty if it cannot be mapped.
 std::optional<std::uint8_t> touch(int fd, std::uint8_t mark) {
@@ -66,11 +70,15 @@ std::optional<std::uint8_t> touch(int fd, std::uint8_t mark) {
 Capability try_shared_memory() {
   const char* name = "shared memory";
   const Descriptor memory(::memfd_create("ferry-trial", MFD_CLOEXEC));
-  if (!memory.open()) return unusable(name, "memfd_create: " + last_error(), "allow memfd_create (Linux 3.17 or newer; a sandbox may forbid it)");
+  if (!memory.open())
+    return unusable(name, "memfd_create: " + last_error(),
+                    "allow memfd_create (Linux 3.17 or newer; a sandbox may forbid it)");
   if (::ftruncate(memory.get(), kTrialBytes) != 0 || !touch(memory.get(), 7)) {
-    return unusable(name, "a memfd cannot be mapped: " + last_error(), "give this process more memory (limits of the user or the container)");
+    return unusable(name, "a memfd cannot be mapped: " + last_error(),
+                    "give this process more memory (limits of the user or the container)");
   }
-  if (touch(memory.get(), 0) != 7) return unusable(name, "a second mapping of a memfd shows other bytes", "report this; the kernel is at fault");
+  if (touch(memory.get(), 0) != 7)
+    return unusable(name, "a second mapping of a memfd shows other bytes", "report this; the kernel is at fault");
   return usable(name, "memfd can be created and mapped twice; nothing is left behind after a crash");
 }
 
@@ -113,17 +121,22 @@ Capability try_memory_handover() {
   const char* name = "memory between processes";
   int ends[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
-    return unusable(name, "socketpair: " + last_error(), "raise the limit of open files (ulimit -n), or allow Unix sockets");
+    return unusable(name, "socketpair: " + last_error(),
+                    "raise the limit of open files (ulimit -n), or allow Unix sockets");
   }
   const Descriptor near(ends[0]);
   const Descriptor far(ends[1]);
   const Descriptor memory(::memfd_create("ferry-trial", MFD_CLOEXEC));
-  if (!memory.open() || ::ftruncate(memory.get(), kTrialBytes) != 0) return unusable(name, "no shared memory", "see shared memory");
-  if (!send_descriptor(near.get(), memory.get())) return unusable(name, "sendmsg: " + last_error(), "allow descriptors over Unix sockets");
+  if (!memory.open() || ::ftruncate(memory.get(), kTrialBytes) != 0)
+    return unusable(name, "no shared memory", "see shared memory");
+  if (!send_descriptor(near.get(), memory.get()))
+    return unusable(name, "sendmsg: " + last_error(), "allow descriptors over Unix sockets");
   const Descriptor received(receive_descriptor(far.get()));
-  if (!received.open()) return unusable(name, "no descriptor arrived: " + last_error(), "allow descriptors over Unix sockets");
+  if (!received.open())
+    return unusable(name, "no descriptor arrived: " + last_error(), "allow descriptors over Unix sockets");
   touch(received.get(), 9);
-  if (touch(memory.get(), 0) != 9) return unusable(name, "memory that was handed over shows other bytes", "report this; the kernel is at fault");
+  if (touch(memory.get(), 0) != 9)
+    return unusable(name, "memory that was handed over shows other bytes", "report this; the kernel is at fault");
   return usable(name, "a memfd passes through a Unix socket");
 }
 
@@ -134,8 +147,10 @@ Capability try_abstract_socket() {
   // Only the family: the kernel picks a free name in the abstract namespace.
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(sa_family_t)) != 0 || ::listen(socket.get(), 1) != 0) {
-    return unusable(name, "bind: " + last_error(), "allow sockets in the abstract namespace; until then run ranks as threads");
+  if (::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(sa_family_t)) != 0 ||
+      ::listen(socket.get(), 1) != 0) {
+    return unusable(name, "bind: " + last_error(),
+                    "allow sockets in the abstract namespace; until then run ranks as threads");
   }
   return usable(name, "processes of this machine can meet");
 }
@@ -168,22 +183,28 @@ Capability look_at_free_memory() {
   const std::int64_t left = cgroup_left_bytes();
   if (left >= 0 && (free_bytes < 0 || left < free_bytes)) free_bytes = left;
   if (free_bytes < 0) return usable(name, "unknown: /proc/meminfo cannot be read");
-  const std::string detail = fmt::format("{:.1f} GB free{}", static_cast<double>(free_bytes) / 1e9, left >= 0 ? " in this control group" : "");
-  if (free_bytes < kSmall) return unusable(name, detail, "free memory, or plan smaller windows; `ferry plan` says what a configuration needs");
+  const std::string detail =
+      fmt::format("{:.1f} GB free{}", static_cast<double>(free_bytes) / 1e9, left >= 0 ? " in this control group" : "");
+  if (free_bytes < kSmall)
+    return unusable(name, detail, "free memory, or plan smaller windows; `ferry plan` says what a configuration needs");
   return usable(name, detail);
 }
 
-std::string limit_text(rlim_t limit) { return limit == RLIM_INFINITY ? "unlimited" : fmt::format("{} bytes", limit); }
+std::string limit_text(rlim_t limit) {
+  return limit == RLIM_INFINITY ? "unlimited" : fmt::format("{} bytes", limit);
+}
 
 Capability look_at_locked_memory() {
   const char* name = "locked memory";
   constexpr rlim_t kEnough = rlim_t{1} << 30;
   rlimit limit{};
   if (::getrlimit(RLIMIT_MEMLOCK, &limit) != 0) return unusable(name, "getrlimit: " + last_error(), "none known");
-  const std::string detail = limit_text(limit.rlim_cur) + (limit.rlim_cur == limit.rlim_max ? "" : ", at most " + limit_text(limit.rlim_max));
+  const std::string detail =
+      limit_text(limit.rlim_cur) + (limit.rlim_cur == limit.rlim_max ? "" : ", at most " + limit_text(limit.rlim_max));
   if (limit.rlim_cur >= kEnough) return usable(name, detail);
-  return unusable(name, detail + "; network cards need windows to be locked (the host backend does not)",
-                  "ulimit -l unlimited, or memlock in /etc/security/limits.conf, or --ulimit memlock=-1 for a container");
+  return unusable(
+      name, detail + "; network cards need windows to be locked (the host backend does not)",
+      "ulimit -l unlimited, or memlock in /etc/security/limits.conf, or --ulimit memlock=-1 for a container");
 }
 
 Capability look_at_open_files() {
@@ -191,7 +212,8 @@ Capability look_at_open_files() {
   constexpr rlim_t kEnough = 1024;
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return unusable(name, "getrlimit: " + last_error(), "none known");
-  const std::string detail = fmt::format("{} at most", limit.rlim_cur == RLIM_INFINITY ? "any number" : std::to_string(limit.rlim_cur));
+  const std::string detail =
+      fmt::format("{} at most", limit.rlim_cur == RLIM_INFINITY ? "any number" : std::to_string(limit.rlim_cur));
   if (limit.rlim_cur >= kEnough) return usable(name, detail + "; a rank needs a few for each rank of its machine");
   return unusable(name, detail, "ulimit -n 4096");
 }
@@ -199,7 +221,8 @@ Capability look_at_open_files() {
 Capability look_at_cores() {
   const unsigned cores = std::thread::hardware_concurrency();
   if (cores == 0) return usable("cores", "unknown");
-  return usable("cores", fmt::format("{}; more ranks than that run correctly, but take turns, and waits cost more", cores));
+  return usable("cores",
+                fmt::format("{}; more ranks than that run correctly, but take turns, and waits cost more", cores));
 }
 
 /// A library opened for the length of a look.
@@ -221,7 +244,8 @@ Capability look_at_libfabric() {
   const auto version = find<std::uint32_t (*)()>(library, "fi_version");
   if (version == nullptr) return unusable(name, "libfabric.so.1 has no fi_version", fix);
   // Its providers are not asked for: that starts them, and some leave threads and files behind. `fi_info` does it.
-  return usable(name, fmt::format("{}.{} found; not used by this version of Ferry", version() >> 16, version() & 0xffff));
+  return usable(name,
+                fmt::format("{}.{} found; not used by this version of Ferry", version() >> 16, version() & 0xffff));
 }
 
 int num_gpus() {
@@ -239,7 +263,8 @@ Capability look_at_driver() {
   if (!library) return unusable(name, ::dlerror(), "install the NVIDIA driver; needed for GPUs only");
   const auto get_version = find<int (*)(int*)>(library, "cuDriverGetVersion");
   int version = 0;
-  if (get_version == nullptr || get_version(&version) != 0) return unusable(name, "libcuda.so.1 does not answer", "reinstall the NVIDIA driver");
+  if (get_version == nullptr || get_version(&version) != 0)
+    return unusable(name, "libcuda.so.1 does not answer", "reinstall the NVIDIA driver");
   return usable(name, fmt::format("CUDA {}.{}", version / 1000, version % 1000 / 10));
 }
 
@@ -253,7 +278,9 @@ Capability look_at_peers() {
 Capability look_at_cuda_backend() {
 #ifdef FERRY_HAS_CUDA
   const int count = num_gpus();
-  if (count == 0) return unusable("backend cuda", "built, but this machine has no NVIDIA GPU", "use a machine with one, or the host backend");
+  if (count == 0)
+    return unusable("backend cuda", "built, but this machine has no NVIDIA GPU",
+                    "use a machine with one, or the host backend");
   return usable("backend cuda", fmt::format("built; {} NVIDIA GPU{}", count, count == 1 ? "" : "s"));
 #else
   return unusable("backend cuda", "not in this build", "build Ferry where nvcc is found, with FERRY_CUDA=ON");
@@ -284,6 +311,8 @@ std::vector<Capability> capabilities() {
           look_at_peers()};
 }
 
-const char* version() noexcept { return FERRY_VERSION; }
+const char* version() noexcept {
+  return FERRY_VERSION;
+}
 
 }  // namespace ferry

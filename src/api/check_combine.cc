@@ -25,15 +25,19 @@ void check_memory(const char* argument, const Tensor& tensor) {
 }
 
 void check_handle(const GroupState& group, const CombineArgs& args) {
-  if (args.handle == nullptr || !args.handle->valid()) refuse(kFunction, "handle", "absent", "the handle of a dispatch");
+  if (args.handle == nullptr || !args.handle->valid())
+    refuse(kFunction, "handle", "absent", "the handle of a dispatch");
   const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
-  if (header.magic != HandleHeader::kMagic) refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
+  if (header.magic != HandleHeader::kMagic)
+    refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
   if (header.rank != group.runtime->rank || header.num_ranks != group.runtime->topology.num_ranks()) {
     refuse(kFunction, "handle", fmt::format("of rank {} of {}", header.rank, header.num_ranks),
            fmt::format("of rank {} of {}", group.runtime->rank, group.runtime->topology.num_ranks()));
   }
   if (header.rails_digest != group.windows().rails.digest()) {
-    unsupported("masks changed which ranks forward between nodes since the dispatch, so its rows cannot return; dispatch again");
+    unsupported(
+        "masks changed which ranks forward between nodes since the dispatch, so its rows cannot return; dispatch "
+        "again");
   }
 }
 
@@ -41,53 +45,71 @@ void check_handle(const GroupState& group, const CombineArgs& args) {
 void check_x(const CombineArgs& args) {
   const Tensor& x = args.x;
   const Handle& handle = *args.handle;
-  if (x.dtype != DType::kBf16 && x.dtype != DType::kFp16 && x.dtype != DType::kFp32) refuse(kFunction, "x", describe(x), "bf16, fp16 or fp32");
+  if (x.dtype != DType::kBf16 && x.dtype != DType::kFp16 && x.dtype != DType::kFp32)
+    refuse(kFunction, "x", describe(x), "bf16, fp16 or fp32");
   const auto last = static_cast<std::size_t>(x.ndim > 0 ? x.ndim - 1 : 0);
   if (handle.layout() == Layout::kExpertPadded) {
-    const std::string expected = fmt::format("[{}, {}, H] (local experts, expert capacity)", handle.num_local_experts(), handle.expert_capacity());
-    if (x.ndim != 3 || x.shape[0] != handle.num_local_experts() || x.shape[1] != handle.expert_capacity()) refuse(kFunction, "x", describe(x), expected);
+    const std::string expected = fmt::format("[{}, {}, H] (local experts, expert capacity)", handle.num_local_experts(),
+                                             handle.expert_capacity());
+    if (x.ndim != 3 || x.shape[0] != handle.num_local_experts() || x.shape[1] != handle.expert_capacity())
+      refuse(kFunction, "x", describe(x), expected);
   } else {
     const std::int64_t rows = handle.layout() == Layout::kRankMajor ? handle.num_rows() : handle.num_expert_rows();
-    if (x.ndim != 2 || x.shape[0] < rows) refuse(kFunction, "x", describe(x), fmt::format("[{}, H], a row per row dispatched ({})", rows, name(handle.layout())));
+    if (x.ndim != 2 || x.shape[0] < rows)
+      refuse(kFunction, "x", describe(x),
+             fmt::format("[{}, H], a row per row dispatched ({})", rows, name(handle.layout())));
   }
   if (x.shape[last] < 1) refuse(kFunction, "x", describe(x), "H of at least 1");
-  if (x.shape[last] > 1 && x.strides[last] != 1) refuse(kFunction, "x", fmt::format("strided by {} inside a row", x.strides[last]), "elements of a row side by side");
+  if (x.shape[last] > 1 && x.strides[last] != 1)
+    refuse(kFunction, "x", fmt::format("strided by {} inside a row", x.strides[last]),
+           "elements of a row side by side");
   check_memory("x", x);
 }
 
 void check_reduction(const CombineArgs& args) {
   const bool rank_major = args.handle->layout() == Layout::kRankMajor;
   if (rank_major && args.reduction.group == Reduction::Group::kChoice) {
-    unsupported("flat adds up choices, but a rank_major row is one row per rank already; use per_rank or per_node, or dispatch into an expert layout");
+    unsupported(
+        "flat adds up choices, but a rank_major row is one row per rank already; use per_rank or per_node, or dispatch "
+        "into an expert layout");
   }
   if (args.weighting == CombineArgs::Weighting::kNone && args.weights.present()) {
     refuse(kFunction, "weights", "given", "none, because weighting is kNone (kGiven uses them)");
   }
   if (args.weighting == CombineArgs::Weighting::kNone) return;
   if (rank_major) {
-    unsupported("a rank_major row is the sum of several choices already and cannot be weighted; weigh before, or dispatch into an expert layout");
+    unsupported(
+        "a rank_major row is the sum of several choices already and cannot be weighted; weigh before, or dispatch into "
+        "an expert layout");
   }
   const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
   if (args.weighting == CombineArgs::Weighting::kFromDispatch && header.has_weights == 0) {
-    refuse(kFunction, "weighting", "from the dispatch, which had no topk_weights", "weights given to the dispatch, or here");
+    refuse(kFunction, "weighting", "from the dispatch, which had no topk_weights",
+           "weights given to the dispatch, or here");
   }
   if (args.weighting == CombineArgs::Weighting::kFromDispatch && args.weights.present()) {
     refuse(kFunction, "weights", "given", "none, because weighting is kFromDispatch");
   }
   if (args.weighting != CombineArgs::Weighting::kGiven) return;
   const Tensor& weights = args.weights;
-  if (weights.dtype != DType::kFp32 || weights.ndim != 2 || weights.shape[0] != header.num_tokens || weights.shape[1] != header.top_k) {
-    refuse(kFunction, "weights", describe(weights), fmt::format("[{}, {}] fp32 (this rank's tokens, top-k)", header.num_tokens, header.top_k));
+  if (weights.dtype != DType::kFp32 || weights.ndim != 2 || weights.shape[0] != header.num_tokens ||
+      weights.shape[1] != header.top_k) {
+    refuse(kFunction, "weights", describe(weights),
+           fmt::format("[{}, {}] fp32 (this rank's tokens, top-k)", header.num_tokens, header.top_k));
   }
   check_memory("weights", weights);
 }
 
-void check_token_rows(const char* argument, const Tensor& tensor, std::int64_t num_tokens, std::int64_t hidden, DType dtype, bool fp32_too) {
+void check_token_rows(const char* argument, const Tensor& tensor, std::int64_t num_tokens, std::int64_t hidden,
+                      DType dtype, bool fp32_too) {
   if (!tensor.present()) return;
   const bool right_dtype = tensor.dtype == dtype || (fp32_too && tensor.dtype == DType::kFp32);
-  const std::string expected = fmt::format("[{}, {}] {}{}, elements of a row side by side", num_tokens, hidden, name(dtype), fp32_too ? " or fp32" : "");
-  if (!right_dtype || tensor.ndim != 2 || tensor.shape[0] != num_tokens || tensor.shape[1] != hidden) refuse(kFunction, argument, describe(tensor), expected);
-  if (hidden > 1 && tensor.strides[1] != 1) refuse(kFunction, argument, fmt::format("strided by {} inside a row", tensor.strides[1]), expected);
+  const std::string expected = fmt::format("[{}, {}] {}{}, elements of a row side by side", num_tokens, hidden,
+                                           name(dtype), fp32_too ? " or fp32" : "");
+  if (!right_dtype || tensor.ndim != 2 || tensor.shape[0] != num_tokens || tensor.shape[1] != hidden)
+    refuse(kFunction, argument, describe(tensor), expected);
+  if (hidden > 1 && tensor.strides[1] != 1)
+    refuse(kFunction, argument, fmt::format("strided by {} inside a row", tensor.strides[1]), expected);
   check_memory(argument, tensor);
 }
 
@@ -104,11 +126,14 @@ void check_topk_weights(const CombineArgs& args) {
               fmt::format("[{}, {}] fp32 (rows received, top-k)", handle.num_rows(), handle.top_k()));
       break;
     case Layout::kExpertMajor:
-      require(weights.ndim == 1 && weights.shape[0] >= handle.num_expert_rows(), fmt::format("[{}] fp32 (expert rows)", handle.num_expert_rows()));
+      require(weights.ndim == 1 && weights.shape[0] >= handle.num_expert_rows(),
+              fmt::format("[{}] fp32 (expert rows)", handle.num_expert_rows()));
       break;
     case Layout::kExpertPadded:
-      require(weights.ndim == 2 && weights.shape[0] == handle.num_local_experts() && weights.shape[1] == handle.expert_capacity(),
-              fmt::format("[{}, {}] fp32 (local experts, expert capacity)", handle.num_local_experts(), handle.expert_capacity()));
+      require(weights.ndim == 2 && weights.shape[0] == handle.num_local_experts() &&
+                  weights.shape[1] == handle.expert_capacity(),
+              fmt::format("[{}, {}] fp32 (local experts, expert capacity)", handle.num_local_experts(),
+                          handle.expert_capacity()));
       break;
   }
   check_memory("topk_weights", weights);
@@ -116,7 +141,11 @@ void check_topk_weights(const CombineArgs& args) {
 
 std::uint64_t digest_of(const CombineCall& call) {
   Digest digest;
-  digest.add(call.args.x.dtype).add(call.hidden).add(call.args.reduction.group).add(call.args.reduction.order).add(call.args.weighting);
+  digest.add(call.args.x.dtype)
+      .add(call.hidden)
+      .add(call.args.reduction.group)
+      .add(call.args.reduction.order)
+      .add(call.args.weighting);
   return digest.add(call.has_topk_weights).add(call.top_k).add(call.handle.mode()).add(call.handle.layout()).value();
 }
 
@@ -124,7 +153,8 @@ std::uint64_t digest_of(const CombineCall& call) {
 
 void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall& call) {
   if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
-  if (args.timeout && args.timeout->count() <= 0) refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
+  if (args.timeout && args.timeout->count() <= 0)
+    refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
   check_handle(group, args);
   check_x(args);
   check_reduction(args);
@@ -140,7 +170,8 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   call.slot_bytes = return_row_bytes(call.row_bytes, call.top_k, call.has_topk_weights);
   const std::int64_t most = group.windows().layout.max_return_bytes();
   if (call.slot_bytes > most) {
-    refuse(kFunction, "x", fmt::format("{} bytes per returned row", call.slot_bytes), fmt::format("at most {} (limits.hidden and dtype)", most));
+    refuse(kFunction, "x", fmt::format("{} bytes per returned row", call.slot_bytes),
+           fmt::format("at most {} (limits.hidden and dtype)", most));
   }
   check_token_rows("bias0", args.bias0, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);

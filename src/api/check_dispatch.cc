@@ -26,39 +26,51 @@ constexpr const char* kFunction = "ferry::Group::dispatch";
 void check_mode(const GroupState& group, const DispatchArgs& args) {
   const GroupLimits& limits = group.config.limits;
   if (args.mode == Mode::kLatency && args.layout == Layout::kExpertMajor) {
-    unsupported("latency mode has no expert_major layout, because block starts need counts before data; use rank_major or expert_padded, or throughput mode");
+    unsupported(
+        "latency mode has no expert_major layout, because block starts need counts before data; use rank_major or "
+        "expert_padded, or throughput mode");
   }
   if (args.mode == Mode::kLatency && limits.max_latency_tokens == 0) {
-    unsupported("this group has no latency mode (limits.max_latency_tokens is 0); make it with max_latency_tokens above 0, or use throughput mode");
+    unsupported(
+        "this group has no latency mode (limits.max_latency_tokens is 0); make it with max_latency_tokens above 0, or "
+        "use throughput mode");
   }
   if (args.alignment < 1) refuse(kFunction, "alignment", fmt::to_string(args.alignment), "at least 1");
-  if (args.expert_capacity < 0) refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), "0 (as large as fits) or more");
+  if (args.expert_capacity < 0)
+    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), "0 (as large as fits) or more");
   if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
-  if (args.timeout && args.timeout->count() <= 0) refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
+  if (args.timeout && args.timeout->count() <= 0)
+    refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
 }
 
-void check_matrix(const std::string& argument, const Tensor& tensor, std::int64_t rows, std::int64_t columns, const std::string& expected) {
-  if (tensor.ndim != 2 || tensor.shape[0] != rows || tensor.shape[1] != columns) refuse(kFunction, argument, describe(tensor), expected);
+void check_matrix(const std::string& argument, const Tensor& tensor, std::int64_t rows, std::int64_t columns,
+                  const std::string& expected) {
+  if (tensor.ndim != 2 || tensor.shape[0] != rows || tensor.shape[1] != columns)
+    refuse(kFunction, argument, describe(tensor), expected);
   if (tensor.data == nullptr && tensor.num_elements() > 0) refuse(kFunction, argument, "a null pointer", "memory");
 }
 
 std::int64_t check_payload(const GroupState& group, const DispatchArgs& args) {
   if (args.payload.empty()) refuse(kFunction, "payload", "empty", "at least one block");
   const std::size_t most = wire::kMaxBlocks - (args.codec == Codec::kNone ? 0 : 1);
-  if (args.payload.size() > most) refuse(kFunction, "payload", fmt::format("{} blocks", args.payload.size()), fmt::format("at most {}", most));
+  if (args.payload.size() > most)
+    refuse(kFunction, "payload", fmt::format("{} blocks", args.payload.size()), fmt::format("at most {}", most));
   const std::int64_t num_tokens = args.payload[0].ndim == 2 ? args.payload[0].shape[0] : -1;
   for (std::size_t b = 0; b < args.payload.size(); ++b) {
     const Tensor& block = args.payload[b];
     const std::string argument = fmt::format("payload[{}]", b);
-    if (block.ndim != 2 || block.shape[0] < 0 || block.shape[1] < 1) refuse(kFunction, argument, describe(block), "[T, W] with W of at least 1");
-    check_matrix(argument, block, num_tokens, block.shape[1], fmt::format("[{}, W], as many rows as payload[0]", num_tokens));
+    if (block.ndim != 2 || block.shape[0] < 0 || block.shape[1] < 1)
+      refuse(kFunction, argument, describe(block), "[T, W] with W of at least 1");
+    check_matrix(argument, block, num_tokens, block.shape[1],
+                 fmt::format("[{}, W], as many rows as payload[0]", num_tokens));
   }
   const GroupLimits& limits = group.config.limits;
   const bool throughput = args.mode == Mode::kThroughput;
   const std::int64_t most_tokens = throughput ? limits.max_tokens : limits.max_latency_tokens;
   if (num_tokens > most_tokens) {
     refuse(kFunction, "payload[0]", fmt::format("{} tokens", num_tokens),
-           fmt::format("at most {} in {} mode (limits.{})", most_tokens, name(args.mode), throughput ? "max_tokens" : "max_latency_tokens"));
+           fmt::format("at most {} in {} mode (limits.{})", most_tokens, name(args.mode),
+                       throughput ? "max_tokens" : "max_latency_tokens"));
   }
   return num_tokens;
 }
@@ -69,8 +81,10 @@ wire::RowFormat make_format(const GroupState& group, const DispatchArgs& args) {
   std::size_t first = 0;
   if (args.codec != Codec::kNone) {
     const Tensor& x = args.payload[0];
-    if (x.dtype != DType::kBf16) refuse(kFunction, "payload[0]", describe(x), fmt::format("bf16, which codec {} takes", name(args.codec)));
-    if (args.scale_block != 128 && args.scale_block != 32) refuse(kFunction, "scale_block", fmt::to_string(args.scale_block), "128 or 32");
+    if (x.dtype != DType::kBf16)
+      refuse(kFunction, "payload[0]", describe(x), fmt::format("bf16, which codec {} takes", name(args.codec)));
+    if (args.scale_block != 128 && args.scale_block != 32)
+      refuse(kFunction, "scale_block", fmt::to_string(args.scale_block), "128 or 32");
     format.add(DType::kFp8E4m3, x.shape[1], 1);
     const std::int64_t scales = wire::num_scales(x.shape[1], args.scale_block);
     if (args.codec == Codec::kFp8F32) {
@@ -81,7 +95,8 @@ wire::RowFormat make_format(const GroupState& group, const DispatchArgs& args) {
     first = 1;
   }
   for (std::size_t b = first; b < args.payload.size(); ++b) {
-    format.add(args.payload[b].dtype, args.payload[b].shape[1], static_cast<std::int64_t>(dtype_bytes(args.payload[b].dtype)));
+    format.add(args.payload[b].dtype, args.payload[b].shape[1],
+               static_cast<std::int64_t>(dtype_bytes(args.payload[b].dtype)));
   }
   const std::int64_t most = group.windows().layout.max_row_bytes();
   if (format.row_bytes > most) {
@@ -91,37 +106,50 @@ wire::RowFormat make_format(const GroupState& group, const DispatchArgs& args) {
   return format;
 }
 
-void check_handle(const GroupState& group, const DispatchArgs& args, const Placement& placement, std::int64_t num_tokens) {
+void check_handle(const GroupState& group, const DispatchArgs& args, const Placement& placement,
+                  std::int64_t num_tokens) {
   if (args.topk_ids.present()) refuse(kFunction, "topk_ids", "given together with handle", "one of the two");
   if (!args.handle->valid()) refuse(kFunction, "handle", "empty", "the handle of an earlier dispatch");
   const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
-  if (header.magic != HandleHeader::kMagic) refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of an earlier dispatch");
+  if (header.magic != HandleHeader::kMagic)
+    refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of an earlier dispatch");
   if (header.rank != group.runtime->rank || header.num_ranks != group.runtime->topology.num_ranks()) {
     refuse(kFunction, "handle", fmt::format("of rank {} of {}", header.rank, header.num_ranks),
            fmt::format("of rank {} of {}", group.runtime->rank, group.runtime->topology.num_ranks()));
   }
   if (header.membership != group.windows().membership.number) {
-    refuse(kFunction, "handle", fmt::format("of membership {}", header.membership),
-           fmt::format("of membership {}: dispatch with topk_ids after masks changed", group.windows().membership.number));
+    refuse(
+        kFunction, "handle", fmt::format("of membership {}", header.membership),
+        fmt::format("of membership {}: dispatch with topk_ids after masks changed", group.windows().membership.number));
   }
-  if (header.placement_digest != placement.digest()) refuse(kFunction, "placement", "another than the handle's", "the handle's");
-  if (header.num_tokens != num_tokens) refuse(kFunction, "payload[0]", fmt::format("{} tokens", num_tokens), fmt::format("{}, as the handle's", header.num_tokens));
-  if (header.mode != static_cast<int>(args.mode)) refuse(kFunction, "mode", name(args.mode), fmt::format("{}, as the handle's", name(args.handle->mode())));
-  if (header.layout != static_cast<int>(args.layout)) refuse(kFunction, "layout", name(args.layout), fmt::format("{}, as the handle's", name(args.handle->layout())));
+  if (header.placement_digest != placement.digest())
+    refuse(kFunction, "placement", "another than the handle's", "the handle's");
+  if (header.num_tokens != num_tokens)
+    refuse(kFunction, "payload[0]", fmt::format("{} tokens", num_tokens),
+           fmt::format("{}, as the handle's", header.num_tokens));
+  if (header.mode != static_cast<int>(args.mode))
+    refuse(kFunction, "mode", name(args.mode), fmt::format("{}, as the handle's", name(args.handle->mode())));
+  if (header.layout != static_cast<int>(args.layout))
+    refuse(kFunction, "layout", name(args.layout), fmt::format("{}, as the handle's", name(args.handle->layout())));
   if (args.layout == Layout::kExpertMajor && header.alignment != args.alignment) {
-    refuse(kFunction, "alignment", fmt::to_string(args.alignment), fmt::format("{}, as the handle's", header.alignment));
+    refuse(kFunction, "alignment", fmt::to_string(args.alignment),
+           fmt::format("{}, as the handle's", header.alignment));
   }
-  if (args.expert_capacity != 0 && args.layout == Layout::kExpertPadded && header.expert_capacity != args.expert_capacity) {
-    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), fmt::format("{}, as the handle's", header.expert_capacity));
+  if (args.expert_capacity != 0 && args.layout == Layout::kExpertPadded &&
+      header.expert_capacity != args.expert_capacity) {
+    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity),
+           fmt::format("{}, as the handle's", header.expert_capacity));
   }
 }
 
 int check_ids(const GroupState& group, const DispatchArgs& args, std::int64_t num_tokens) {
   const Tensor& ids = args.topk_ids;
   const int most = group.config.limits.max_top_k;
-  const std::string expected = fmt::format("[{}, K] int32 or int64 with K from 1 to {} (limits.max_top_k)", num_tokens, most);
+  const std::string expected =
+      fmt::format("[{}, K] int32 or int64 with K from 1 to {} (limits.max_top_k)", num_tokens, most);
   if (!ids.present()) refuse(kFunction, "topk_ids", "absent", expected + ", or a handle");
-  if (ids.ndim != 2 || ids.shape[1] < 1 || ids.shape[1] > most || (ids.dtype != DType::kInt32 && ids.dtype != DType::kInt64)) {
+  if (ids.ndim != 2 || ids.shape[1] < 1 || ids.shape[1] > most ||
+      (ids.dtype != DType::kInt32 && ids.dtype != DType::kInt64)) {
     refuse(kFunction, "topk_ids", describe(ids), expected);
   }
   check_matrix("topk_ids", ids, num_tokens, ids.shape[1], expected);
@@ -150,7 +178,12 @@ std::uint64_t digest_of(const DispatchCall& call) {
   digest.add(args.mode).add(args.layout).add(args.codec).add(args.codec == Codec::kNone ? 0 : args.scale_block);
   digest.add(call.format.num_blocks);
   for (int b = 0; b < call.format.num_blocks; ++b) digest.add(call.format[b].dtype).add(call.format[b].width);
-  digest.add(call.top_k).add(call.shape.alignment).add(call.shape.capacity).add(args.renormalise).add(call.has_weights).add(args.handle != nullptr);
+  digest.add(call.top_k)
+      .add(call.shape.alignment)
+      .add(call.shape.capacity)
+      .add(args.renormalise)
+      .add(call.has_weights)
+      .add(args.handle != nullptr);
   return digest.add(call.placement->digest()).value();
 }
 
@@ -163,11 +196,13 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   call.placement = args.placement != nullptr ? std::make_shared<const Placement>(*args.placement) : group.placement;
   const int num_ranks = group.runtime->topology.num_ranks();
   if (call.placement->num_ranks() != num_ranks) {
-    refuse(kFunction, "placement", fmt::format("for {} ranks", call.placement->num_ranks()), fmt::format("for {}", num_ranks));
+    refuse(kFunction, "placement", fmt::format("for {} ranks", call.placement->num_ranks()),
+           fmt::format("for {}", num_ranks));
   }
   const int most_slots = std::max(group.config.limits.max_slots, group.placement->num_slots());
   if (call.placement->num_slots() > most_slots) {
-    refuse(kFunction, "placement", fmt::format("{} places", call.placement->num_slots()), fmt::format("at most {} (limits.max_slots)", most_slots));
+    refuse(kFunction, "placement", fmt::format("{} places", call.placement->num_slots()),
+           fmt::format("at most {} (limits.max_slots)", most_slots));
   }
   call.num_tokens = check_payload(group, args);
   call.format = make_format(group, args);
@@ -180,10 +215,12 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   }
   if (args.topk_weights.present()) {
     const std::string expected = fmt::format("[{}, {}] fp32, as topk_ids", call.num_tokens, call.top_k);
-    if (args.topk_weights.dtype != DType::kFp32) refuse(kFunction, "topk_weights", describe(args.topk_weights), expected);
+    if (args.topk_weights.dtype != DType::kFp32)
+      refuse(kFunction, "topk_weights", describe(args.topk_weights), expected);
     check_matrix("topk_weights", args.topk_weights, call.num_tokens, call.top_k, expected);
   }
-  call.has_weights = args.topk_weights.present() || (args.handle != nullptr && HandleView(args.handle->mutable_bytes()).header().has_weights != 0);
+  call.has_weights = args.topk_weights.present() ||
+                     (args.handle != nullptr && HandleView(args.handle->mutable_bytes()).header().has_weights != 0);
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
                 .capacity = resolve_capacity(group, args, *call.placement)};

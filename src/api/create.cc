@@ -26,7 +26,8 @@ constexpr const char* kFunction = "ferry::Group::create";
 Topology choose_topology(const GroupConfig& config, int num_ranks, const Environment& environment) {
   if (config.topology) {
     if (config.topology->num_ranks() != num_ranks) {
-      refuse(kFunction, "topology", fmt::format("{} ({} ranks)", config.topology->describe(), config.topology->num_ranks()),
+      refuse(kFunction, "topology",
+             fmt::format("{} ({} ranks)", config.topology->describe(), config.topology->num_ranks()),
              fmt::format("{} ranks, as the meeting has", num_ranks));
     }
     return *config.topology;
@@ -38,7 +39,8 @@ Topology choose_topology(const GroupConfig& config, int num_ranks, const Environ
 }
 
 /// What must be equal on all ranks, as lines of text: the first that differs goes into the message.
-std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& config, const Topology& topology, const Placement& placement) {
+std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& config, const Topology& topology,
+                                                           const Placement& placement) {
   const GroupLimits& l = config.limits;
   return {{"topology", topology.describe()},
           {"placement digest", fmt::to_string(placement.digest())},
@@ -63,7 +65,8 @@ std::vector<std::byte> to_bytes(const std::vector<std::pair<std::string, std::st
   return {begin, begin + text.size()};
 }
 
-void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, std::string>>& mine, std::chrono::nanoseconds timeout) {
+void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, std::string>>& mine,
+                     std::chrono::nanoseconds timeout) {
   const auto everyone = meeting.all_gather(to_bytes(mine), timeout);
   for (int rank = 0; rank < meeting.size(); ++rank) {
     const auto& theirs = everyone[static_cast<std::size_t>(rank)];
@@ -73,7 +76,8 @@ void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, 
       const std::size_t end = text.find('\n', at);
       const std::string line = text.substr(at, end == std::string::npos ? end : end - at);
       if (line != key + "=" + value) {
-        Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank, line, meeting.rank(), key, value));
+        Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank,
+                                                      line, meeting.rank(), key, value));
         error.step = "meet";
         error.peers.push_back({.rank = rank});
         throw error;
@@ -85,10 +89,12 @@ void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, 
 
 void check_backend(const GroupConfig& config) {
   if (config.backend == "cuda") unsupported("backend cuda is not in this build; use backend host or auto");
-  if (config.backend != "auto" && config.backend != "host") refuse(kFunction, "backend", config.backend, "auto, host or cuda");
+  if (config.backend != "auto" && config.backend != "host")
+    refuse(kFunction, "backend", config.backend, "auto, host or cuda");
   if (config.network == "auto" || config.network == "loopback") return;
   if (config.network == "tcp" || config.network == "shm" || config.network == "verbs" || config.network == "efa") {
-    unsupported(fmt::format("network {} is not in this build; use loopback (ranks of one machine) or auto", config.network));
+    unsupported(
+        fmt::format("network {} is not in this build; use loopback (ranks of one machine) or auto", config.network));
   }
   refuse(kFunction, "network", config.network, "auto, loopback, tcp, shm, verbs or efa");
 }
@@ -108,7 +114,8 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   const Topology topology = choose_topology(config, meeting.size(), environment);
   check_limits(config, topology);
   check_backend(config);
-  auto placement = std::make_shared<const Placement>(config.placement ? *config.placement : Placement::contiguous(config.limits.num_experts, meeting.size()));
+  auto placement = std::make_shared<const Placement>(
+      config.placement ? *config.placement : Placement::contiguous(config.limits.num_experts, meeting.size()));
   const auto lines = agreement(config, topology, *placement);
   check_agreement(meeting, lines, config.timeout);
   Digest digest;
@@ -117,9 +124,11 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   GroupConfig settings = config;
   settings.topology = topology;
   if (settings.test.max_signal_delay_ns == 0) settings.test.max_signal_delay_ns = environment.test_delay_ns.value_or(0);
-  auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout), make_engine(topology, settings.test), settings.test);
+  auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout),
+                                           make_engine(topology, settings.test), settings.test);
   auto backend = host::make_host_backend(*runtime);
-  auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime), std::move(backend), digest.value());
+  auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime),
+                                            std::move(backend), digest.value());
   state->open();
   return Group(std::move(state));
 }

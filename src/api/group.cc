@@ -19,16 +19,34 @@ Group::~Group() {
   if (state_) state_->close();
 }
 
-int Group::rank() const { return state_->runtime->rank; }
-int Group::size() const { return state_->runtime->topology.num_ranks(); }
-const Topology& Group::topology() const { return state_->runtime->topology; }
-const Placement& Group::placement() const { return *state_->placement; }
-const GroupConfig& Group::config() const { return state_->config; }
+int Group::rank() const {
+  return state_->runtime->rank;
+}
+int Group::size() const {
+  return state_->runtime->topology.num_ranks();
+}
+const Topology& Group::topology() const {
+  return state_->runtime->topology;
+}
+const Placement& Group::placement() const {
+  return *state_->placement;
+}
+const GroupConfig& Group::config() const {
+  return state_->config;
+}
 
-PendingDispatch Group::dispatch_send(const DispatchArgs& args) { return {state_, state_->dispatch_send(args)}; }
-PendingCombine Group::combine_send(const CombineArgs& args) { return {state_, state_->combine_send(args)}; }
-DispatchResult Group::dispatch(const DispatchArgs& args) { return dispatch_send(args).receive(); }
-CombineResult Group::combine(const CombineArgs& args) { return combine_send(args).receive(); }
+PendingDispatch Group::dispatch_send(const DispatchArgs& args) {
+  return {state_, state_->dispatch_send(args)};
+}
+PendingCombine Group::combine_send(const CombineArgs& args) {
+  return {state_, state_->combine_send(args)};
+}
+DispatchResult Group::dispatch(const DispatchArgs& args) {
+  return dispatch_send(args).receive();
+}
+CombineResult Group::combine(const CombineArgs& args) {
+  return combine_send(args).receive();
+}
 
 std::string Group::why_not(const DispatchArgs& args) const {
   state_->require_open("ferry::Group::why_not");
@@ -55,18 +73,35 @@ std::size_t Group::handle_bytes(const DispatchArgs& args) const {
   header.num_tokens = call.num_tokens;
   const WindowLayout& layout = state_->windows().layout;
   header.num_rows = layout.recv_tokens(args.mode);
-  if (args.mode == Mode::kThroughput) header.num_forwarded = layout.forward_sources() * state_->config.limits.max_tokens;
+  if (args.mode == Mode::kThroughput)
+    header.num_forwarded = layout.forward_sources() * state_->config.limits.max_tokens;
   return static_cast<std::size_t>(HandleView::bytes_for(header));
 }
 
-void Group::mask(int rank) { state_->mask(rank); }
-void Group::unmask(int rank) { state_->unmask(rank); }
-std::vector<bool> Group::masked() const { return {state_->masked().begin(), state_->masked().end()}; }
-void Group::check() { state_->check(); }
-void Group::abort() { state_->abort(); }
-void Group::close() { state_->close(); }
-GroupStatistics Group::statistics() const { return state_->statistics(); }
-const std::vector<StepTrace>& Group::last_trace() const { return state_->last_trace; }
+void Group::mask(int rank) {
+  state_->mask(rank);
+}
+void Group::unmask(int rank) {
+  state_->unmask(rank);
+}
+std::vector<bool> Group::masked() const {
+  return {state_->masked().begin(), state_->masked().end()};
+}
+void Group::check() {
+  state_->check();
+}
+void Group::abort() {
+  state_->abort();
+}
+void Group::close() {
+  state_->close();
+}
+GroupStatistics Group::statistics() const {
+  return state_->statistics();
+}
+const std::vector<StepTrace>& Group::last_trace() const {
+  return state_->last_trace;
+}
 
 namespace {
 
@@ -79,7 +114,8 @@ void drop(CallPointer& call) {
 
 }  // namespace
 
-PendingDispatch::PendingDispatch(std::shared_ptr<GroupState> group, std::shared_ptr<DispatchCall> call) : group_(std::move(group)), call_(std::move(call)) {}
+PendingDispatch::PendingDispatch(std::shared_ptr<GroupState> group, std::shared_ptr<DispatchCall> call)
+    : group_(std::move(group)), call_(std::move(call)) {}
 PendingDispatch& PendingDispatch::operator=(PendingDispatch&& other) noexcept {
   if (this == &other) return *this;
   drop(call_);
@@ -87,14 +123,17 @@ PendingDispatch& PendingDispatch::operator=(PendingDispatch&& other) noexcept {
   call_ = std::move(other.call_);
   return *this;
 }
-PendingDispatch::~PendingDispatch() { drop(call_); }
+PendingDispatch::~PendingDispatch() {
+  drop(call_);
+}
 
 DispatchResult PendingDispatch::receive() {
   if (!call_) refuse("ferry::PendingDispatch::receive", "pending", "empty or moved from", "a dispatch that was sent");
   return group_->dispatch_receive(call_);
 }
 
-PendingCombine::PendingCombine(std::shared_ptr<GroupState> group, std::shared_ptr<CombineCall> call) : group_(std::move(group)), call_(std::move(call)) {}
+PendingCombine::PendingCombine(std::shared_ptr<GroupState> group, std::shared_ptr<CombineCall> call)
+    : group_(std::move(group)), call_(std::move(call)) {}
 PendingCombine& PendingCombine::operator=(PendingCombine&& other) noexcept {
   if (this == &other) return *this;
   drop(call_);
@@ -102,7 +141,9 @@ PendingCombine& PendingCombine::operator=(PendingCombine&& other) noexcept {
   call_ = std::move(other.call_);
   return *this;
 }
-PendingCombine::~PendingCombine() { drop(call_); }
+PendingCombine::~PendingCombine() {
+  drop(call_);
+}
 
 CombineResult PendingCombine::receive() {
   if (!call_) refuse("ferry::PendingCombine::receive", "pending", "empty or moved from", "a combine that was sent");

@@ -16,7 +16,9 @@ class GroupState::Busy {
  public:
   Busy(GroupState& group, const char* function) : group_(group) {
     if (group_.busy_.exchange(true, std::memory_order_acquire)) {
-      throw Error(ErrorCode::kInvalidArgument, fmt::format("{}: another thread is in a call of this group, expected one thread at a time", function));
+      throw Error(
+          ErrorCode::kInvalidArgument,
+          fmt::format("{}: another thread is in a call of this group, expected one thread at a time", function));
     }
   }
   Busy(const Busy&) = delete;
@@ -27,8 +29,8 @@ class GroupState::Busy {
   GroupState& group_;
 };
 
-GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts, std::unique_ptr<Runtime> surroundings, std::unique_ptr<Backend> steps,
-                       std::uint64_t digest)
+GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts,
+                       std::unique_ptr<Runtime> surroundings, std::unique_ptr<Backend> steps, std::uint64_t digest)
     : config(std::move(settings)),
       placement(std::move(experts)),
       runtime(std::move(surroundings)),
@@ -40,9 +42,13 @@ GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> ex
   runtime->progress = [this] { forward_all(); };
 }
 
-GroupState::~GroupState() { close(); }
+GroupState::~GroupState() {
+  close();
+}
 
-void GroupState::open() { refresh_windows(); }
+void GroupState::open() {
+  refresh_windows();
+}
 
 void GroupState::require_open(const char* function) const {
   if (closed_) refuse(function, "group", "closed", "an open group");
@@ -103,8 +109,12 @@ void GroupState::forward_all() {
   forwarding_ = false;
 }
 
-void GroupState::receive_now(DispatchCall& call) { backend->dispatch_recv(call); }
-void GroupState::receive_now(CombineCall& call) { backend->combine_recv(call); }
+void GroupState::receive_now(DispatchCall& call) {
+  backend->dispatch_recv(call);
+}
+void GroupState::receive_now(CombineCall& call) {
+  backend->combine_recv(call);
+}
 
 /// A flight can be taken again once its last call is over. A dropped call is finished here; one that somebody still holds is
 /// the caller's mistake.
@@ -112,7 +122,8 @@ template <typename CallType, typename Receive>
 void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive_it) {
   if (!flight || flight->over) return;
   if (!flight->dropped) {
-    refuse(fmt::format("ferry::Group::{}", operation), "calls in flight", fmt::format("{} not yet received", config.limits.num_flights),
+    refuse(fmt::format("ferry::Group::{}", operation), "calls in flight",
+           fmt::format("{} not yet received", config.limits.num_flights),
            fmt::format("fewer than num_flights = {}: receive one first", config.limits.num_flights));
   }
   const std::shared_ptr<CallType> call = flight;
@@ -127,7 +138,8 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* oper
 template <typename CallType>
 void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count) {
   const auto flight = static_cast<std::size_t>((count + 1) % flights.size());
-  free_flight(flights[flight], call.operation == "dispatch" ? "dispatch_send" : "combine_send", [this](CallType& old) { receive_now(old); });
+  free_flight(flights[flight], call.operation == "dispatch" ? "dispatch_send" : "combine_send",
+              [this](CallType& old) { receive_now(old); });
   ++count;
   call.windows = windows_;
   call.epoch = ++counters_.epoch;
@@ -181,7 +193,8 @@ std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
 
 template <typename CallType, typename Receive>
 auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receive_it) {
-  if (call->received) refuse("ferry::Pending::receive", "pending", "received already", "a call that was not received yet");
+  if (call->received)
+    refuse("ferry::Pending::receive", "pending", "received already", "a call that was not received yet");
   call->received = true;
   if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
   try {
@@ -216,7 +229,8 @@ void GroupState::mask(int rank) {
   Busy busy(*this, kFunction);
   require_open(kFunction);
   const int num_ranks = runtime->topology.num_ranks();
-  if (rank < 0 || rank >= num_ranks) refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
+  if (rank < 0 || rank >= num_ranks)
+    refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
   if (rank == runtime->rank) refuse(kFunction, "rank", fmt::format("{}, this rank itself", rank), "another rank");
   masks_[static_cast<std::size_t>(rank)] = 1;
   runtime->masked_now[static_cast<std::size_t>(rank)] = 1;  // waits of calls in flight stop waiting for it at once
@@ -227,7 +241,8 @@ void GroupState::unmask(int rank) {
   Busy busy(*this, kFunction);
   require_open(kFunction);
   const int num_ranks = runtime->topology.num_ranks();
-  if (rank < 0 || rank >= num_ranks) refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
+  if (rank < 0 || rank >= num_ranks)
+    refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", num_ranks - 1));
   if (rank == runtime->rank) {
     rejoining_ = true;
     return;

@@ -18,8 +18,8 @@ namespace ferry {
 
 class GroupState : public std::enable_shared_from_this<GroupState> {
  public:
-  GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts, std::unique_ptr<Runtime> surroundings, std::unique_ptr<Backend> steps,
-             std::uint64_t digest);
+  GroupState(GroupConfig settings, std::shared_ptr<const Placement> experts, std::unique_ptr<Runtime> surroundings,
+             std::unique_ptr<Backend> steps, std::uint64_t digest);
   ~GroupState();
 
   /// Opens the first windows; collective.
@@ -67,7 +67,7 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   std::shared_ptr<Windows> windows_;
   std::mutex windows_mutex_;  ///< for abort(), which another thread may call while windows change
   CallCounters counters_;
-  std::vector<std::uint8_t> masks_;   ///< as asked for; take effect at the next call
+  std::vector<std::uint8_t> masks_;  ///< as asked for; take effect at the next call
   std::uint32_t next_membership_ = 0;
   bool rejoining_ = false;
   bool closed_ = false;
@@ -77,7 +77,7 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   std::vector<std::shared_ptr<CombineCall>> combines_;
   std::vector<std::shared_ptr<DispatchCall>> old_dispatches_;  ///< not over yet, of windows before the last change
   std::vector<std::shared_ptr<CombineCall>> old_combines_;
-  std::optional<Error> fault_;        ///< of a dropped call, raised by check()
+  std::optional<Error> fault_;  ///< of a dropped call, raised by check()
 };
 
 /// Refusals before anything moves; `fill_*` writes what follows from the arguments into the call.
@@ -88,6 +88,7 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
 
 /// Throws Error(invalid_argument) for limits that make no sense.
 void check_limits(const GroupConfig& config, const Topology& topology);
-WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement, const Rails& rails);
+WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
+                                const Rails& rails);
 
 }  // namespace ferry

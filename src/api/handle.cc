@@ -15,14 +15,30 @@ HandleView view_of(const Handle& handle) {
 
 }  // namespace
 
-Layout Handle::layout() const { return static_cast<Layout>(view_of(*this).header().layout); }
-Mode Handle::mode() const { return static_cast<Mode>(view_of(*this).header().mode); }
-std::int64_t Handle::num_tokens() const { return view_of(*this).header().num_tokens; }
-int Handle::top_k() const { return view_of(*this).header().top_k; }
-std::int64_t Handle::num_rows() const { return view_of(*this).header().num_rows; }
-std::int64_t Handle::num_expert_rows() const { return view_of(*this).header().num_expert_rows; }
-int Handle::num_local_experts() const { return view_of(*this).header().num_local_experts; }
-std::int64_t Handle::expert_capacity() const { return view_of(*this).header().expert_capacity; }
+Layout Handle::layout() const {
+  return static_cast<Layout>(view_of(*this).header().layout);
+}
+Mode Handle::mode() const {
+  return static_cast<Mode>(view_of(*this).header().mode);
+}
+std::int64_t Handle::num_tokens() const {
+  return view_of(*this).header().num_tokens;
+}
+int Handle::top_k() const {
+  return view_of(*this).header().top_k;
+}
+std::int64_t Handle::num_rows() const {
+  return view_of(*this).header().num_rows;
+}
+std::int64_t Handle::num_expert_rows() const {
+  return view_of(*this).header().num_expert_rows;
+}
+int Handle::num_local_experts() const {
+  return view_of(*this).header().num_local_experts;
+}
+std::int64_t Handle::expert_capacity() const {
+  return view_of(*this).header().expert_capacity;
+}
 
 std::span<const std::int32_t> Handle::source_offsets() const {
   const HandleView view = view_of(*this);
@@ -42,7 +58,8 @@ std::span<const std::int32_t> Handle::expert_offsets() const {
 std::int32_t Handle::source_token(std::int64_t row) const {
   const HandleView view = view_of(*this);
   if (row < 0 || row >= view.header().num_rows) {
-    refuse("ferry::Handle::source_token", "row", fmt::to_string(row), fmt::format("0 to {}", view.header().num_rows - 1));
+    refuse("ferry::Handle::source_token", "row", fmt::to_string(row),
+           fmt::format("0 to {}", view.header().num_rows - 1));
   }
   return view.record(row).source_token();
 }

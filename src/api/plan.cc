@@ -20,7 +20,8 @@ constexpr std::int64_t kMaxCount = std::int64_t{1} << 24;  // a signal's count h
 constexpr std::int64_t kMaxRows = std::int64_t{1} << 31;   // rows are 32-bit
 
 void check_range(const char* what, std::int64_t value, std::int64_t least, std::int64_t most) {
-  if (value < least || value > most) refuse(kFunction, fmt::format("limits.{}", what), fmt::to_string(value), fmt::format("{} to {}", least, most));
+  if (value < least || value > most)
+    refuse(kFunction, fmt::format("limits.{}", what), fmt::to_string(value), fmt::format("{} to {}", least, most));
 }
 
 Placement placement_of(const GroupConfig& config, const Topology& topology) {
@@ -30,7 +31,8 @@ Placement placement_of(const GroupConfig& config, const Topology& topology) {
 /// Probability that a token with K distinct experts out of E, drawn uniformly, wants none of `held` given experts.
 double miss(int num_experts, int held, int top_k) {
   double probability = 1;
-  for (int k = 0; k < top_k; ++k) probability *= std::max(0.0, static_cast<double>(num_experts - held - k) / static_cast<double>(num_experts - k));
+  for (int k = 0; k < top_k; ++k)
+    probability *= std::max(0.0, static_cast<double>(num_experts - held - k) / static_cast<double>(num_experts - k));
   return probability;
 }
 
@@ -51,38 +53,48 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   if (limits.recv_rows == 0) check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
   const int num_ranks = topology.num_ranks();
   if (config.placement && config.placement->num_ranks() != num_ranks) {
-    refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()), fmt::format("for {}", num_ranks));
+    refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()),
+           fmt::format("for {}", num_ranks));
   }
-  if (config.timeout.count() <= 0) refuse(kFunction, "timeout", fmt::format("{} ns", config.timeout.count()), "above 0");
+  if (config.timeout.count() <= 0)
+    refuse(kFunction, "timeout", fmt::format("{} ns", config.timeout.count()), "above 0");
 }
 
-WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement, const Rails& rails) {
+WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
+                                const Rails& rails) {
   return {config.limits, topology, placement, rails.max_sources()};
 }
 
 MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank) {
   check_limits(config, topology);
-  if (rank < 0 || rank >= topology.num_ranks()) refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", topology.num_ranks() - 1));
+  if (rank < 0 || rank >= topology.num_ranks())
+    refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", topology.num_ranks() - 1));
   const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(topology.num_ranks()), 0);
-  const WindowLayout layout = make_window_layout(config, topology, placement_of(config, topology), Rails(topology, nobody));
+  const WindowLayout layout =
+      make_window_layout(config, topology, placement_of(config, topology), Rails(topology, nobody));
   MemoryPlan plan;
-  for (const Region& region : layout.list().regions()) plan.regions.push_back({region.name, region.offset, region.bytes});
+  for (const Region& region : layout.list().regions())
+    plan.regions.push_back({region.name, region.offset, region.bytes});
   plan.total_bytes = layout.total_bytes();
   plan.recv_rows = layout.recv_rows();
   return plan;
 }
 
-TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens, int top_k) {
+TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Reduction reduction, std::int64_t tokens,
+                         int top_k) {
   check_limits(config, topology);
   const Placement placement = placement_of(config, topology);
   if (tokens < 0) refuse("ferry::traffic_plan", "tokens", fmt::to_string(tokens), "0 or more");
   if (top_k < 1 || top_k > placement.num_experts()) {
-    refuse("ferry::traffic_plan", "top_k", fmt::to_string(top_k), fmt::format("1 to {} (distinct experts)", placement.num_experts()));
+    refuse("ferry::traffic_plan", "top_k", fmt::to_string(top_k),
+           fmt::format("1 to {} (distinct experts)", placement.num_experts()));
   }
   const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(topology.num_ranks()), 0);
   const Rails rails(topology, nobody);
   const int num_experts = placement.num_slots();  // a replica takes its share of an expert's tokens
-  const auto held_by_node = [&](int node) { return placement.first_slot(topology.first_rank(node + 1)) - placement.first_slot(topology.first_rank(node)); };
+  const auto held_by_node = [&](int node) {
+    return placement.first_slot(topology.first_rank(node + 1)) - placement.first_slot(topology.first_rank(node));
+  };
   double dispatch_node = 0, dispatch_network = 0, combine_node = 0, combine_network = 0;  // rows
   for (int source = 0; source < topology.num_ranks(); ++source) {
     for (int node = 0; node < topology.num_nodes(); ++node) {
@@ -104,7 +116,8 @@ TrafficPlan traffic_plan(const GroupConfig& config, const Topology& topology, Re
       }
     }
   }
-  const double row_bytes = static_cast<double>(wire::padded(config.limits.hidden * static_cast<std::int64_t>(dtype_bytes(config.limits.dtype))));
+  const double row_bytes = static_cast<double>(
+      wire::padded(config.limits.hidden * static_cast<std::int64_t>(dtype_bytes(config.limits.dtype))));
   const double scale = static_cast<double>(tokens) * row_bytes / topology.num_ranks();
   return {dispatch_node * scale, dispatch_network * scale, combine_node * scale, combine_network * scale};
 }

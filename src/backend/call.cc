@@ -9,7 +9,9 @@ namespace {
 constexpr std::align_val_t kAlignment{64};
 }
 
-void ResultMemory::Free::operator()(std::byte* memory) const { ::operator delete[](memory, kAlignment); }
+void ResultMemory::Free::operator()(std::byte* memory) const {
+  ::operator delete[](memory, kAlignment);
+}
 
 void* ResultMemory::allocate(std::int64_t bytes) {
   const auto size = static_cast<std::size_t>(bytes > 0 ? bytes : 1);

@@ -37,16 +37,16 @@ class ResultMemory {
 
 /// What every call has.
 struct Call {
-  std::string_view operation;         ///< "dispatch" or "combine"
+  std::string_view operation;  ///< "dispatch" or "combine"
   std::shared_ptr<Windows> windows;
   std::uint64_t epoch = 0;
   int flight = 0;
   std::chrono::nanoseconds timeout{};
-  std::uint64_t digest = 0;           ///< of the arguments that must agree
-  bool sent = false;                  ///< the send half is done
-  bool received = false;              ///< receive() was called
-  bool dropped = false;               ///< nobody will receive it; the group does when it needs the flight
-  bool over = false;                  ///< received, or failed: nothing is owed any more
+  std::uint64_t digest = 0;  ///< of the arguments that must agree
+  bool sent = false;         ///< the send half is done
+  bool received = false;     ///< receive() was called
+  bool dropped = false;      ///< nobody will receive it; the group does when it needs the flight
+  bool over = false;         ///< received, or failed: nothing is owed any more
   std::vector<StepTrace> trace;
 
   /// The value of a signal of this call: epoch << 24 | count.
@@ -61,20 +61,20 @@ struct ForwardProgress {
 };
 
 struct DispatchCall : Call {
-  DispatchArgs args;                  ///< as given; tensors are read until dispatch_send returns
-  Handle cached;                      ///< args.handle's memory, if this is a cached dispatch
+  DispatchArgs args;  ///< as given; tensors are read until dispatch_send returns
+  Handle cached;      ///< args.handle's memory, if this is a cached dispatch
   std::shared_ptr<const Placement> placement;
-  wire::RowFormat format;             ///< of the wire rows
+  wire::RowFormat format;  ///< of the wire rows
   routing::ExpertShape shape;
-  std::int64_t num_tokens = 0;        ///< T
-  int top_k = 0;                      ///< K
+  std::int64_t num_tokens = 0;  ///< T
+  int top_k = 0;                ///< K
   bool has_weights = false;
-  std::uint64_t exchange = 0;         ///< number of this throughput dispatch
-  CallNote bad_id;                    ///< latency mode: what this rank has to confess to its peers; status 0 = nothing
+  std::uint64_t exchange = 0;  ///< number of this throughput dispatch
+  CallNote bad_id;             ///< latency mode: what this rank has to confess to its peers; status 0 = nothing
 
   // Filled by route, [T * K] each.
   std::vector<std::int32_t> slots, ranks, rows, tokens;
-  std::vector<float> weights;         ///< [T * K] after renormalisation; empty without weights
+  std::vector<float> weights;              ///< [T * K] after renormalisation; empty without weights
   std::vector<std::int32_t> forward_rows;  ///< [T * nodes] row among this rank's tokens for a node, -1 if it needs none
 
   // Filled by route from everybody's counts (throughput), or by dispatch_recv (latency).
@@ -85,7 +85,7 @@ struct DispatchCall : Call {
   std::int64_t num_expert_rows = 0;          ///< Nx
 
   std::vector<ForwardProgress> forwards;
-  std::vector<std::byte> forward_records;    ///< TokenMeta of every row that passed through, by source
+  std::vector<std::byte> forward_records;  ///< TokenMeta of every row that passed through, by source
   bool forward_posted = false;
 
   DispatchResult result;
@@ -95,12 +95,12 @@ struct DispatchCall : Call {
 struct CombineCall : Call {
   CombineArgs args;
   Handle handle;
-  std::int64_t num_tokens = 0;   ///< T
+  std::int64_t num_tokens = 0;  ///< T
   int top_k = 0;
   std::int64_t hidden = 0;
-  std::int64_t row_bytes = 0;    ///< of a row, without padding
-  std::int64_t slot_bytes = 0;   ///< of a returned row with what follows it
-  bool has_topk_weights = false; ///< K float32 of combined weights follow each returned row
+  std::int64_t row_bytes = 0;     ///< of a row, without padding
+  std::int64_t slot_bytes = 0;    ///< of a returned row with what follows it
+  bool has_topk_weights = false;  ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;
 

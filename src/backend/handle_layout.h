@@ -17,18 +17,18 @@ struct HandleHeader {
 
   std::uint64_t magic = kMagic;
   std::int64_t total_bytes = 0;
-  std::uint64_t rails_digest = 0;      ///< who forwarded; a combine under other rails cannot return rows
+  std::uint64_t rails_digest = 0;  ///< who forwarded; a combine under other rails cannot return rows
   std::uint64_t placement_digest = 0;
   std::int32_t rank = 0, num_ranks = 0, num_nodes = 0, num_slots = 0;
   std::int32_t layout = 0, mode = 0, top_k = 0, num_local_experts = 0;
   std::int32_t has_weights = 0;
   std::uint32_t membership = 0;
-  std::int64_t num_tokens = 0;         ///< T
-  std::int64_t num_rows = 0;           ///< N
-  std::int64_t num_expert_rows = 0;    ///< Nx
+  std::int64_t num_tokens = 0;       ///< T
+  std::int64_t num_rows = 0;         ///< N
+  std::int64_t num_expert_rows = 0;  ///< Nx
   std::int64_t expert_capacity = 0;
   std::int64_t alignment = 1;
-  std::int64_t num_forwarded = 0;      ///< F: rows of other nodes' tokens that passed through this rank
+  std::int64_t num_forwarded = 0;  ///< F: rows of other nodes' tokens that passed through this rank
 };
 
 /// Views of the arrays. Sizes in brackets.
@@ -41,46 +41,80 @@ class HandleView {
 
   HandleHeader& header() const { return *reinterpret_cast<HandleHeader*>(base_); }
 
-  std::int32_t* slots() const { return ints(kSlots); }                  ///< [T, K] global slot of each choice, -1 = none
-  std::int32_t* ranks() const { return ints(kRanks); }                  ///< [T, K] its rank
-  std::int32_t* rows() const { return ints(kRows); }                    ///< [T, K] its row in that rank's result (throughput)
-  std::int32_t* tokens() const { return ints(kTokens); }                ///< [T, K] the token's rank-major row there (throughput)
+  std::int32_t* slots() const { return ints(kSlots); }    ///< [T, K] global slot of each choice, -1 = none
+  std::int32_t* ranks() const { return ints(kRanks); }    ///< [T, K] its rank
+  std::int32_t* rows() const { return ints(kRows); }      ///< [T, K] its row in that rank's result (throughput)
+  std::int32_t* tokens() const { return ints(kTokens); }  ///< [T, K] the token's rank-major row there (throughput)
   float* weights() const { return reinterpret_cast<float*>(ints(kWeights)); }  ///< [T, K] if has_weights
-  std::int32_t* forward_rows() const { return ints(kForwardRows); }     ///< [T, nodes] row among this rank's tokens for a node
-  std::int32_t* tokens_to() const { return ints(kTokensTo); }           ///< [R] this rank's tokens that went to each rank
-  std::int32_t* choices_to() const { return ints(kChoicesTo); }         ///< [R] their choices
-  std::int32_t* tokens_to_node() const { return ints(kTokensToNode); }  ///< [nodes]
-  std::int32_t* rank_of_slot() const { return ints(kRankOfSlot); }      ///< [S]
-  std::int32_t* source_offsets() const { return ints(kSourceOffsets); } ///< [R + 1]
-  std::int32_t* expert_counts() const { return ints(kExpertCounts); }   ///< [E_local]
-  std::int32_t* expert_offsets() const { return ints(kExpertOffsets); } ///< [E_local + 1]
+  std::int32_t* forward_rows() const {
+    return ints(kForwardRows);
+  }                                                              ///< [T, nodes] row among this rank's tokens for a node
+  std::int32_t* tokens_to() const { return ints(kTokensTo); }    ///< [R] this rank's tokens that went to each rank
+  std::int32_t* choices_to() const { return ints(kChoicesTo); }  ///< [R] their choices
+  std::int32_t* tokens_to_node() const { return ints(kTokensToNode); }     ///< [nodes]
+  std::int32_t* rank_of_slot() const { return ints(kRankOfSlot); }         ///< [S]
+  std::int32_t* source_offsets() const { return ints(kSourceOffsets); }    ///< [R + 1]
+  std::int32_t* expert_counts() const { return ints(kExpertCounts); }      ///< [E_local]
+  std::int32_t* expert_offsets() const { return ints(kExpertOffsets); }    ///< [E_local + 1]
   std::int32_t* forward_offsets() const { return ints(kForwardOffsets); }  ///< [R + 1] forwarded rows by source
-  wire::TokenMeta record(std::int64_t row) const { return record_at(kRecords, row); }          ///< [N]
-  wire::TokenMeta forwarded(std::int64_t row) const { return record_at(kForwarded, row); }     ///< [F]
+  wire::TokenMeta record(std::int64_t row) const { return record_at(kRecords, row); }       ///< [N]
+  wire::TokenMeta forwarded(std::int64_t row) const { return record_at(kForwarded, row); }  ///< [F]
   std::byte* records() const { return base_ + offset_of(header(), kRecords); }
   std::byte* forwarded_records() const { return base_ + offset_of(header(), kForwarded); }
 
  private:
   enum Part {
-    kSlots, kRanks, kRows, kTokens, kWeights, kForwardRows, kTokensTo, kChoicesTo, kTokensToNode, kRankOfSlot, kSourceOffsets,
-    kExpertCounts, kExpertOffsets, kForwardOffsets, kRecords, kForwarded, kEnd
+    kSlots,
+    kRanks,
+    kRows,
+    kTokens,
+    kWeights,
+    kForwardRows,
+    kTokensTo,
+    kChoicesTo,
+    kTokensToNode,
+    kRankOfSlot,
+    kSourceOffsets,
+    kExpertCounts,
+    kExpertOffsets,
+    kForwardOffsets,
+    kRecords,
+    kForwarded,
+    kEnd
   };
 
   static std::int64_t part_bytes(const HandleHeader& h, int part) {
     const std::int64_t choices = h.num_tokens * h.top_k;
     switch (part) {
-      case kSlots: case kRanks: case kRows: case kTokens: return 4 * choices;
-      case kWeights: return h.has_weights != 0 ? 4 * choices : 0;
-      case kForwardRows: return 4 * h.num_tokens * h.num_nodes;
-      case kTokensTo: case kChoicesTo: return 4 * static_cast<std::int64_t>(h.num_ranks);
-      case kTokensToNode: return 4 * static_cast<std::int64_t>(h.num_nodes);
-      case kRankOfSlot: return 4 * static_cast<std::int64_t>(h.num_slots);
-      case kSourceOffsets: case kForwardOffsets: return 4 * (static_cast<std::int64_t>(h.num_ranks) + 1);
-      case kExpertCounts: return 4 * static_cast<std::int64_t>(h.num_local_experts);
-      case kExpertOffsets: return 4 * (static_cast<std::int64_t>(h.num_local_experts) + 1);
-      case kRecords: return h.num_rows * wire::TokenMeta::bytes(h.top_k);
-      case kForwarded: return h.num_forwarded * wire::TokenMeta::bytes(h.top_k);
-      default: return 0;
+      case kSlots:
+      case kRanks:
+      case kRows:
+      case kTokens:
+        return 4 * choices;
+      case kWeights:
+        return h.has_weights != 0 ? 4 * choices : 0;
+      case kForwardRows:
+        return 4 * h.num_tokens * h.num_nodes;
+      case kTokensTo:
+      case kChoicesTo:
+        return 4 * static_cast<std::int64_t>(h.num_ranks);
+      case kTokensToNode:
+        return 4 * static_cast<std::int64_t>(h.num_nodes);
+      case kRankOfSlot:
+        return 4 * static_cast<std::int64_t>(h.num_slots);
+      case kSourceOffsets:
+      case kForwardOffsets:
+        return 4 * (static_cast<std::int64_t>(h.num_ranks) + 1);
+      case kExpertCounts:
+        return 4 * static_cast<std::int64_t>(h.num_local_experts);
+      case kExpertOffsets:
+        return 4 * (static_cast<std::int64_t>(h.num_local_experts) + 1);
+      case kRecords:
+        return h.num_rows * wire::TokenMeta::bytes(h.top_k);
+      case kForwarded:
+        return h.num_forwarded * wire::TokenMeta::bytes(h.top_k);
+      default:
+        return 0;
     }
   }
   /// The one list: parts follow each other, each at a multiple of 16 bytes.

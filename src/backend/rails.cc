@@ -13,7 +13,8 @@ Rails::Rails(const Topology& topology, std::span<const std::uint8_t> masked)
       live_(static_cast<std::size_t>(topology.num_nodes())),
       sources_of_(static_cast<std::size_t>(topology.num_ranks())) {
   for (int rank = 0; rank < topology.num_ranks(); ++rank) {
-    if (masked[static_cast<std::size_t>(rank)] == 0) live_[static_cast<std::size_t>(topology.node_of(rank))].push_back(rank);
+    if (masked[static_cast<std::size_t>(rank)] == 0)
+      live_[static_cast<std::size_t>(topology.node_of(rank))].push_back(rank);
   }
   Digest digest;
   for (int source = 0; source < topology.num_ranks(); ++source) {

@@ -20,7 +20,9 @@ constexpr std::chrono::nanoseconds kSleepAfter = std::chrono::milliseconds(20);
 
 constexpr std::uint64_t kEpochShift = 24;
 
-std::atomic_ref<std::uint64_t> word_at(std::byte* address) { return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(address)); }
+std::atomic_ref<std::uint64_t> word_at(std::byte* address) {
+  return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(address));
+}
 
 enum Activity : std::uint64_t { kActivityDispatch = 1, kActivityCombine = 2 };
 
@@ -49,13 +51,16 @@ struct Runtime::Idle {
     last_check = now;
     return true;
   }
-  std::chrono::nanoseconds waited() const { return now - start; }
+  std::chrono::nanoseconds waited() const {
+    return now - start;
+  }
 
   int spins_left;
   Clock::time_point start = Clock::now(), now = start, last_check = start;
 };
 
-Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> links, std::shared_ptr<net::Engine> network, TestOptions test)
+Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> links,
+                 std::shared_ptr<net::Engine> network, TestOptions test)
     : rank(my_rank),
       topology(std::move(ranks_and_nodes)),
       mesh(std::move(links)),
@@ -78,7 +83,8 @@ void Runtime::write(const Call& call, int peer, std::int64_t offset, const void*
     return;
   }
   wait_until(call, "network put", [&] {
-    return engine->channel(0).try_put(call.windows->remote(peer), static_cast<std::uint64_t>(offset), src, static_cast<std::size_t>(bytes));
+    return engine->channel(0).try_put(call.windows->remote(peer), static_cast<std::uint64_t>(offset), src,
+                                      static_cast<std::size_t>(bytes));
   });
 }
 
@@ -87,7 +93,8 @@ void Runtime::delay_signal() {
   random_ ^= random_ << 13;
   random_ ^= random_ >> 7;
   random_ ^= random_ << 17;
-  std::this_thread::sleep_for(std::chrono::nanoseconds(static_cast<std::int64_t>(random_ % static_cast<std::uint64_t>(test_.max_signal_delay_ns))));
+  std::this_thread::sleep_for(std::chrono::nanoseconds(
+      static_cast<std::int64_t>(random_ % static_cast<std::uint64_t>(test_.max_signal_delay_ns))));
 }
 
 void Runtime::post(const Call& call, int peer, Signal kind, std::uint64_t total) {
@@ -98,7 +105,9 @@ void Runtime::post(const Call& call, int peer, Signal kind, std::uint64_t total)
     word_at(mapped).store(total, std::memory_order_release);
     return;
   }
-  wait_until(call, "network post", [&] { return engine->channel(0).try_post(call.windows->remote(peer), static_cast<std::uint64_t>(offset), total); });
+  wait_until(call, "network post", [&] {
+    return engine->channel(0).try_post(call.windows->remote(peer), static_cast<std::uint64_t>(offset), total);
+  });
 }
 
 void Runtime::send_note(const Call& call, bool combine, CallNote note, std::span<const int> peers) {
@@ -114,25 +123,30 @@ const CallNote& Runtime::note_of(const Call& call, bool combine, int writer) con
 }
 
 void Runtime::announce(const Call& call) {
-  const std::uint64_t what = call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
+  const std::uint64_t what =
+      call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
   const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, rank);
   word_at(call.windows->own(offset)).store(what, std::memory_order_release);
   for (int peer : call.windows->live) {
     if (topology.node_of(peer) == topology.node_of(rank)) continue;  // they read it here
-    wait_until(call, "network post", [&] { return engine->channel(0).try_post(call.windows->remote(peer), static_cast<std::uint64_t>(offset), what); });
+    wait_until(call, "network post", [&] {
+      return engine->channel(0).try_post(call.windows->remote(peer), static_cast<std::uint64_t>(offset), what);
+    });
   }
 }
 
 std::string Runtime::activity_of(const Windows& windows, int peer) const {
   const std::int64_t offset = windows.layout.signal(Signal::kActivity, 0, peer);
   std::byte* address = windows.peer(peer, offset);
-  const std::uint64_t what = word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
+  const std::uint64_t what =
+      word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
   if (what == 0) return "no call yet";
   return fmt::format("call {} {}", what >> kEpochShift, (what & 0xff) == kActivityDispatch ? "dispatch" : "combine");
 }
 
 bool Runtime::reached(const Call& call, const Wait& wait, std::uint64_t& seen) const {
-  if (masked_now[static_cast<std::size_t>(wait.peer)] != 0 || call.windows->membership.is_masked(wait.peer)) return true;
+  if (masked_now[static_cast<std::size_t>(wait.peer)] != 0 || call.windows->membership.is_masked(wait.peer))
+    return true;
   seen = signal(*call.windows, wait.kind, call.flight, wait.peer);
   return seen >= wait.wanted;
 }
@@ -173,17 +187,20 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
   const std::uint64_t who = word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire);
   if (who == 0 && !aborted()) return;
   if (who == 0 || who == static_cast<std::uint64_t>(rank) + 1) spread_abort_by_network(windows);
-  Error error(ErrorCode::kAborted, fmt::format("{}: the group was aborted by rank {} (call {} {})", step, who == 0 ? rank : static_cast<int>(who) - 1,
-                                               call.epoch, call.operation));
+  Error error(ErrorCode::kAborted,
+              fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
+                          who == 0 ? rank : static_cast<int>(who) - 1, call.epoch, call.operation));
   error.step = step;
   error.epoch = call.epoch;
   throw error;
 }
 
-void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns, std::chrono::nanoseconds limit) {
+void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
+                         std::chrono::nanoseconds limit) {
   check_notices(call, step);
   if (engine) {
-    if (const auto broken = engine->poll_error()) throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);
+    if (const auto broken = engine->poll_error())
+      throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);
   }
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
@@ -192,33 +209,41 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     // second look at the signal, shows that the signal will not come.
     const std::string doing = activity_of(*call.windows, one.peer);
     const std::uint64_t ahead = word_at([&] {
-                                  const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, one.peer);
+                                  const std::int64_t offset =
+                                      call.windows->layout.signal(Signal::kActivity, 0, one.peer);
                                   std::byte* address = call.windows->peer(one.peer, offset);
                                   return address != nullptr ? address : call.windows->own(offset);
                                 }())
                                     .load(std::memory_order_acquire);
-    const std::uint64_t mine = call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
+    const std::uint64_t mine =
+        call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
     const bool other_kind = ahead >> kEpochShift == call.epoch && ahead != mine;
-    if (other_kind && !reached(call, one, seen)) throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
-    if (mesh->gone(one.peer) && !reached(call, one, seen)) throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
+    if (other_kind && !reached(call, one, seen))
+      throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
+    if (mesh->gone(one.peer) && !reached(call, one, seen))
+      throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
   }
-  if (waited_ns > limit.count()) throw failure(ErrorCode::kTimeout, call, step, waits, fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
+  if (waited_ns > limit.count())
+    throw failure(ErrorCode::kTimeout, call, step, waits,
+                  fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
 }
 
-Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits, const std::string& why) const {
+Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits,
+                       const std::string& why) const {
   std::vector<PeerWait> peers;
   std::string list;
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
-    peers.push_back({.rank = one.peer, .seen = seen, .wanted = one.wanted, .activity = activity_of(*call.windows, one.peer)});
+    peers.push_back(
+        {.rank = one.peer, .seen = seen, .wanted = one.wanted, .activity = activity_of(*call.windows, one.peer)});
     const PeerWait& peer = peers.back();
-    list += fmt::format("{}rank {} ({}: seen call {} count {}, wanted call {} count {}; it is in {})", list.empty() ? "" : ", ", peer.rank,
-                        name(one.kind), peer.seen >> kEpochShift, peer.seen & 0xffffff, peer.wanted >> kEpochShift, peer.wanted & 0xffffff,
-                        peer.activity);
+    list += fmt::format("{}rank {} ({}: seen call {} count {}, wanted call {} count {}; it is in {})",
+                        list.empty() ? "" : ", ", peer.rank, name(one.kind), peer.seen >> kEpochShift,
+                        peer.seen & 0xffffff, peer.wanted >> kEpochShift, peer.wanted & 0xffffff, peer.activity);
   }
-  Error error(code, fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, call.operation, list.empty() ? "failed" : "waits for ",
-                                list, why));
+  Error error(code, fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, call.operation,
+                                list.empty() ? "failed" : "waits for ", list, why));
   error.step = step;
   error.epoch = call.epoch;
   error.peers = std::move(peers);
@@ -227,7 +252,8 @@ Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::
 
 void Runtime::spread_abort_in_node(const Windows& windows) const {
   for (int peer : windows.node_peers) {
-    word_at(windows.peer(peer, windows.layout.abort_word())).store(static_cast<std::uint64_t>(rank) + 1, std::memory_order_release);
+    word_at(windows.peer(peer, windows.layout.abort_word()))
+        .store(static_cast<std::uint64_t>(rank) + 1, std::memory_order_release);
   }
 }
 
@@ -250,19 +276,31 @@ void Runtime::drain(std::chrono::nanoseconds limit) {
 
 const char* name(Signal kind) noexcept {
   switch (kind) {
-    case Signal::kActivity: return "activity";
+    case Signal::kActivity:
+      return "activity";
     case Signal::kCountsEven:
-    case Signal::kCountsOdd: return "counts";
-    case Signal::kDispatchRows: return "dispatch rows";
-    case Signal::kDispatchNetwork: return "dispatch network rows";
-    case Signal::kDispatchForwarded: return "dispatch forwarded rows";
-    case Signal::kDispatchRead: return "dispatch slots read";
-    case Signal::kCombineWeights: return "combine weights";
-    case Signal::kCombineRows: return "combine rows";
-    case Signal::kCombineForward: return "combine rows to forward";
-    case Signal::kCombineNetwork: return "combine network rows";
-    case Signal::kCombineRead: return "combine slots read";
-    case Signal::kNumSignals: break;
+    case Signal::kCountsOdd:
+      return "counts";
+    case Signal::kDispatchRows:
+      return "dispatch rows";
+    case Signal::kDispatchNetwork:
+      return "dispatch network rows";
+    case Signal::kDispatchForwarded:
+      return "dispatch forwarded rows";
+    case Signal::kDispatchRead:
+      return "dispatch slots read";
+    case Signal::kCombineWeights:
+      return "combine weights";
+    case Signal::kCombineRows:
+      return "combine rows";
+    case Signal::kCombineForward:
+      return "combine rows to forward";
+    case Signal::kCombineNetwork:
+      return "combine network rows";
+    case Signal::kCombineRead:
+      return "combine slots read";
+    case Signal::kNumSignals:
+      break;
   }
   return "?";
 }

@@ -29,21 +29,23 @@ struct Wait {
 
 class Runtime {
  public:
-  Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> links, std::shared_ptr<net::Engine> network, TestOptions test);
+  Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> links, std::shared_ptr<net::Engine> network,
+          TestOptions test);
 
   const int rank;
   const Topology topology;
-  std::unique_ptr<Mesh> mesh;            ///< null after leave()
+  std::unique_ptr<Mesh> mesh;           ///< null after leave()
   std::shared_ptr<net::Engine> engine;  ///< null on a single node
-  std::vector<std::int64_t> wait_ns;          ///< [R] time spent waiting for each rank
+  std::vector<std::int64_t> wait_ns;    ///< [R] time spent waiting for each rank
   /// Forwards whatever has arrived for any call in flight; called while this rank waits, so that no receive order can make
   /// ranks wait for each other in a circle.
   std::function<void()> progress;
-  std::vector<std::uint8_t> masked_now;       ///< [R] masks as they are now: ranks that waits of older calls skip
+  std::vector<std::uint8_t> masked_now;  ///< [R] masks as they are now: ranks that waits of older calls skip
 
   /// Opens the windows of a membership; collective over its members.
-  std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout, const CallCounters& counters,
-                                        std::uint64_t config_digest, std::chrono::nanoseconds timeout);
+  std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout,
+                                        const CallCounters& counters, std::uint64_t config_digest,
+                                        std::chrono::nanoseconds timeout);
   struct Rejoin {
     Membership membership;
     CallCounters counters;
@@ -89,9 +91,11 @@ class Runtime {
 
  private:
   struct Idle;
-  void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns, std::chrono::nanoseconds limit);
+  void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
+                  std::chrono::nanoseconds limit);
   void check_notices(const Call& call, const char* step);
-  Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits, const std::string& why) const;
+  Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits,
+                const std::string& why) const;
   std::string activity_of(const Windows& windows, int peer) const;
   bool reached(const Call& call, const Wait& wait, std::uint64_t& seen) const;
   void spread_abort_by_network(const Windows& windows);
@@ -103,7 +107,8 @@ class Runtime {
   TestOptions test_;
   std::uint64_t random_ = 0;
   bool oversubscribed_ = false;
-  std::vector<std::vector<Notice>> early_notices_;  // by rank: notices of memberships that this rank has not reached yet
+  std::vector<std::vector<Notice>>
+      early_notices_;  // by rank: notices of memberships that this rank has not reached yet
 };
 
 /// How long a wait lasted and what it was waiting for, to give the CPU away sensibly in between.

@@ -26,7 +26,7 @@ class StepScope {
     call_.trace.push_back({step_, rows, bytes, seconds});
   }
 
-  std::int64_t rows = 0;   ///< moved by this step on this rank
+  std::int64_t rows = 0;  ///< moved by this step on this rank
   std::int64_t bytes = 0;
 
  private:

@@ -22,7 +22,9 @@ constexpr std::int64_t kPlannedAlignment = 128;
 constexpr int kFirstFlightSignal = static_cast<int>(Signal::kDispatchRows);
 constexpr int kFlightSignals = static_cast<int>(Signal::kNumSignals) - kFirstFlightSignal;
 
-std::int64_t at(const std::vector<std::int64_t>& offsets, int flight) { return offsets[static_cast<std::size_t>(flight)]; }
+std::int64_t at(const std::vector<std::int64_t>& offsets, int flight) {
+  return offsets[static_cast<std::size_t>(flight)];
+}
 
 }  // namespace
 
@@ -36,15 +38,17 @@ std::int64_t return_row_bytes(std::int64_t row_bytes, int top_k, bool with_weigh
   return wire::padded(row_bytes) + (with_weights ? wire::padded(4 * static_cast<std::int64_t>(top_k)) : 0);
 }
 
-WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement, int max_sources)
+WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
+                           int max_sources)
     : num_ranks_(topology.num_ranks()),
       num_nodes_(topology.num_nodes()),
       num_flights_(limits.num_flights),
       forward_sources_(max_sources),
       max_tokens_(std::max(limits.max_tokens, limits.max_latency_tokens)),
       max_row_bytes_(max_dispatch_row_bytes(limits)),
-      max_return_bytes_(return_row_bytes(limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))),
-                                         limits.max_top_k, true)) {
+      max_return_bytes_(return_row_bytes(
+          limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))),
+          limits.max_top_k, true)) {
   add_control_regions(std::max(limits.max_slots, placement.num_slots()));
   add_dispatch_regions(limits, placement);
   add_combine_regions(limits);
@@ -52,7 +56,8 @@ WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, 
 
 std::vector<std::int64_t> WindowLayout::add_flights(const char* name, std::int64_t bytes) {
   std::vector<std::int64_t> offsets;
-  for (int flight = 0; flight < num_flights_; ++flight) offsets.push_back(list_.add(fmt::format("{}[{}]", name, flight), bytes));
+  for (int flight = 0; flight < num_flights_; ++flight)
+    offsets.push_back(list_.add(fmt::format("{}[{}]", name, flight), bytes));
   return offsets;
 }
 
@@ -62,7 +67,8 @@ void WindowLayout::add_control_regions(int num_slots) {
   signals_ = list_.add("signals", signal_stride_ * num_ranks_);
   abort_ = list_.add("abort", kLineBytes);
   notes_ = list_.add("notes", 2 * static_cast<std::int64_t>(sizeof(CallNote)) * num_flights_ * num_ranks_);
-  counts_stride_ = wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (static_cast<std::int64_t>(num_ranks_) + num_nodes_ + num_slots));
+  counts_stride_ = wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) +
+                                4 * (static_cast<std::int64_t>(num_ranks_) + num_nodes_ + num_slots));
   counts_ = list_.add("counts", 2 * counts_stride_ * num_ranks_);
 }
 
@@ -85,7 +91,8 @@ void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placeme
   latency_out_ = add_flights("latency results", latency_out_rows_ * max_row_bytes_);
 
   const bool has_network = num_nodes_ > 1;
-  const std::int64_t staged = has_network ? std::max((num_nodes_ - 1) * limits.max_tokens, limits.max_latency_tokens) : 0;
+  const std::int64_t staged =
+      has_network ? std::max((num_nodes_ - 1) * limits.max_tokens, limits.max_latency_tokens) : 0;
   dispatch_staging_ = add_flights("dispatch staging", staged * record_bytes);
   dispatch_forward_ = add_flights("dispatch forward", forward_sources_ * limits.max_tokens * record_bytes);
 }
@@ -109,22 +116,43 @@ std::int64_t WindowLayout::signal(Signal kind, int flight, int writer) const {
 }
 
 std::int64_t WindowLayout::note(int flight, bool combine, int writer) const {
-  return notes_ + ((static_cast<std::int64_t>(flight) * 2 + (combine ? 1 : 0)) * num_ranks_ + writer) * static_cast<std::int64_t>(sizeof(CallNote));
+  return notes_ + ((static_cast<std::int64_t>(flight) * 2 + (combine ? 1 : 0)) * num_ranks_ + writer) *
+                      static_cast<std::int64_t>(sizeof(CallNote));
 }
 
 std::int64_t WindowLayout::counts(int parity, int writer) const {
   return counts_ + (static_cast<std::int64_t>(parity) * num_ranks_ + writer) * counts_stride_;
 }
 
-std::int64_t WindowLayout::recv(int flight) const { return at(recv_, flight); }
-std::int64_t WindowLayout::recv_meta(int flight) const { return at(recv_meta_, flight); }
-std::int64_t WindowLayout::dispatch_slots(int flight, int source) const { return at(dispatch_slots_, flight) + source * dispatch_slots_stride_; }
-std::int64_t WindowLayout::latency_out(int flight) const { return at(latency_out_, flight); }
-std::int64_t WindowLayout::dispatch_staging(int flight) const { return at(dispatch_staging_, flight); }
-std::int64_t WindowLayout::dispatch_forward(int flight) const { return at(dispatch_forward_, flight); }
-std::int64_t WindowLayout::return_slots(int flight) const { return at(return_slots_, flight); }
-std::int64_t WindowLayout::combine_forward(int flight) const { return at(combine_forward_, flight); }
-std::int64_t WindowLayout::combine_staging(int flight) const { return at(combine_staging_, flight); }
-std::int64_t WindowLayout::weights_ahead(int flight, int source) const { return at(weights_ahead_, flight) + source * weights_stride_; }
+std::int64_t WindowLayout::recv(int flight) const {
+  return at(recv_, flight);
+}
+std::int64_t WindowLayout::recv_meta(int flight) const {
+  return at(recv_meta_, flight);
+}
+std::int64_t WindowLayout::dispatch_slots(int flight, int source) const {
+  return at(dispatch_slots_, flight) + source * dispatch_slots_stride_;
+}
+std::int64_t WindowLayout::latency_out(int flight) const {
+  return at(latency_out_, flight);
+}
+std::int64_t WindowLayout::dispatch_staging(int flight) const {
+  return at(dispatch_staging_, flight);
+}
+std::int64_t WindowLayout::dispatch_forward(int flight) const {
+  return at(dispatch_forward_, flight);
+}
+std::int64_t WindowLayout::return_slots(int flight) const {
+  return at(return_slots_, flight);
+}
+std::int64_t WindowLayout::combine_forward(int flight) const {
+  return at(combine_forward_, flight);
+}
+std::int64_t WindowLayout::combine_staging(int flight) const {
+  return at(combine_staging_, flight);
+}
+std::int64_t WindowLayout::weights_ahead(int flight, int source) const {
+  return at(weights_ahead_, flight) + source * weights_stride_;
+}
 
 }  // namespace ferry

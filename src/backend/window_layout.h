@@ -16,10 +16,10 @@ namespace ferry {
 
 /// Kinds of signals; each writer has one 64-bit word per kind (and flight) in the reader's window.
 enum class Signal : std::uint8_t {
-  kActivity,           ///< epoch << 24 | what the writer has begun; for messages only (network peers)
-  kCountsEven,         ///< route: the writer's counts of an even throughput dispatch are here
+  kActivity,    ///< epoch << 24 | what the writer has begun; for messages only (network peers)
+  kCountsEven,  ///< route: the writer's counts of an even throughput dispatch are here
   kCountsOdd,
-  kDispatchRows,       ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
+  kDispatchRows,  ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
   kDispatchNetwork,    ///< rows of the writer that have arrived in this rank's forward region so far
   kDispatchForwarded,  ///< rows that the writer, a rail peer, has handed on to this rank
   kDispatchRead,       ///< the writer has read its latency slots of this flight
@@ -34,11 +34,11 @@ enum class Signal : std::uint8_t {
 /// What a rank says to another beside rows: in front of counts (throughput) or before the rows signal (latency, combine).
 struct CallNote {
   std::uint64_t epoch = 0;
-  std::uint64_t digest = 0;    ///< of the arguments that must agree
-  std::int64_t status = 0;     ///< 0, or a CallStatus: the writer refuses its part
-  std::int64_t where = 0;      ///< row of the bad id
-  std::int64_t value = 0;      ///< the bad id
-  std::int64_t num_tokens = 0; ///< T of the writer
+  std::uint64_t digest = 0;     ///< of the arguments that must agree
+  std::int64_t status = 0;      ///< 0, or a CallStatus: the writer refuses its part
+  std::int64_t where = 0;       ///< row of the bad id
+  std::int64_t value = 0;       ///< the bad id
+  std::int64_t num_tokens = 0;  ///< T of the writer
   std::int64_t reserved[2] = {};
 };
 static_assert(sizeof(CallNote) == 64);
@@ -60,24 +60,26 @@ class WindowLayout {
   std::int64_t counts(int parity, int writer) const;
   std::int64_t counts_bytes() const noexcept { return counts_stride_; }
 
-  std::int64_t recv_rows() const noexcept { return recv_rows_; }            ///< capacity of the receive window
+  std::int64_t recv_rows() const noexcept { return recv_rows_; }  ///< capacity of the receive window
   /// Most (token, this rank) pairs that can arrive.
-  std::int64_t recv_tokens(Mode mode) const noexcept { return mode == Mode::kThroughput ? recv_tokens_ : num_ranks_ * max_latency_tokens_; }
-  std::int64_t recv(int flight) const;                                      ///< blocks one after the other, each recv_rows() rows
-  std::int64_t recv_meta(int flight) const;                                 ///< one record per token received
-  std::int64_t dispatch_slots(int flight, int source) const;                ///< latency: max_latency_tokens records
+  std::int64_t recv_tokens(Mode mode) const noexcept {
+    return mode == Mode::kThroughput ? recv_tokens_ : num_ranks_ * max_latency_tokens_;
+  }
+  std::int64_t recv(int flight) const;                        ///< blocks one after the other, each recv_rows() rows
+  std::int64_t recv_meta(int flight) const;                   ///< one record per token received
+  std::int64_t dispatch_slots(int flight, int source) const;  ///< latency: max_latency_tokens records
   std::int64_t latency_out_rows() const noexcept { return latency_out_rows_; }
-  std::int64_t latency_out(int flight) const;                               ///< local: where latency results are laid out
-  std::int64_t dispatch_staging(int flight) const;                          ///< local: records on their way to the network
+  std::int64_t latency_out(int flight) const;       ///< local: where latency results are laid out
+  std::int64_t dispatch_staging(int flight) const;  ///< local: records on their way to the network
   std::int64_t dispatch_forward(int flight) const;
-  std::int64_t return_slots(int flight) const;                              ///< [tokens][K] rows of this rank's tokens
-  std::int64_t combine_forward(int flight) const;                           ///< [forward rows][K]
-  std::int64_t combine_staging(int flight) const;                           ///< local: rows on their way to the network
-  std::int64_t weights_ahead(int flight, int source) const;                 ///< [max tokens][K] float32
+  std::int64_t return_slots(int flight) const;               ///< [tokens][K] rows of this rank's tokens
+  std::int64_t combine_forward(int flight) const;            ///< [forward rows][K]
+  std::int64_t combine_staging(int flight) const;            ///< local: rows on their way to the network
+  std::int64_t weights_ahead(int flight, int source) const;  ///< [max tokens][K] float32
 
-  std::int64_t max_tokens() const noexcept { return max_tokens_; }          ///< of both modes
+  std::int64_t max_tokens() const noexcept { return max_tokens_; }  ///< of both modes
   int num_flights() const noexcept { return num_flights_; }
-  int forward_sources() const noexcept { return forward_sources_; }         ///< most sources one rail peer serves
+  int forward_sources() const noexcept { return forward_sources_; }  ///< most sources one rail peer serves
   std::int64_t max_row_bytes() const noexcept { return max_row_bytes_; }
   /// A wire row with its TokenMeta.
   std::int64_t max_record_bytes() const noexcept { return max_record_bytes_; }
@@ -112,8 +114,8 @@ class WindowLayout {
   std::int64_t weights_stride_ = 0, dispatch_slots_stride_ = 0;
   std::int64_t signal_stride_ = 0, signals_ = 0, abort_ = 0, notes_ = 0, counts_stride_ = 0, counts_ = 0;
   // Offsets of one region per flight.
-  std::vector<std::int64_t> recv_, recv_meta_, dispatch_slots_, latency_out_, dispatch_staging_, dispatch_forward_, return_slots_,
-      combine_forward_, combine_staging_, weights_ahead_;
+  std::vector<std::int64_t> recv_, recv_meta_, dispatch_slots_, latency_out_, dispatch_staging_, dispatch_forward_,
+      return_slots_, combine_forward_, combine_staging_, weights_ahead_;
 };
 
 /// The widest wire row of a dispatch under these limits: the row in the widest dtype, float32 scales of blocks of 32 for

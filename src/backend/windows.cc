@@ -33,12 +33,14 @@ struct MembershipNotice {
   std::vector<std::byte> description;
 };
 
-Notice pack(const NoticeHeader& header, const std::vector<std::uint8_t>& masked, std::span<const std::byte> description) {
+Notice pack(const NoticeHeader& header, const std::vector<std::uint8_t>& masked,
+            std::span<const std::byte> description) {
   Notice notice;
   notice.bytes.resize(sizeof(header) + masked.size() + description.size());
   std::memcpy(notice.bytes.data(), &header, sizeof(header));
   std::memcpy(notice.bytes.data() + sizeof(header), masked.data(), masked.size());
-  if (!description.empty()) std::memcpy(notice.bytes.data() + sizeof(header) + masked.size(), description.data(), description.size());
+  if (!description.empty())
+    std::memcpy(notice.bytes.data() + sizeof(header) + masked.size(), description.data(), description.size());
   return notice;
 }
 
@@ -46,8 +48,10 @@ MembershipNotice unpack(const Notice& notice, int peer, int num_ranks) {
   MembershipNotice out;
   const auto fixed = sizeof(NoticeHeader) + static_cast<std::size_t>(num_ranks);
   if (notice.bytes.size() >= sizeof(NoticeHeader)) std::memcpy(&out.header, notice.bytes.data(), sizeof(NoticeHeader));
-  if (notice.bytes.size() < fixed || out.header.magic != kNoticeMagic || out.header.num_ranks != static_cast<std::uint64_t>(num_ranks)) {
-    throw Error(ErrorCode::kMismatch, fmt::format("ferry: rank {} sent a notice that this version does not understand", peer));
+  if (notice.bytes.size() < fixed || out.header.magic != kNoticeMagic ||
+      out.header.num_ranks != static_cast<std::uint64_t>(num_ranks)) {
+    throw Error(ErrorCode::kMismatch,
+                fmt::format("ferry: rank {} sent a notice that this version does not understand", peer));
   }
   const auto* masks = reinterpret_cast<const std::uint8_t*>(notice.bytes.data()) + sizeof(NoticeHeader);
   out.masked.assign(masks, masks + num_ranks);
@@ -109,15 +113,18 @@ class WindowOpener {
     while (!missing.empty()) {
       std::erase_if(missing, [&](int peer) { return receive_from(peer); });
       if (missing.empty()) break;
-      if (runtime_.aborted()) throw Error(ErrorCode::kAborted, "ferry: the group was aborted while windows were opened");
-      if (std::chrono::steady_clock::now() > deadline) fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
+      if (runtime_.aborted())
+        throw Error(ErrorCode::kAborted, "ferry: the group was aborted while windows were opened");
+      if (std::chrono::steady_clock::now() > deadline)
+        fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   }
 
  private:
   void send_notices() {
-    const std::vector<std::byte> description = runtime_.engine ? runtime_.engine->describe(*windows_.memory_) : std::vector<std::byte>{};
+    const std::vector<std::byte> description =
+        runtime_.engine ? runtime_.engine->describe(*windows_.memory_) : std::vector<std::byte>{};
     for (int peer = 0; peer < runtime_.topology.num_ranks(); ++peer) {
       if (peer == runtime_.rank) continue;
       header_.left_out = windows_.membership.is_masked(peer) ? 1 : 0;
@@ -142,27 +149,31 @@ class WindowOpener {
 
   void check_agreement(int peer, const MembershipNotice& theirs) const {
     const auto disagree = [&](const std::string& what) {
-      Error error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} and rank {} disagree: {}", peer, runtime_.rank, what));
+      Error error(ErrorCode::kMismatch,
+                  fmt::format("ferry::Group: rank {} and rank {} disagree: {}", peer, runtime_.rank, what));
       error.step = "meet";
       error.peers.push_back({.rank = peer});
       throw error;
     };
     if (theirs.header.config_digest != header_.config_digest) disagree("their limits, topology or placement differ");
-    if (theirs.header.left_out != 0) disagree(fmt::format("it left this rank out (membership {})", theirs.header.number));
+    if (theirs.header.left_out != 0)
+      disagree(fmt::format("it left this rank out (membership {})", theirs.header.number));
     if (theirs.masked != windows_.membership.masked || theirs.header.number != header_.number) {
-      disagree(fmt::format("it is in membership {} and masks {}, this rank is in membership {} and masks {}", theirs.header.number,
-                           list_masked(theirs.masked), header_.number, list_masked(windows_.membership.masked)));
+      disagree(fmt::format("it is in membership {} and masks {}, this rank is in membership {} and masks {}",
+                           theirs.header.number, list_masked(theirs.masked), header_.number,
+                           list_masked(windows_.membership.masked)));
     }
     if (theirs.header.counters.epoch != header_.counters.epoch) {
-      disagree(fmt::format("it has begun {} calls, this rank {}", theirs.header.counters.epoch, header_.counters.epoch));
+      disagree(
+          fmt::format("it has begun {} calls, this rank {}", theirs.header.counters.epoch, header_.counters.epoch));
     }
   }
 
   void adopt(int peer, const std::shared_ptr<Memory>& memory, std::span<const std::byte> description) {
     const auto index = static_cast<std::size_t>(peer);
     if (memory && memory->size() < static_cast<std::size_t>(windows_.layout.total_bytes())) {
-      throw Error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} has a window of {} bytes, expected {}", peer, memory->size(),
-                                                    windows_.layout.total_bytes()));
+      throw Error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} has a window of {} bytes, expected {}", peer,
+                                                    memory->size(), windows_.layout.total_bytes()));
     }
     if (runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank)) {
       windows_.mapped_[index] = memory;
@@ -187,8 +198,9 @@ class WindowOpener {
   std::chrono::nanoseconds timeout_;
 };
 
-std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, const WindowLayout& layout, const CallCounters& counters,
-                                               std::uint64_t config_digest, std::chrono::nanoseconds timeout) {
+std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, const WindowLayout& layout,
+                                               const CallCounters& counters, std::uint64_t config_digest,
+                                               std::chrono::nanoseconds timeout) {
   auto windows = std::make_shared<Windows>(membership, rank, topology, layout, layout.num_flights());
   NoticeHeader header;
   header.number = membership.number;
@@ -214,7 +226,8 @@ Runtime::Rejoin Runtime::wait_for_rejoin(std::chrono::nanoseconds timeout) {
     }
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  Error error(ErrorCode::kTimeout, fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
+  Error error(ErrorCode::kTimeout,
+              fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
   error.step = "meet";
   throw error;
 }
@@ -240,11 +253,13 @@ void Runtime::check_notices(const Call& call, const char* step) {
     // A call sent before a change of membership may be received after it: only a rank that has not made the change itself
     // is in disagreement.
     if (theirs.header.left_out == 0 && theirs.masked == masked_now) continue;
-    Error error(ErrorCode::kMismatch,
-                theirs.header.left_out != 0
-                    ? fmt::format("{}: rank {} has left this rank ({}) out since membership {}", step, peer, rank, theirs.header.number)
-                    : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {}", step, peer,
-                                  theirs.header.number, list_masked(theirs.masked), call.windows->membership.number));
+    Error error(
+        ErrorCode::kMismatch,
+        theirs.header.left_out != 0
+            ? fmt::format("{}: rank {} has left this rank ({}) out since membership {}", step, peer, rank,
+                          theirs.header.number)
+            : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {}", step, peer,
+                          theirs.header.number, list_masked(theirs.masked), call.windows->membership.number));
     error.step = step;
     error.epoch = call.epoch;
     error.peers.push_back({.rank = peer});

@@ -19,10 +19,10 @@ namespace ferry {
 
 /// Calls begun so far; equal on all members between calls.
 struct CallCounters {
-  std::uint64_t epoch = 0;       ///< all calls
+  std::uint64_t epoch = 0;  ///< all calls
   std::uint64_t dispatches = 0;
   std::uint64_t combines = 0;
-  std::uint64_t exchanges = 0;   ///< throughput dispatches: they exchange counts
+  std::uint64_t exchanges = 0;  ///< throughput dispatches: they exchange counts
 };
 
 struct Membership {
@@ -61,9 +61,9 @@ class Windows {
  private:
   friend class WindowOpener;
   std::shared_ptr<Memory> memory_;
-  std::vector<std::shared_ptr<Memory>> mapped_;        // by rank; null for network peers whose memory the engine holds
-  std::vector<std::byte*> base_;                       // by rank
-  std::vector<std::optional<net::WindowId>> remote_;   // by rank
+  std::vector<std::shared_ptr<Memory>> mapped_;       // by rank; null for network peers whose memory the engine holds
+  std::vector<std::byte*> base_;                      // by rank
+  std::vector<std::optional<net::WindowId>> remote_;  // by rank
   std::shared_ptr<net::Engine> engine_;
 };
 

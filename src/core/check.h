@@ -17,7 +17,8 @@ namespace ferry {
 /// "ferry::Group::dispatch: topk_ids has shape [4, 2], expected [T, K] with T = 5"
 [[noreturn]] inline void refuse(std::string_view function, std::string_view argument, std::string_view seen,
                                 std::string_view expected) {
-  Error error(ErrorCode::kInvalidArgument, fmt::format("{}: {} is {}, expected {}", function, argument, seen, expected));
+  Error error(ErrorCode::kInvalidArgument,
+              fmt::format("{}: {} is {}, expected {}", function, argument, seen, expected));
   error.step = function;
   error.argument = argument;
   throw error;

@@ -12,8 +12,7 @@ namespace ferry {
 class Digest {
  public:
   template <typename T>
-    requires(std::is_integral_v<T> || std::is_enum_v<T>)
-  Digest& add(T value) {
+  requires(std::is_integral_v<T> || std::is_enum_v<T>) Digest& add(T value) {
     // One round of the splitmix64 finaliser per value: every bit of the value reaches every bit of the state.
     state_ += static_cast<std::uint64_t>(value) + 0x9e3779b97f4a7c15u;
     state_ = (state_ ^ (state_ >> 30)) * 0xbf58476d1ce4e5b9u;

@@ -55,10 +55,12 @@ void check_rank_and_size(const Environment& environment) {
     refuse_variable("WORLD_SIZE", "", fmt::format("the number of ranks, because RANK is set ({})", *environment.rank));
   }
   if (environment.world_size && !environment.rank) {
-    refuse_variable("RANK", "", fmt::format("this process's rank, because WORLD_SIZE is set ({})", *environment.world_size));
+    refuse_variable("RANK", "",
+                    fmt::format("this process's rank, because WORLD_SIZE is set ({})", *environment.world_size));
   }
   if (environment.rank && *environment.rank >= *environment.world_size) {
-    refuse_variable("RANK", std::to_string(*environment.rank), fmt::format("less than WORLD_SIZE ({})", *environment.world_size));
+    refuse_variable("RANK", std::to_string(*environment.rank),
+                    fmt::format("less than WORLD_SIZE ({})", *environment.world_size));
   }
 }
 

@@ -21,10 +21,10 @@ struct Environment {
   std::optional<std::uint16_t> master_port;  ///< MASTER_PORT: belongs to PyTorch; Ferry only counts on from it
 
   // Ferry's own.
-  std::optional<std::uint16_t> ferry_port;     ///< FERRY_PORT: where Ferry's rank 0 listens, 1 .. 65535
-  std::string token;                           ///< FERRY_TOKEN: shared secret of the job
-  std::optional<int> node_size;                ///< FERRY_NODE_SIZE: ranks per node, at least 1; makes pretend nodes
-  std::string log = "warning";                 ///< FERRY_LOG: off, error, warning, info or debug
+  std::optional<std::uint16_t> ferry_port;    ///< FERRY_PORT: where Ferry's rank 0 listens, 1 .. 65535
+  std::string token;                          ///< FERRY_TOKEN: shared secret of the job
+  std::optional<int> node_size;               ///< FERRY_NODE_SIZE: ranks per node, at least 1; makes pretend nodes
+  std::string log = "warning";                ///< FERRY_LOG: off, error, warning, info or debug
   std::optional<std::int64_t> test_delay_ns;  ///< FERRY_TEST_DELAY_NS: random delay up to this before every signal
 
   /// Where Ferry's rank 0 listens: FERRY_PORT, else MASTER_PORT + 1; empty if neither is set.

@@ -23,7 +23,8 @@ std::vector<std::int32_t> count_local_experts(const std::vector<std::vector<Plac
     if (places[expert].empty()) refuse(kExplicitMap, fmt::format("places[{}]", expert), "empty", "at least one place");
     for (const Place& place : places[expert]) {
       if (place.rank < 0 || place.rank >= num_ranks) {
-        refuse(kExplicitMap, fmt::format("places[{}] rank", expert), fmt::to_string(place.rank), fmt::format("0 to {}", num_ranks - 1));
+        refuse(kExplicitMap, fmt::format("places[{}] rank", expert), fmt::to_string(place.rank),
+               fmt::format("0 to {}", num_ranks - 1));
       }
       locals[static_cast<std::size_t>(place.rank)].push_back(place.local_expert);
     }
@@ -34,8 +35,8 @@ std::vector<std::int32_t> count_local_experts(const std::vector<std::vector<Plac
     std::sort(taken.begin(), taken.end());
     for (std::size_t i = 0; i < taken.size(); ++i) {
       if (taken[i] != static_cast<std::int32_t>(i)) {
-        refuse(kExplicitMap, fmt::format("local experts of rank {}", rank), fmt::format("{} at position {}", taken[i], i),
-               "each index 0 .. n-1 exactly once");
+        refuse(kExplicitMap, fmt::format("local experts of rank {}", rank),
+               fmt::format("{} at position {}", taken[i], i), "each index 0 .. n-1 exactly once");
       }
     }
     counts.push_back(static_cast<std::int32_t>(taken.size()));
@@ -61,7 +62,8 @@ Placement Placement::explicit_map(const std::vector<std::vector<Place>>& places,
   if (places.empty()) refuse(kExplicitMap, "places", "empty", "at least one expert");
   Placement placement;
   placement.first_slot_.push_back(0);
-  for (std::int32_t count : count_local_experts(places, num_ranks)) placement.first_slot_.push_back(placement.first_slot_.back() + count);
+  for (std::int32_t count : count_local_experts(places, num_ranks))
+    placement.first_slot_.push_back(placement.first_slot_.back() + count);
   const auto num_slots = static_cast<std::size_t>(placement.first_slot_.back());
   placement.rank_of_slot_.resize(num_slots);
   placement.expert_of_slot_.resize(num_slots);
@@ -90,9 +92,12 @@ std::span<const std::int32_t> Placement::slots_of(int expert) const {
   return std::span(slot_of_place_).subspan(begin, end - begin);
 }
 
-int Placement::choose_slot(int expert, int source_rank, std::int64_t token, std::span<const std::uint8_t> masked) const {
+int Placement::choose_slot(int expert, int source_rank, std::int64_t token,
+                           std::span<const std::uint8_t> masked) const {
   const auto slots = slots_of(expert);
-  const auto is_live = [&](std::int32_t slot) { return masked.empty() || masked[static_cast<std::size_t>(rank_of_slot(slot))] == 0; };
+  const auto is_live = [&](std::int32_t slot) {
+    return masked.empty() || masked[static_cast<std::size_t>(rank_of_slot(slot))] == 0;
+  };
   const std::int64_t num_live = std::count_if(slots.begin(), slots.end(), is_live);
   if (num_live == 0) return -1;
   std::int64_t skip = (source_rank + token) % num_live;

@@ -10,7 +10,9 @@
 
 namespace ferry {
 
-Topology Topology::single_node(int num_ranks) { return nodes({num_ranks}); }
+Topology Topology::single_node(int num_ranks) {
+  return nodes({num_ranks});
+}
 
 Topology Topology::nodes(std::vector<int> node_sizes) {
   if (node_sizes.empty()) refuse("ferry::Topology::nodes", "node_sizes", "empty", "at least one node");
@@ -18,10 +20,12 @@ Topology Topology::nodes(std::vector<int> node_sizes) {
   topology.first_rank_.push_back(0);
   for (std::size_t node = 0; node < node_sizes.size(); ++node) {
     if (node_sizes[node] < 1) {
-      refuse("ferry::Topology::nodes", fmt::format("node_sizes[{}]", node), fmt::to_string(node_sizes[node]), "at least 1");
+      refuse("ferry::Topology::nodes", fmt::format("node_sizes[{}]", node), fmt::to_string(node_sizes[node]),
+             "at least 1");
     }
     topology.first_rank_.push_back(topology.first_rank_.back() + node_sizes[node]);
-    topology.node_of_.insert(topology.node_of_.end(), static_cast<std::size_t>(node_sizes[node]), static_cast<int>(node));
+    topology.node_of_.insert(topology.node_of_.end(), static_cast<std::size_t>(node_sizes[node]),
+                             static_cast<int>(node));
   }
   return topology;
 }
@@ -29,7 +33,8 @@ Topology Topology::nodes(std::vector<int> node_sizes) {
 Topology Topology::split(int num_ranks, int num_nodes) {
   if (num_ranks < 1) refuse("ferry::Topology::split", "num_ranks", fmt::to_string(num_ranks), "at least 1");
   if (num_nodes < 1 || num_nodes > num_ranks) {
-    refuse("ferry::Topology::split", "num_nodes", fmt::to_string(num_nodes), fmt::format("1 to {} (the number of ranks)", num_ranks));
+    refuse("ferry::Topology::split", "num_nodes", fmt::to_string(num_nodes),
+           fmt::format("1 to {} (the number of ranks)", num_ranks));
   }
   std::vector<int> sizes(static_cast<std::size_t>(num_nodes), num_ranks / num_nodes);
   for (int node = 0; node < num_ranks % num_nodes; ++node) ++sizes[static_cast<std::size_t>(node)];

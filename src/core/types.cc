@@ -17,49 +17,71 @@ namespace ferry {
 std::size_t dtype_bytes(DType dtype) noexcept {
   switch (dtype) {
     case DType::kBf16:
-    case DType::kFp16: return 2;
+    case DType::kFp16:
+      return 2;
     case DType::kFp32:
-    case DType::kInt32: return 4;
-    case DType::kInt64: return 8;
+    case DType::kInt32:
+      return 4;
+    case DType::kInt64:
+      return 8;
     case DType::kFp8E4m3:
     case DType::kUe8m0:
-    case DType::kUint8: return 1;
+    case DType::kUint8:
+      return 1;
   }
   return 1;
 }
 
 const char* name(DType dtype) noexcept {
   switch (dtype) {
-    case DType::kBf16: return "bf16";
-    case DType::kFp16: return "fp16";
-    case DType::kFp32: return "fp32";
-    case DType::kFp8E4m3: return "fp8_e4m3";
-    case DType::kUe8m0: return "ue8m0";
-    case DType::kUint8: return "uint8";
-    case DType::kInt32: return "int32";
-    case DType::kInt64: return "int64";
+    case DType::kBf16:
+      return "bf16";
+    case DType::kFp16:
+      return "fp16";
+    case DType::kFp32:
+      return "fp32";
+    case DType::kFp8E4m3:
+      return "fp8_e4m3";
+    case DType::kUe8m0:
+      return "ue8m0";
+    case DType::kUint8:
+      return "uint8";
+    case DType::kInt32:
+      return "int32";
+    case DType::kInt64:
+      return "int64";
   }
   return "?";
 }
 
-const char* name(Mode mode) noexcept { return mode == Mode::kThroughput ? "throughput" : "latency"; }
+const char* name(Mode mode) noexcept {
+  return mode == Mode::kThroughput ? "throughput" : "latency";
+}
 
 const char* name(Layout layout) noexcept {
   switch (layout) {
-    case Layout::kRankMajor: return "rank_major";
-    case Layout::kExpertMajor: return "expert_major";
-    case Layout::kExpertPadded: return "expert_padded";
+    case Layout::kRankMajor:
+      return "rank_major";
+    case Layout::kExpertMajor:
+      return "expert_major";
+    case Layout::kExpertPadded:
+      return "expert_padded";
   }
   return "?";
 }
 
-const char* name(Output output) noexcept { return output == Output::kWindow ? "window" : "owned"; }
+const char* name(Output output) noexcept {
+  return output == Output::kWindow ? "window" : "owned";
+}
 
 const char* name(Codec codec) noexcept {
   switch (codec) {
-    case Codec::kNone: return "none";
-    case Codec::kFp8F32: return "fp8_f32";
-    case Codec::kFp8Ue8m0: return "fp8_ue8m0";
+    case Codec::kNone:
+      return "none";
+    case Codec::kFp8F32:
+      return "fp8_f32";
+    case Codec::kFp8Ue8m0:
+      return "fp8_ue8m0";
   }
   return "?";
 }
@@ -67,24 +89,36 @@ const char* name(Codec codec) noexcept {
 const char* name(Reduction reduction) noexcept {
   const bool ascending = reduction.order == Reduction::Order::kAscending;
   switch (reduction.group) {
-    case Reduction::Group::kChoice: return ascending ? "flat" : "flat, last choice";
-    case Reduction::Group::kRank: return ascending ? "per_rank" : "per_rank, last choice";
-    case Reduction::Group::kNode: return ascending ? "per_node" : "per_node, last choice";
+    case Reduction::Group::kChoice:
+      return ascending ? "flat" : "flat, last choice";
+    case Reduction::Group::kRank:
+      return ascending ? "per_rank" : "per_rank, last choice";
+    case Reduction::Group::kNode:
+      return ascending ? "per_node" : "per_node, last choice";
   }
   return "?";
 }
 
 const char* name(ErrorCode code) noexcept {
   switch (code) {
-    case ErrorCode::kInvalidArgument: return "invalid_argument";
-    case ErrorCode::kUnsupported: return "unsupported";
-    case ErrorCode::kOverflow: return "overflow";
-    case ErrorCode::kTimeout: return "timeout";
-    case ErrorCode::kPeerLost: return "peer_lost";
-    case ErrorCode::kMismatch: return "mismatch";
-    case ErrorCode::kAborted: return "aborted";
-    case ErrorCode::kBootstrap: return "bootstrap";
-    case ErrorCode::kInternal: return "internal";
+    case ErrorCode::kInvalidArgument:
+      return "invalid_argument";
+    case ErrorCode::kUnsupported:
+      return "unsupported";
+    case ErrorCode::kOverflow:
+      return "overflow";
+    case ErrorCode::kTimeout:
+      return "timeout";
+    case ErrorCode::kPeerLost:
+      return "peer_lost";
+    case ErrorCode::kMismatch:
+      return "mismatch";
+    case ErrorCode::kAborted:
+      return "aborted";
+    case ErrorCode::kBootstrap:
+      return "bootstrap";
+    case ErrorCode::kInternal:
+      return "internal";
   }
   return "?";
 }

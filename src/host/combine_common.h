@@ -17,7 +17,8 @@ namespace ferry::host {
 /// flat: the choice; otherwise the number of distinct lower ranks (a node's sum takes the place of its lowest rank).
 class Owners {
  public:
-  Owners(const Topology& topology, int top_k) : topology_(topology), ranks_(static_cast<std::size_t>(top_k)), nodes_(static_cast<std::size_t>(top_k)) {}
+  Owners(const Topology& topology, int top_k)
+      : topology_(topology), ranks_(static_cast<std::size_t>(top_k)), nodes_(static_cast<std::size_t>(top_k)) {}
 
   void set_ranks(const std::int32_t* ranks) {
     for (std::size_t k = 0; k < ranks_.size(); ++k) set(k, ranks[k]);
@@ -57,14 +58,24 @@ class Owners {
   std::vector<std::int32_t> ranks_, nodes_;
 };
 
-inline bool by_last_choice(const CombineCall& call) { return call.args.reduction.order == Reduction::Order::kLastChoice; }
-inline bool is_flat(const CombineCall& call) { return call.args.reduction.group == Reduction::Group::kChoice; }
-inline bool is_per_node(const CombineCall& call) { return call.args.reduction.group == Reduction::Group::kNode; }
+inline bool by_last_choice(const CombineCall& call) {
+  return call.args.reduction.order == Reduction::Order::kLastChoice;
+}
+inline bool is_flat(const CombineCall& call) {
+  return call.args.reduction.group == Reduction::Group::kChoice;
+}
+inline bool is_per_node(const CombineCall& call) {
+  return call.args.reduction.group == Reduction::Group::kNode;
+}
 
 /// Where the returned row with this place of a token lies, from the start of a region of return slots.
-inline std::int64_t slot_offset(const CombineCall& call, std::int64_t token, int place) { return (token * call.top_k + place) * call.slot_bytes; }
+inline std::int64_t slot_offset(const CombineCall& call, std::int64_t token, int place) {
+  return (token * call.top_k + place) * call.slot_bytes;
+}
 
 /// Latency mode returns every row straight to its token's rank; throughput mode goes through the rail between nodes.
-inline bool returns_straight(const CombineCall& call) { return call.handle.mode() == Mode::kLatency; }
+inline bool returns_straight(const CombineCall& call) {
+  return call.handle.mode() == Mode::kLatency;
+}
 
 }  // namespace ferry::host

@@ -27,7 +27,8 @@ class ReturnForwarder {
 
   void forward_source(int source) {
     const WindowLayout& layout = call_.windows->layout;
-    const std::int64_t stream = layout.combine_forward(call_.flight) + call_.windows->rails.source_index(runtime_.rank, source) * layout.return_stream_bytes();
+    const std::int64_t stream = layout.combine_forward(call_.flight) +
+                                call_.windows->rails.source_index(runtime_.rank, source) * layout.return_stream_bytes();
     for (std::int32_t f = handle_.forward_offsets()[source]; f < handle_.forward_offsets()[source + 1]; ++f) {
       const wire::TokenMeta record = handle_.forwarded(f);
       owners_.set_slots(record.slots(), handle_.rank_of_slot());
@@ -44,14 +45,17 @@ class ReturnForwarder {
       } else {
         const int count = owners_.ranks_of_node(my_node_, false, ranks_.data());
         for (int i = 0; i < count; ++i) {
-          if (is_here(ranks_[static_cast<std::size_t>(i)])) send(source, from, to, owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]));
+          if (is_here(ranks_[static_cast<std::size_t>(i)]))
+            send(source, from, to, owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]));
         }
       }
     }
   }
 
  private:
-  bool is_here(int rank) const { return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0; }
+  bool is_here(int rank) const {
+    return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0;
+  }
 
   /// Adds up the rows of this node's ranks and leaves the sum in the slot of `place`.
   void sum_node(std::int64_t from, int place) {
@@ -61,7 +65,8 @@ class ReturnForwarder {
     const std::int64_t weights_at = wire::padded(call_.row_bytes);
     for (int i = 0; i < count; ++i) {
       if (!is_here(ranks_[static_cast<std::size_t>(i)])) continue;
-      const std::byte* row = call_.windows->own(from + owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]) * call_.slot_bytes);
+      const std::byte* row =
+          call_.windows->own(from + owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]) * call_.slot_bytes);
       wire::accumulate(call_.args.x.dtype, acc_.data(), row, call_.hidden);
       if (call_.has_topk_weights) wire::accumulate(DType::kFp32, weights.data(), row + weights_at, call_.top_k);
     }
@@ -71,7 +76,8 @@ class ReturnForwarder {
   }
 
   void send(int source, std::int64_t from, std::int64_t to, int place) {
-    runtime_.write(call_, source, to + place * call_.slot_bytes, call_.windows->own(from + place * call_.slot_bytes), call_.slot_bytes);
+    runtime_.write(call_, source, to + place * call_.slot_bytes, call_.windows->own(from + place * call_.slot_bytes),
+                   call_.slot_bytes);
     ++scope_.rows;
     scope_.bytes += call_.row_bytes;
   }

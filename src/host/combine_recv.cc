@@ -38,8 +38,12 @@ void check_notes(const Runtime& runtime, const CombineCall& call, std::span<cons
     if (runtime.masked_now[static_cast<std::size_t>(wait.peer)] != 0) continue;
     const CallNote& note = runtime.note_of(call, true, wait.peer);
     if (note.epoch != call.epoch || note.digest == call.digest) continue;
-    Error error(ErrorCode::kMismatch, fmt::format("ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
-                                                  "weighting or topk_weights)", call.epoch, wait.peer));
+    Error error(
+        ErrorCode::kMismatch,
+        fmt::format(
+            "ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
+            "weighting or topk_weights)",
+            call.epoch, wait.peer));
     error.step = kStep;
     error.epoch = call.epoch;
     error.peers.push_back({.rank = wait.peer});
@@ -75,24 +79,30 @@ class TokenSummer {
       for (int i = 0; i < count; ++i) add_rank(groups_[static_cast<std::size_t>(i)], sum_.data());
     }
     const Tensor& out = call_.result.out;
-    auto* row = static_cast<std::byte*>(out.data) + token * out.strides[0] * static_cast<std::int64_t>(dtype_bytes(out.dtype));
+    auto* row =
+        static_cast<std::byte*>(out.data) + token * out.strides[0] * static_cast<std::int64_t>(dtype_bytes(out.dtype));
     wire::round_row(out.dtype, row, sum_.data(), call_.hidden);
     if (call_.has_topk_weights) sum_weights(token);
   }
 
  private:
-  bool is_here(int rank) const { return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0; }
+  bool is_here(int rank) const {
+    return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0;
+  }
   const std::byte* slot(int place) const { return slots_ + place * call_.slot_bytes; }
 
   void set_bias(std::int64_t token) {
     const auto row = [&](const Tensor& bias) -> const void* {
       if (!bias.present()) return nullptr;
-      return static_cast<const std::byte*>(bias.data) + token * bias.strides[0] * static_cast<std::int64_t>(dtype_bytes(bias.dtype));
+      return static_cast<const std::byte*>(bias.data) +
+             token * bias.strides[0] * static_cast<std::int64_t>(dtype_bytes(bias.dtype));
     };
-    wire::set_bias(call_.args.bias0.dtype, row(call_.args.bias0), call_.args.bias1.dtype, row(call_.args.bias1), sum_.data(), call_.hidden);
+    wire::set_bias(call_.args.bias0.dtype, row(call_.args.bias0), call_.args.bias1.dtype, row(call_.args.bias1),
+                   sum_.data(), call_.hidden);
   }
   float weight(std::int64_t token, int k) const {
-    if (call_.args.weighting == CombineArgs::Weighting::kFromDispatch) return handle_.weights()[token * call_.top_k + k];
+    if (call_.args.weighting == CombineArgs::Weighting::kFromDispatch)
+      return handle_.weights()[token * call_.top_k + k];
     const Tensor& weights = call_.args.weights;
     return static_cast<const float*>(weights.data)[token * weights.strides[0] + k * weights.strides[1]];
   }
@@ -109,14 +119,17 @@ class TokenSummer {
   void add_rank(int rank, float* acc) const {
     if (is_here(rank)) wire::accumulate(call_.args.x.dtype, acc, slot(owners_.place_of_rank(rank)), call_.hidden);
   }
-  bool came_summed(int node) const { return node != runtime_.topology.node_of(runtime_.rank) && !returns_straight(call_); }
+  bool came_summed(int node) const {
+    return node != runtime_.topology.node_of(runtime_.rank) && !returns_straight(call_);
+  }
 
   void sum_nodes() {
     const int num_nodes = routing::distinct_owners(owners_.nodes(), call_.top_k, by_last_choice(call_), groups_.data());
     for (int i = 0; i < num_nodes; ++i) {
       const int node = groups_[static_cast<std::size_t>(i)];
       const int count = owners_.ranks_of_node(node, by_last_choice(call_), ranks_.data());
-      if (std::none_of(ranks_.begin(), ranks_.begin() + count, [&](std::int32_t rank) { return is_here(rank); })) continue;
+      if (std::none_of(ranks_.begin(), ranks_.begin() + count, [&](std::int32_t rank) { return is_here(rank); }))
+        continue;
       if (came_summed(node)) {
         wire::accumulate(call_.args.x.dtype, sum_.data(), slot(owners_.place_of_node(node)), call_.hidden);
         continue;
@@ -171,9 +184,11 @@ void make_outputs(CombineCall& call) {
   const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype));
   call.result.out = call.args.out.present()
                         ? call.args.out
-                        : Tensor::contiguous(call.memory->allocate(call.num_tokens * call.hidden * element), call.args.x.dtype, {call.num_tokens, call.hidden});
+                        : Tensor::contiguous(call.memory->allocate(call.num_tokens * call.hidden * element),
+                                             call.args.x.dtype, {call.num_tokens, call.hidden});
   if (call.has_topk_weights) {
-    call.result.topk_weights = Tensor::contiguous(call.memory->allocate(call.num_tokens * call.top_k * 4), DType::kFp32, {call.num_tokens, call.top_k});
+    call.result.topk_weights = Tensor::contiguous(call.memory->allocate(call.num_tokens * call.top_k * 4), DType::kFp32,
+                                                  {call.num_tokens, call.top_k});
   }
   call.result.owner = call.memory;
 }
@@ -199,7 +214,8 @@ void receive(Runtime& runtime, CombineCall& call, StepScope& scope) {
   for (int peer : call.windows->node_peers) owed.push_back({peer, Signal::kCombineForward, call.total(0)});
   runtime.wait(call, "combine_forward", owed);
   combine_forward(runtime, call);
-  runtime.wait_completed(call, "combine_forward", call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
+  runtime.wait_completed(call, "combine_forward",
+                         call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
 }
 
 }  // namespace

@@ -29,7 +29,9 @@ void wait_for_free_slots(Runtime& runtime, CombineCall& call) {
   runtime.wait_completed(call, kStep, call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
 }
 
-bool weights_go_ahead(const CombineCall& call) { return call.args.weighting == CombineArgs::Weighting::kGiven && !is_flat(call); }
+bool weights_go_ahead(const CombineCall& call) {
+  return call.args.weighting == CombineArgs::Weighting::kGiven && !is_flat(call);
+}
 
 /// Sends the weights of this rank's tokens to the ranks that sum their rows; [token order][K] per destination.
 void send_weights_ahead(Runtime& runtime, CombineCall& call, const HandleView& handle) {
@@ -40,13 +42,15 @@ void send_weights_ahead(Runtime& runtime, CombineCall& call, const HandleView& h
   for (int peer : call.windows->live) {
     // Network puts read their source later, so each destination has a staging row range of its own.
     const bool mapped = call.windows->peer(peer, 0) != nullptr;
-    std::byte* base = mapped ? call.windows->peer(peer, layout.weights_ahead(call.flight, runtime.rank))
-                             : call.windows->own(layout.weights_ahead(call.flight, runtime.topology.num_ranks() + peer));
+    std::byte* base = mapped
+                          ? call.windows->peer(peer, layout.weights_ahead(call.flight, runtime.rank))
+                          : call.windows->own(layout.weights_ahead(call.flight, runtime.topology.num_ranks() + peer));
     std::int64_t count = 0;
     for (std::int64_t t = 0; t < call.num_tokens; ++t) {
       if (routing::last_choice_of(ranks + t * call.top_k, call.top_k, peer) < 0) continue;
       auto* to = reinterpret_cast<float*>(base + count++ * row_bytes);
-      for (int k = 0; k < call.top_k; ++k) to[k] = static_cast<const float*>(weights.data)[t * weights.strides[0] + k * weights.strides[1]];
+      for (int k = 0; k < call.top_k; ++k)
+        to[k] = static_cast<const float*>(weights.data)[t * weights.strides[0] + k * weights.strides[1]];
     }
     if (!mapped) runtime.write(call, peer, layout.weights_ahead(call.flight, runtime.rank), base, count * row_bytes);
     if (count > 0) runtime.post(call, peer, Signal::kCombineWeights, call.total(count));
@@ -72,7 +76,8 @@ class RowReturner {
         rank_of_slot_(handle.rank_of_slot()),
         owners_(runtime.topology, call.top_k),
         acc_(static_cast<std::size_t>(call.hidden)),
-        row_stride_(call.args.x.strides[static_cast<std::size_t>(call.args.x.ndim) - 2] * static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype))),
+        row_stride_(call.args.x.strides[static_cast<std::size_t>(call.args.x.ndim) - 2] *
+                    static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype))),
         records_(handle.records()),
         meta_bytes_(wire::TokenMeta::bytes(call.top_k)) {}
 
@@ -101,13 +106,17 @@ class RowReturner {
     if (std::byte* mapped = call_.windows->peer(peer, base + place * call_.slot_bytes)) return mapped;
     return call_.windows->own(call_.windows->layout.combine_staging(call_.flight) + staged_++ * call_.slot_bytes);
   }
-  const std::byte* x_row(std::int64_t row) const { return static_cast<const std::byte*>(call_.args.x.data) + row * row_stride_; }
+  const std::byte* x_row(std::int64_t row) const {
+    return static_cast<const std::byte*>(call_.args.x.data) + row * row_stride_;
+  }
   /// A row of an expert layout; experts may lie further apart than their rows.
   const std::byte* expert_row(std::int32_t row) const {
     if (call_.args.x.ndim != 3) return x_row(row);
     const std::int64_t capacity = call_.handle.expert_capacity();
-    const std::int64_t expert_stride = call_.args.x.strides[0] * static_cast<std::int64_t>(dtype_bytes(call_.args.x.dtype));
-    return static_cast<const std::byte*>(call_.args.x.data) + row / capacity * expert_stride + row % capacity * row_stride_;
+    const std::int64_t expert_stride =
+        call_.args.x.strides[0] * static_cast<std::int64_t>(dtype_bytes(call_.args.x.dtype));
+    return static_cast<const std::byte*>(call_.args.x.data) + row / capacity * expert_stride +
+           row % capacity * row_stride_;
   }
 
   void sum_choices(const wire::TokenMeta& record, std::int64_t n, std::int64_t index, std::byte* to) {
@@ -118,7 +127,9 @@ class RowReturner {
     std::fill(acc_.begin(), acc_.end(), 0.0f);
     const float* given = nullptr;
     if (weights_go_ahead(call_)) {
-      given = reinterpret_cast<const float*>(call_.windows->own(call_.windows->layout.weights_ahead(call_.flight, record.source_rank()))) + index * call_.top_k;
+      given = reinterpret_cast<const float*>(
+                  call_.windows->own(call_.windows->layout.weights_ahead(call_.flight, record.source_rank()))) +
+              index * call_.top_k;
     }
     for (int k = 0; k < call_.top_k; ++k) {
       if (owners_.ranks()[k] != runtime_.rank) continue;
@@ -126,7 +137,8 @@ class RowReturner {
       if (call_.args.weighting == CombineArgs::Weighting::kNone) {
         wire::accumulate(call_.args.x.dtype, acc_.data(), row, call_.hidden);
       } else {
-        wire::accumulate_weighted(call_.args.x.dtype, acc_.data(), row, given != nullptr ? given[k] : record.weights()[k], call_.hidden);
+        wire::accumulate_weighted(call_.args.x.dtype, acc_.data(), row,
+                                  given != nullptr ? given[k] : record.weights()[k], call_.hidden);
       }
     }
     wire::round_row(call_.args.x.dtype, to, acc_.data(), call_.hidden);
@@ -134,7 +146,8 @@ class RowReturner {
 
   /// Adds the combined weights behind a row and, for another node, sends the row off. `only` picks one choice, -1 all of mine.
   void finish(const wire::TokenMeta& record, std::int64_t n, int only, int peer, std::int64_t offset, std::byte* at) {
-    if (call_.has_topk_weights) write_weights(record, n, only, reinterpret_cast<float*>(at + wire::padded(call_.row_bytes)));
+    if (call_.has_topk_weights)
+      write_weights(record, n, only, reinterpret_cast<float*>(at + wire::padded(call_.row_bytes)));
     ++scope_.rows;
     scope_.bytes += call_.row_bytes;
     if (call_.windows->peer(peer, offset) == nullptr) runtime_.write(call_, peer, offset, at, call_.slot_bytes);
@@ -150,7 +163,8 @@ class RowReturner {
       } else if (owners_.ranks()[k] == runtime_.rank) {
         const std::int32_t row = record.rows()[k];
         to[k] = weights.ndim == 1 ? values[row * weights.strides[0]]
-                                  : values[row / call_.handle.expert_capacity() * weights.strides[0] + row % call_.handle.expert_capacity() * weights.strides[1]];
+                                  : values[row / call_.handle.expert_capacity() * weights.strides[0] +
+                                           row % call_.handle.expert_capacity() * weights.strides[1]];
       }
     }
   }
@@ -176,8 +190,10 @@ void return_rows_of(Runtime& runtime, CombineCall& call, const HandleView& handl
   const int my_node = runtime.topology.node_of(runtime.rank);
   const bool straight = runtime.topology.node_of(source) == my_node || returns_straight(call);
   const int rail = straight ? source : call.windows->rails.rail(source, my_node);
-  const std::int64_t stream = straight ? layout.return_slots(call.flight)
-                                       : layout.combine_forward(call.flight) + call.windows->rails.source_index(rail, source) * layout.return_stream_bytes();
+  const std::int64_t stream = straight
+                                  ? layout.return_slots(call.flight)
+                                  : layout.combine_forward(call.flight) +
+                                        call.windows->rails.source_index(rail, source) * layout.return_stream_bytes();
   for (std::int32_t n = offsets[source]; n < offsets[source + 1]; ++n) {
     const wire::TokenMeta record(const_cast<std::byte*>(records) + n * meta_bytes, call.top_k);
     const std::int64_t token = straight ? record.source_token() : record.forward_row();

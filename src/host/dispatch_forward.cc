@@ -27,11 +27,13 @@ void forward_row(Runtime& runtime, DispatchCall& call, std::byte* record_at, Ste
     if (runtime.topology.node_of(peer) != my_node) continue;
     for (int b = 0; b < call.format.num_blocks; ++b) {
       const wire::Block& block = call.format[b];
-      const std::int64_t to = layout.recv(call.flight) + layout.recv_rows() * block.offset + record.rows()[k] * block.padded;
+      const std::int64_t to =
+          layout.recv(call.flight) + layout.recv_rows() * block.offset + record.rows()[k] * block.padded;
       runtime.write(call, peer, to, record_at + block.offset, block.bytes);
     }
     const std::int64_t bytes = wire::TokenMeta::bytes(call.top_k);
-    runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[k] * bytes, record_at + call.format.row_bytes, bytes);
+    runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[k] * bytes,
+                  record_at + call.format.row_bytes, bytes);
     ++scope.rows;
     scope.bytes += call.format.row_bytes;
   }
@@ -58,12 +60,13 @@ bool dispatch_forward(Runtime& runtime, DispatchCall& call) {
     const std::int64_t arrived = seen >> 24 == call.epoch ? static_cast<std::int64_t>(seen & 0xffffff) : 0;
     if (progress.done < arrived) {
       StepScope scope(call, "dispatch_forward");
-      const std::int64_t stream = windows.layout.dispatch_forward(call.flight) + static_cast<std::int64_t>(index) * stream_bytes;
+      const std::int64_t stream =
+          windows.layout.dispatch_forward(call.flight) + static_cast<std::int64_t>(index) * stream_bytes;
       for (; progress.done < arrived; ++progress.done) {
         std::byte* record_at = windows.own(stream + progress.done * record_bytes);
         forward_row(runtime, call, record_at, scope);
-        std::memcpy(call.forward_records.data() + (first_record + progress.done) * meta_bytes, record_at + call.format.row_bytes,
-                    static_cast<std::size_t>(meta_bytes));
+        std::memcpy(call.forward_records.data() + (first_record + progress.done) * meta_bytes,
+                    record_at + call.format.row_bytes, static_cast<std::size_t>(meta_bytes));
       }
     }
     first_record += progress.expected;

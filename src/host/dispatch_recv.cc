@@ -22,7 +22,9 @@ constexpr const char* kStep = "dispatch_recv";
 /// Rows are compact, so a rank that was left out while its rows (or rows that it hands on) were on the way leaves holes.
 void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
   const int my_node = runtime.topology.node_of(runtime.rank);
-  const auto has_come = [&](int peer, Signal kind) { return runtime.signal(*call.windows, kind, call.flight, peer) >= call.total(0); };
+  const auto has_come = [&](int peer, Signal kind) {
+    return runtime.signal(*call.windows, kind, call.flight, peer) >= call.total(0);
+  };
   for (int peer : call.windows->live) {
     const auto index = static_cast<std::size_t>(peer);
     if (runtime.masked_now[index] == 0) continue;
@@ -30,7 +32,9 @@ void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
     const bool own_rows = call.tokens_from[index] == 0 || (in_node && has_come(peer, Signal::kDispatchRows));
     const bool handed_on = call.forwarded_from[index] == 0 || has_come(peer, Signal::kDispatchForwarded);
     if (own_rows && handed_on) continue;
-    Error error(ErrorCode::kPeerLost, fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again", kStep, call.epoch, peer));
+    Error error(ErrorCode::kPeerLost,
+                fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again", kStep,
+                            call.epoch, peer));
     error.step = kStep;
     error.epoch = call.epoch;
     error.peers.push_back({.rank = peer});
@@ -100,7 +104,8 @@ void wait_for_slots(Runtime& runtime, DispatchCall& call) {
 /// The records of all slots filled, in order of (source rank, source token).
 class SlotReader {
  public:
-  SlotReader(const DispatchCall& call) : call_(call), record_bytes_(call.format.row_bytes + wire::TokenMeta::bytes(call.top_k)) {}
+  SlotReader(const DispatchCall& call)
+      : call_(call), record_bytes_(call.format.row_bytes + wire::TokenMeta::bytes(call.top_k)) {}
 
   template <typename Visit>
   void for_each(Visit&& visit) const {
@@ -125,15 +130,18 @@ void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader
     ++call.num_rows;
     for (int k = 0; k < call.top_k; ++k) {
       const std::int32_t slot = record.slots()[k];
-      if (slot >= 0 && call.placement->rank_of_slot(slot) == runtime.rank) ++call.expert_counts[static_cast<std::size_t>(slot - first_slot)];
+      if (slot >= 0 && call.placement->rank_of_slot(slot) == runtime.rank)
+        ++call.expert_counts[static_cast<std::size_t>(slot - first_slot)];
     }
   });
   if (call.shape.layout != Layout::kExpertPadded) return;
   call.num_expert_rows = call.shape.capacity * static_cast<std::int64_t>(call.expert_counts.size());
   for (std::size_t e = 0; e < call.expert_counts.size(); ++e) {
     if (call.expert_counts[e] <= call.shape.capacity) continue;
-    Error error(ErrorCode::kOverflow, fmt::format("ferry::Group::dispatch: call {}: local expert {} of rank {} got {} rows, expert_capacity is {}", call.epoch,
-                                                  e, runtime.rank, call.expert_counts[e], call.shape.capacity));
+    Error error(
+        ErrorCode::kOverflow,
+        fmt::format("ferry::Group::dispatch: call {}: local expert {} of rank {} got {} rows, expert_capacity is {}",
+                    call.epoch, e, runtime.rank, call.expert_counts[e], call.shape.capacity));
     error.step = kStep;
     error.epoch = call.epoch;
     error.needed_rows = call.expert_counts[e];
@@ -159,7 +167,8 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
       const std::int32_t slot = record.slots()[k];
       if (slot < 0 || rank_of_slot[slot] != runtime.rank) continue;
       record.tokens()[k] = n;
-      record.rows()[k] = call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
+      record.rows()[k] =
+          call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
       if (call.shape.layout == Layout::kRankMajor) continue;
       out.store_row(row, record.rows()[k]);
       scope.bytes += call.format.row_bytes;
@@ -184,12 +193,14 @@ void dispatch_recv(Runtime& runtime, DispatchCall& call) {
   StepScope scope(call, kStep);
   if (call.args.mode == Mode::kThroughput) {
     receive_throughput(runtime, call, scope);
-    make_result(runtime, call, call.windows->own(call.windows->layout.recv(call.flight)), call.windows->layout.recv_rows());
+    make_result(runtime, call, call.windows->own(call.windows->layout.recv(call.flight)),
+                call.windows->layout.recv_rows());
     return;
   }
   try {
     receive_latency(runtime, call, scope);
-    make_result(runtime, call, call.windows->own(call.windows->layout.latency_out(call.flight)), call.windows->layout.latency_out_rows());
+    make_result(runtime, call, call.windows->own(call.windows->layout.latency_out(call.flight)),
+                call.windows->layout.latency_out_rows());
   } catch (...) {
     report_read(runtime, call);
     throw;

@@ -63,7 +63,8 @@ void write_sender_part(const Runtime& runtime, const DispatchCall& call, const H
 }
 
 void write_receiver_part(const Runtime& runtime, const DispatchCall& call, const HandleView& view) {
-  for (int slot = 0; slot < call.placement->num_slots(); ++slot) view.rank_of_slot()[slot] = call.placement->rank_of_slot(slot);
+  for (int slot = 0; slot < call.placement->num_slots(); ++slot)
+    view.rank_of_slot()[slot] = call.placement->rank_of_slot(slot);
   std::int32_t* source_offsets = view.source_offsets();
   std::int32_t* forward_offsets = view.forward_offsets();
   source_offsets[0] = forward_offsets[0] = 0;
@@ -87,17 +88,21 @@ void write_receiver_part(const Runtime& runtime, const DispatchCall& call, const
 /// Rows in the shape of the result: the exact number, or with device counts the most there can be.
 std::int64_t shaped_rows(const DispatchCall& call, std::int64_t capacity) {
   const bool rank_major = call.shape.layout == Layout::kRankMajor;
-  if (call.args.host_counts || call.shape.layout == Layout::kExpertPadded) return rank_major ? call.num_rows : call.num_expert_rows;
+  if (call.args.host_counts || call.shape.layout == Layout::kExpertPadded)
+    return rank_major ? call.num_rows : call.num_expert_rows;
   return rank_major ? std::min(capacity, call.windows->layout.recv_tokens(call.args.mode)) : capacity;
 }
 
 /// Copies the rows of a result that are real (and the padding of expert_major, which may have been zeroed).
 void copy_rows(const DispatchCall& call, std::byte* to, const std::byte* from, std::int64_t row_bytes) {
   const auto copy = [&](std::int64_t first, std::int64_t count) {
-    if (count > 0) std::memcpy(to + first * row_bytes, from + first * row_bytes, static_cast<std::size_t>(count * row_bytes));
+    if (count > 0)
+      std::memcpy(to + first * row_bytes, from + first * row_bytes, static_cast<std::size_t>(count * row_bytes));
   };
-  if (call.shape.layout != Layout::kExpertPadded) return copy(0, call.shape.layout == Layout::kRankMajor ? call.num_rows : call.num_expert_rows);
-  for (std::size_t e = 0; e < call.expert_counts.size(); ++e) copy(static_cast<std::int64_t>(e) * call.shape.capacity, call.expert_counts[e]);
+  if (call.shape.layout != Layout::kExpertPadded)
+    return copy(0, call.shape.layout == Layout::kRankMajor ? call.num_rows : call.num_expert_rows);
+  for (std::size_t e = 0; e < call.expert_counts.size(); ++e)
+    copy(static_cast<std::int64_t>(e) * call.shape.capacity, call.expert_counts[e]);
 }
 
 /// Views or copies of the block arrays, shaped by layout.
@@ -116,7 +121,8 @@ void make_payload(DispatchCall& call, std::byte* base, std::int64_t capacity) {
     Tensor tensor = Tensor::contiguous(data, block.dtype, {num_rows, block.width});
     tensor.strides[0] = stride;
     if (padded_layout) {
-      tensor = Tensor::contiguous(data, block.dtype, {static_cast<std::int64_t>(call.expert_counts.size()), call.shape.capacity, block.width});
+      tensor = Tensor::contiguous(
+          data, block.dtype, {static_cast<std::int64_t>(call.expert_counts.size()), call.shape.capacity, block.width});
       tensor.strides = {call.shape.capacity * stride, stride, 1};
     }
     call.result.payload.push_back(tensor);
@@ -127,7 +133,8 @@ void make_payload(DispatchCall& call, std::byte* base, std::int64_t capacity) {
 void make_choices(const Runtime& runtime, DispatchCall& call, const HandleView& view, std::int64_t num_rows) {
   const bool wide = call.args.topk_ids.present() && call.args.topk_ids.dtype == DType::kInt64;
   const DType id_dtype = wide ? DType::kInt64 : DType::kInt32;
-  auto* ids = static_cast<std::byte*>(call.memory->allocate(num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(id_dtype))));
+  auto* ids = static_cast<std::byte*>(
+      call.memory->allocate(num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(id_dtype))));
   auto* weights = call.has_weights ? static_cast<float*>(call.memory->allocate(num_rows * call.top_k * 4)) : nullptr;
   const int first_slot = call.placement->first_slot(runtime.rank);
   const std::int32_t* rank_of_slot = view.rank_of_slot();
@@ -157,18 +164,23 @@ void make_row_weights(const Runtime& runtime, DispatchCall& call, const HandleVi
   for (std::int64_t n = 0; n < call.num_rows; ++n) {
     const wire::TokenMeta record = view.record(n);
     for (int k = 0; k < call.top_k; ++k) {
-      if (record.slots()[k] >= 0 && rank_of_slot[record.slots()[k]] == runtime.rank) weights[record.rows()[k]] = record.weights()[k];
+      if (record.slots()[k] >= 0 && rank_of_slot[record.slots()[k]] == runtime.rank)
+        weights[record.rows()[k]] = record.weights()[k];
     }
   }
-  call.result.topk_weights = call.shape.layout == Layout::kExpertPadded
-                                 ? Tensor::contiguous(weights, DType::kFp32, {static_cast<std::int64_t>(call.expert_counts.size()), call.shape.capacity})
-                                 : Tensor::contiguous(weights, DType::kFp32, {num_rows});
+  call.result.topk_weights =
+      call.shape.layout == Layout::kExpertPadded
+          ? Tensor::contiguous(weights, DType::kFp32,
+                               {static_cast<std::int64_t>(call.expert_counts.size()), call.shape.capacity})
+          : Tensor::contiguous(weights, DType::kFp32, {num_rows});
 }
 
 void zero_padding(const DispatchCall& call, const HandleView& view, const ResultRows& rows) {
   for (std::size_t e = 0; e < call.expert_counts.size(); ++e) {
-    for (std::int64_t row = view.expert_offsets()[e] + call.expert_counts[e]; row < view.expert_offsets()[e + 1]; ++row) {
-      for (int b = 0; b < call.format.num_blocks; ++b) std::memset(rows.at(b, row), 0, static_cast<std::size_t>(call.format[b].padded));
+    for (std::int64_t row = view.expert_offsets()[e] + call.expert_counts[e]; row < view.expert_offsets()[e + 1];
+         ++row) {
+      for (int b = 0; b < call.format.num_blocks; ++b)
+        std::memset(rows.at(b, row), 0, static_cast<std::size_t>(call.format[b].padded));
     }
   }
 }
@@ -183,18 +195,21 @@ void make_counts(DispatchCall& call, const HandleView& view) {
   call.result.expert_offsets = Tensor::contiguous(view.expert_offsets(), DType::kInt32, {num_local + 1});
   if (!call.args.host_counts) return;
   for (std::int32_t count : call.expert_counts) {
-    call.result.host_expert_counts.push_back(call.shape.layout == Layout::kExpertMajor ? routing::align_up(count, call.shape.alignment) : count);
+    call.result.host_expert_counts.push_back(
+        call.shape.layout == Layout::kExpertMajor ? routing::align_up(count, call.shape.alignment) : count);
   }
 }
 
 }  // namespace
 
 void ResultRows::copy_row(std::int64_t from, std::int64_t to) const {
-  for (int b = 0; b < format_.num_blocks; ++b) std::memcpy(at(b, to), at(b, from), static_cast<std::size_t>(format_[b].bytes));
+  for (int b = 0; b < format_.num_blocks; ++b)
+    std::memcpy(at(b, to), at(b, from), static_cast<std::size_t>(format_[b].bytes));
 }
 
 void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
-  for (int b = 0; b < format_.num_blocks; ++b) std::memcpy(at(b, to), wire_row + format_[b].offset, static_cast<std::size_t>(format_[b].bytes));
+  for (int b = 0; b < format_.num_blocks; ++b)
+    std::memcpy(at(b, to), wire_row + format_[b].offset, static_cast<std::size_t>(format_[b].bytes));
 }
 
 HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
@@ -207,10 +222,13 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
   std::shared_ptr<ResultMemory> owner;
   if (memory.empty()) {
     owner = std::make_shared<ResultMemory>();
-    memory = {static_cast<std::byte*>(owner->allocate(header.total_bytes)), static_cast<std::size_t>(header.total_bytes)};
+    memory = {static_cast<std::byte*>(owner->allocate(header.total_bytes)),
+              static_cast<std::size_t>(header.total_bytes)};
   } else if (static_cast<std::int64_t>(memory.size()) < header.total_bytes) {
-    Error error(ErrorCode::kInvalidArgument, fmt::format("ferry::Group::dispatch: handle_memory is {} bytes, expected at least {} (Group::handle_bytes)",
-                                                         memory.size(), header.total_bytes));
+    Error error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("ferry::Group::dispatch: handle_memory is {} bytes, expected at least {} (Group::handle_bytes)",
+                    memory.size(), header.total_bytes));
     error.step = "dispatch_recv";
     error.argument = "handle_memory";
     throw error;
@@ -226,16 +244,22 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
 
 void check_note(const DispatchCall& call, int source, const CallNote& note) {
   if (note.status == kCallBadId) {
-    Error error(ErrorCode::kInvalidArgument, fmt::format("ferry::Group::dispatch: topk_ids of rank {} at row {} is {}, expected below {} (or negative)", source,
-                                                         note.where, note.value, call.placement->num_experts()));
+    Error error(
+        ErrorCode::kInvalidArgument,
+        fmt::format("ferry::Group::dispatch: topk_ids of rank {} at row {} is {}, expected below {} (or negative)",
+                    source, note.where, note.value, call.placement->num_experts()));
     error.step = "route";
     error.epoch = call.epoch;
     error.argument = "topk_ids";
     throw error;
   }
   if (note.digest == call.digest) return;
-  Error error(ErrorCode::kMismatch, fmt::format("ferry::Group::dispatch: call {}: rank {} gave other arguments than this rank (mode, layout, codec, dtypes, "
-                                                "widths, top-k, alignment, capacity, weights, placement or handle)", call.epoch, source));
+  Error error(
+      ErrorCode::kMismatch,
+      fmt::format(
+          "ferry::Group::dispatch: call {}: rank {} gave other arguments than this rank (mode, layout, codec, dtypes, "
+          "widths, top-k, alignment, capacity, weights, placement or handle)",
+          call.epoch, source));
   error.step = "route";
   error.epoch = call.epoch;
   error.peers.push_back({.rank = source});

@@ -13,9 +13,12 @@ namespace ferry::host {
 /// The rows of a result: each block has an array of its own, `capacity` rows long, the arrays follow each other.
 class ResultRows {
  public:
-  ResultRows(const DispatchCall& call, std::byte* base, std::int64_t capacity) : format_(call.format), base_(base), capacity_(capacity) {}
+  ResultRows(const DispatchCall& call, std::byte* base, std::int64_t capacity)
+      : format_(call.format), base_(base), capacity_(capacity) {}
 
-  std::byte* at(int block, std::int64_t row) const { return base_ + capacity_ * format_[block].offset + row * format_[block].padded; }
+  std::byte* at(int block, std::int64_t row) const {
+    return base_ + capacity_ * format_[block].offset + row * format_[block].padded;
+  }
   void copy_row(std::int64_t from, std::int64_t to) const;
   /// From the wire form.
   void store_row(const std::byte* wire_row, std::int64_t to) const;

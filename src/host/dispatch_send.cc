@@ -24,7 +24,9 @@ constexpr std::int64_t kChunkBytes = 64 * 1024;
 class RecordBuilder {
  public:
   RecordBuilder(const Runtime& runtime, const DispatchCall& call)
-      : call_(call), words_(static_cast<std::size_t>(wire::TokenMeta::bytes(call.top_k) / 4)), source_rank_(runtime.rank) {}
+      : call_(call),
+        words_(static_cast<std::size_t>(wire::TokenMeta::bytes(call.top_k) / 4)),
+        source_rank_(runtime.rank) {}
 
   wire::TokenMeta build(std::int64_t token) {
     wire::TokenMeta record(words_.data(), call_.top_k);
@@ -65,7 +67,8 @@ class NetworkStream {
     const std::int64_t stream_bytes = layout.stream_bytes();
     const int my_node = runtime.topology.node_of(runtime.rank);
     staging_ = layout.dispatch_staging(call.flight) + (node < my_node ? node : node - 1) * stream_bytes;
-    remote_ = layout.dispatch_forward(call.flight) + call.windows->rails.source_index(rail_, runtime.rank) * stream_bytes;
+    remote_ =
+        layout.dispatch_forward(call.flight) + call.windows->rails.source_index(rail_, runtime.rank) * stream_bytes;
   }
 
   /// Where the next row of this stream is to be written.
@@ -76,7 +79,8 @@ class NetworkStream {
   }
   void flush() {
     if (count_ == sent_) return;
-    runtime_.write(call_, rail_, remote_ + sent_ * record_bytes_, call_.windows->own(staging_ + sent_ * record_bytes_), (count_ - sent_) * record_bytes_);
+    runtime_.write(call_, rail_, remote_ + sent_ * record_bytes_, call_.windows->own(staging_ + sent_ * record_bytes_),
+                   (count_ - sent_) * record_bytes_);
     sent_ = count_;
     runtime_.post(call_, rail_, Signal::kDispatchNetwork, call_.total(sent_));
   }
@@ -92,15 +96,18 @@ class NetworkStream {
 };
 
 /// Stores a row and its record where they stay, in the window of `peer`, a member of this node.
-void store_in_place(Runtime& runtime, DispatchCall& call, const EncodedRow& row, const wire::TokenMeta& record, int peer, int first_choice) {
+void store_in_place(Runtime& runtime, DispatchCall& call, const EncodedRow& row, const wire::TokenMeta& record,
+                    int peer, int first_choice) {
   const WindowLayout& layout = call.windows->layout;
   for (int b = 0; b < call.format.num_blocks; ++b) {
     const wire::Block& block = call.format[b];
-    const std::int64_t offset = layout.recv(call.flight) + layout.recv_rows() * block.offset + record.rows()[first_choice] * block.padded;
+    const std::int64_t offset =
+        layout.recv(call.flight) + layout.recv_rows() * block.offset + record.rows()[first_choice] * block.padded;
     runtime.write(call, peer, offset, row.blocks[static_cast<std::size_t>(b)], block.bytes);
   }
   const std::int64_t bytes = wire::TokenMeta::bytes(call.top_k);
-  runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[first_choice] * bytes, record.slots() - 4, bytes);
+  runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[first_choice] * bytes, record.slots() - 4,
+                bytes);
 }
 
 void send_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
@@ -110,7 +117,8 @@ void send_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   RecordBuilder builder(runtime, call);
   runtime.wait_completed(call, kStep, call.windows->dispatch_staging_busy[static_cast<std::size_t>(call.flight)]);
   std::vector<NetworkStream> streams;
-  for (int node = 0; node < topology.num_nodes(); ++node) streams.emplace_back(runtime, call, node, call.format.row_bytes + builder.bytes());
+  for (int node = 0; node < topology.num_nodes(); ++node)
+    streams.emplace_back(runtime, call, node, call.format.row_bytes + builder.bytes());
 
   for (std::int64_t t = 0; t < call.num_tokens; ++t) {
     const std::int32_t* ranks = call.ranks.data() + t * call.top_k;
@@ -170,7 +178,8 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
     std::byte* staged = nullptr;
     for (int k = 0; k < call.top_k; ++k) {
       if (!routing::is_first_of_owner(ranks, k)) continue;
-      const std::int64_t slot = layout.dispatch_slots(call.flight, runtime.rank) + filled[static_cast<std::size_t>(ranks[k])]++ * record_bytes;
+      const std::int64_t slot = layout.dispatch_slots(call.flight, runtime.rank) +
+                                filled[static_cast<std::size_t>(ranks[k])]++ * record_bytes;
       if (runtime.topology.node_of(ranks[k]) == my_node) {
         std::byte* to = call.windows->peer(ranks[k], slot);
         encoder.copy(row, to);
@@ -190,7 +199,8 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   CallNote note = call.bad_id;
   note.num_tokens = num_tokens;
   runtime.send_note(call, false, note, call.windows->live);
-  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRows, call.total(filled[static_cast<std::size_t>(peer)]));
+  for (int peer : call.windows->live)
+    runtime.post(call, peer, Signal::kDispatchRows, call.total(filled[static_cast<std::size_t>(peer)]));
   call.windows->dispatch_staging_busy[static_cast<std::size_t>(call.flight)] = runtime.submitted();
 }
 

@@ -23,6 +23,8 @@ class HostBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_host_backend(Runtime& runtime) { return std::make_unique<HostBackend>(runtime); }
+std::unique_ptr<Backend> make_host_backend(Runtime& runtime) {
+  return std::make_unique<HostBackend>(runtime);
+}
 
 }  // namespace ferry::host

@@ -32,13 +32,15 @@ struct Counts {
         tokens_to_node(tokens + topology.num_ranks()),
         choices(tokens_to_node + topology.num_nodes()) {}
   static std::int64_t bytes(const Topology& topology, int num_slots) {
-    return static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (static_cast<std::int64_t>(topology.num_ranks()) + topology.num_nodes() + num_slots);
+    return static_cast<std::int64_t>(sizeof(CallNote)) +
+           4 * (static_cast<std::int64_t>(topology.num_ranks()) + topology.num_nodes() + num_slots);
   }
 };
 
 std::int64_t id_at(const Tensor& ids, std::int64_t token, int k) {
   const std::int64_t index = token * ids.strides[0] + k * ids.strides[1];
-  return ids.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(ids.data)[index] : static_cast<const std::int32_t*>(ids.data)[index];
+  return ids.dtype == DType::kInt64 ? static_cast<const std::int64_t*>(ids.data)[index]
+                                    : static_cast<const std::int32_t*>(ids.data)[index];
 }
 
 /// Slot and rank of every choice. Returns a note about the first id out of range, status 0 if there is none.
@@ -49,7 +51,8 @@ CallNote choose_slots(const Runtime& runtime, DispatchCall& call) {
       const std::int64_t id = id_at(call.args.topk_ids, t, k);
       if (id >= placement.num_experts()) return CallNote{.status = kCallBadId, .where = t, .value = id};
       const auto at = static_cast<std::size_t>(t * call.top_k + k);
-      call.slots[at] = id < 0 ? -1 : placement.choose_slot(static_cast<int>(id), runtime.rank, t, call.windows->membership.masked);
+      call.slots[at] =
+          id < 0 ? -1 : placement.choose_slot(static_cast<int>(id), runtime.rank, t, call.windows->membership.masked);
       call.ranks[at] = call.slots[at] < 0 ? -1 : placement.rank_of_slot(call.slots[at]);
     }
   }
@@ -62,7 +65,8 @@ void read_weights(DispatchCall& call) {
   for (std::int64_t t = 0; t < call.num_tokens; ++t) {
     float* row = call.weights.data() + t * call.top_k;
     const std::int32_t* slots = call.slots.data() + t * call.top_k;
-    for (int k = 0; k < call.top_k; ++k) row[k] = static_cast<const float*>(weights.data)[t * weights.strides[0] + k * weights.strides[1]];
+    for (int k = 0; k < call.top_k; ++k)
+      row[k] = static_cast<const float*>(weights.data)[t * weights.strides[0] + k * weights.strides[1]];
     if (!call.args.renormalise || !call.args.topk_ids.present()) continue;
     float all = 0.0f, live = 0.0f;
     for (int k = 0; k < call.top_k; ++k) {
@@ -83,12 +87,14 @@ void read_handle(DispatchCall& call) {
   call.ranks.assign(view.ranks(), view.ranks() + n);
   call.rows.assign(view.rows(), view.rows() + n);
   call.tokens.assign(view.tokens(), view.tokens() + n);
-  if (view.header().has_weights != 0 && !call.args.topk_weights.present()) call.weights.assign(view.weights(), view.weights() + n);
+  if (view.header().has_weights != 0 && !call.args.topk_weights.present())
+    call.weights.assign(view.weights(), view.weights() + n);
   call.forward_rows.assign(view.forward_rows(), view.forward_rows() + call.num_tokens * view.header().num_nodes);
 }
 
 void count_choices(const Runtime& runtime, const DispatchCall& call, Counts& counts) {
-  std::fill_n(counts.tokens, runtime.topology.num_ranks() + runtime.topology.num_nodes() + call.placement->num_slots(), 0);
+  std::fill_n(counts.tokens, runtime.topology.num_ranks() + runtime.topology.num_nodes() + call.placement->num_slots(),
+              0);
   for (std::int64_t t = 0; t < call.num_tokens; ++t) {
     const std::int32_t* ranks = call.ranks.data() + t * call.top_k;
     for (int k = 0; k < call.top_k; ++k) {
@@ -97,7 +103,8 @@ void count_choices(const Runtime& runtime, const DispatchCall& call, Counts& cou
       if (routing::is_first_of_owner(ranks, k)) ++counts.tokens[ranks[k]];
     }
     for (int node = 0; node < runtime.topology.num_nodes(); ++node) {
-      if (call.forward_rows[static_cast<std::size_t>(t * runtime.topology.num_nodes() + node)] >= 0) ++counts.tokens_to_node[node];
+      if (call.forward_rows[static_cast<std::size_t>(t * runtime.topology.num_nodes() + node)] >= 0)
+        ++counts.tokens_to_node[node];
     }
   }
 }
@@ -134,11 +141,13 @@ void exchange_counts(Runtime& runtime, DispatchCall& call, CallNote note) {
   if (note.status == kCallGood) {
     count_choices(runtime, call, mine);
   } else {
-    std::fill_n(mine.tokens, runtime.topology.num_ranks() + runtime.topology.num_nodes() + call.placement->num_slots(), 0);
+    std::fill_n(mine.tokens, runtime.topology.num_ranks() + runtime.topology.num_nodes() + call.placement->num_slots(),
+                0);
   }
   std::vector<Wait> waits;
   for (int peer : windows.live) {
-    runtime.write(call, peer, offset, windows.own(offset), Counts::bytes(runtime.topology, call.placement->num_slots()));
+    runtime.write(call, peer, offset, windows.own(offset),
+                  Counts::bytes(runtime.topology, call.placement->num_slots()));
     runtime.post(call, peer, kind, call.total(0));
     waits.push_back({peer, kind, call.total(0)});
   }
@@ -173,14 +182,16 @@ class RowPlan {
       }
     }
     if (needed > capacity) {
-      overflow(needed, fmt::format("rank {} needs {} rows, its receive window holds {} (limits.recv_rows)", fullest, needed, capacity));
+      overflow(needed, fmt::format("rank {} needs {} rows, its receive window holds {} (limits.recv_rows)", fullest,
+                                   needed, capacity));
     }
     if (call_.shape.layout != Layout::kExpertPadded) return;
     const auto fullest_slot = std::max_element(choice_total_.begin(), choice_total_.end());
     if (fullest_slot != choice_total_.end() && *fullest_slot > call_.shape.capacity) {
       const int slot = static_cast<int>(fullest_slot - choice_total_.begin());
-      overflow(*fullest_slot, fmt::format("expert {} on rank {} needs {} rows, expert_capacity is {}", placement_.expert_of_slot(slot),
-                                          placement_.rank_of_slot(slot), *fullest_slot, call_.shape.capacity));
+      overflow(*fullest_slot,
+               fmt::format("expert {} on rank {} needs {} rows, expert_capacity is {}", placement_.expert_of_slot(slot),
+                           placement_.rank_of_slot(slot), *fullest_slot, call_.shape.capacity));
     }
   }
 
@@ -196,7 +207,9 @@ class RowPlan {
         auto& next_token = token_base_[static_cast<std::size_t>(ranks[k])];
         if (routing::is_first_of_owner(ranks, k)) ++next_token;
         call_.tokens[at] = next_token - 1;
-        call_.rows[at] = call_.shape.layout == Layout::kRankMajor ? next_token - 1 : choice_base_[static_cast<std::size_t>(call_.slots[at])]++;
+        call_.rows[at] = call_.shape.layout == Layout::kRankMajor
+                             ? next_token - 1
+                             : choice_base_[static_cast<std::size_t>(call_.slots[at])]++;
       }
     }
   }
@@ -210,20 +223,24 @@ class RowPlan {
     for (int source : call_.windows->live) {
       const std::int32_t count = counts_of(source).tokens[runtime_.rank];
       call_.tokens_from[static_cast<std::size_t>(source)] = count;
-      if (topology.node_of(source) != my_node) call_.forwarded_from[static_cast<std::size_t>(call_.windows->rails.rail(source, my_node))] += count;
+      if (topology.node_of(source) != my_node)
+        call_.forwarded_from[static_cast<std::size_t>(call_.windows->rails.rail(source, my_node))] += count;
     }
     for (int source : call_.windows->rails.sources_of(runtime_.rank)) {
       call_.forwards.push_back({.source = source, .expected = counts_of(source).tokens_to_node[my_node]});
     }
     const int first_slot = placement_.first_slot(runtime_.rank);
-    call_.expert_counts.assign(choice_total_.begin() + first_slot, choice_total_.begin() + placement_.first_slot(runtime_.rank + 1));
+    call_.expert_counts.assign(choice_total_.begin() + first_slot,
+                               choice_total_.begin() + placement_.first_slot(runtime_.rank + 1));
     call_.num_rows = token_total_[static_cast<std::size_t>(runtime_.rank)];
-    call_.num_expert_rows = call_.shape.layout == Layout::kRankMajor ? 0 : expert_rows_[static_cast<std::size_t>(runtime_.rank)];
+    call_.num_expert_rows =
+        call_.shape.layout == Layout::kRankMajor ? 0 : expert_rows_[static_cast<std::size_t>(runtime_.rank)];
   }
 
  private:
   Counts counts_of(int source) const {
-    return {call_.windows->own(call_.windows->layout.counts(static_cast<int>(call_.exchange % 2), source)), runtime_.topology};
+    return {call_.windows->own(call_.windows->layout.counts(static_cast<int>(call_.exchange % 2), source)),
+            runtime_.topology};
   }
   void add_source(int source) {
     const Counts counts = counts_of(source);
@@ -242,11 +259,13 @@ class RowPlan {
     const int first = placement_.first_slot(rank), count = placement_.num_local_experts(rank);
     std::vector<std::int32_t> starts(static_cast<std::size_t>(count) + 1);
     expert_rows_.push_back(routing::expert_starts(call_.shape, choice_total_.data() + first, count, starts.data()));
-    for (int e = 0; e < count; ++e) choice_base_[static_cast<std::size_t>(first + e)] += starts[static_cast<std::size_t>(e)];
+    for (int e = 0; e < count; ++e)
+      choice_base_[static_cast<std::size_t>(first + e)] += starts[static_cast<std::size_t>(e)];
   }
   std::int64_t rows_of(int rank) const {
     const std::int64_t tokens = token_total_[static_cast<std::size_t>(rank)];
-    return call_.shape.layout == Layout::kRankMajor ? tokens : std::max(tokens, expert_rows_[static_cast<std::size_t>(rank)]);
+    return call_.shape.layout == Layout::kRankMajor ? tokens
+                                                    : std::max(tokens, expert_rows_[static_cast<std::size_t>(rank)]);
   }
   [[noreturn]] void overflow(std::int64_t needed, const std::string& what) const {
     Error error(ErrorCode::kOverflow, fmt::format("ferry::Group::dispatch: call {}: {}", call_.epoch, what));
@@ -269,7 +288,10 @@ void arrivals_from_handle(Runtime& runtime, DispatchCall& call) {
   const HandleView view(call.cached.mutable_bytes());
   const Topology& topology = runtime.topology;
   for (int source : call.windows->live) {
-    check_note(call, source, *Counts(call.windows->own(call.windows->layout.counts(static_cast<int>(call.exchange % 2), source)), topology).note);
+    check_note(
+        call, source,
+        *Counts(call.windows->own(call.windows->layout.counts(static_cast<int>(call.exchange % 2), source)), topology)
+             .note);
   }
   call.tokens_from.assign(static_cast<std::size_t>(topology.num_ranks()), 0);
   call.forwarded_from.assign(static_cast<std::size_t>(topology.num_ranks()), 0);
@@ -277,10 +299,12 @@ void arrivals_from_handle(Runtime& runtime, DispatchCall& call) {
   for (int source : call.windows->live) {
     const std::int32_t count = view.source_offsets()[source + 1] - view.source_offsets()[source];
     call.tokens_from[static_cast<std::size_t>(source)] = count;
-    if (topology.node_of(source) != my_node) call.forwarded_from[static_cast<std::size_t>(call.windows->rails.rail(source, my_node))] += count;
+    if (topology.node_of(source) != my_node)
+      call.forwarded_from[static_cast<std::size_t>(call.windows->rails.rail(source, my_node))] += count;
   }
   for (int source : call.windows->rails.sources_of(runtime.rank)) {
-    call.forwards.push_back({.source = source, .expected = view.forward_offsets()[source + 1] - view.forward_offsets()[source]});
+    call.forwards.push_back(
+        {.source = source, .expected = view.forward_offsets()[source + 1] - view.forward_offsets()[source]});
   }
   call.expert_counts.assign(view.expert_counts(), view.expert_counts() + view.header().num_local_experts);
   call.num_rows = view.header().num_rows;
@@ -307,14 +331,16 @@ void route(Runtime& runtime, DispatchCall& call) {
     call.weights.assign(choices, 0.0f);
     read_weights(call);
   }
-  call.has_weights = call.args.topk_weights.present() || (call.cached.valid() && HandleView(call.cached.mutable_bytes()).header().has_weights != 0);
+  call.has_weights = call.args.topk_weights.present() ||
+                     (call.cached.valid() && HandleView(call.cached.mutable_bytes()).header().has_weights != 0);
   scope.rows = call.num_tokens;
   if (call.args.mode == Mode::kLatency) {
     call.bad_id = note;
     return;
   }
   exchange_counts(runtime, call, note);
-  scope.bytes = Counts::bytes(runtime.topology, call.placement->num_slots()) * static_cast<std::int64_t>(call.windows->live.size());
+  scope.bytes = Counts::bytes(runtime.topology, call.placement->num_slots()) *
+                static_cast<std::int64_t>(call.windows->live.size());
   if (call.cached.valid()) {
     arrivals_from_handle(runtime, call);
     return;

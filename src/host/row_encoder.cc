@@ -8,7 +8,8 @@
 
 namespace ferry::host {
 
-RowEncoder::RowEncoder(const DispatchCall& call) : call_(call), scratch_(static_cast<std::size_t>(call.format.row_bytes)) {
+RowEncoder::RowEncoder(const DispatchCall& call)
+    : call_(call), scratch_(static_cast<std::size_t>(call.format.row_bytes)) {
   if (call.args.codec != Codec::kNone) source_.resize(static_cast<std::size_t>(call.args.payload[0].shape[1]) * 2);
 }
 
@@ -47,7 +48,8 @@ EncodedRow RowEncoder::encode(std::int64_t token) {
     first = 1;
   }
   for (std::size_t b = first; b < call_.args.payload.size(); ++b, ++wire_block) {
-    row.blocks[wire_block] = gather(call_.args.payload[b], token, scratch_.data() + call_.format.blocks[wire_block].offset);
+    row.blocks[wire_block] =
+        gather(call_.args.payload[b], token, scratch_.data() + call_.format.blocks[wire_block].offset);
   }
   return row;
 }
@@ -55,7 +57,8 @@ EncodedRow RowEncoder::encode(std::int64_t token) {
 void RowEncoder::copy(const EncodedRow& row, std::byte* to) const {
   for (int b = 0; b < call_.format.num_blocks; ++b) {
     const wire::Block& block = call_.format[b];
-    if (block.bytes > 0) std::memcpy(to + block.offset, row.blocks[static_cast<std::size_t>(b)], static_cast<std::size_t>(block.bytes));
+    if (block.bytes > 0)
+      std::memcpy(to + block.offset, row.blocks[static_cast<std::size_t>(b)], static_cast<std::size_t>(block.bytes));
   }
 }
 

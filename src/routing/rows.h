@@ -29,7 +29,8 @@ FERRY_HD inline std::int64_t expert_extent(const ExpertShape& shape, std::int64_
 }
 
 /// Writes the first row of each of `num_experts` local experts and returns the total. `counts[e]` is stepped by `stride`.
-FERRY_HD inline std::int64_t expert_starts(const ExpertShape& shape, const std::int32_t* counts, int num_experts, std::int32_t* starts) {
+FERRY_HD inline std::int64_t expert_starts(const ExpertShape& shape, const std::int32_t* counts, int num_experts,
+                                           std::int32_t* starts) {
   std::int64_t row = 0;
   for (int e = 0; e < num_experts; ++e) {
     starts[e] = static_cast<std::int32_t>(row);

@@ -16,12 +16,14 @@ namespace ferry::wire {
 inline constexpr std::int64_t kPadBytes = 16;
 inline constexpr int kMaxBlocks = 8;
 
-FERRY_HD constexpr std::int64_t padded(std::int64_t bytes) { return (bytes + kPadBytes - 1) / kPadBytes * kPadBytes; }
+FERRY_HD constexpr std::int64_t padded(std::int64_t bytes) {
+  return (bytes + kPadBytes - 1) / kPadBytes * kPadBytes;
+}
 
 struct Block {
   DType dtype = DType::kUint8;
-  std::int64_t width = 0;   ///< elements
-  std::int64_t bytes = 0;   ///< without padding
+  std::int64_t width = 0;  ///< elements
+  std::int64_t bytes = 0;  ///< without padding
   std::int64_t padded = 0;
   std::int64_t offset = 0;  ///< in the wire row
 };
@@ -34,7 +36,11 @@ struct RowFormat {
 
   void add(DType dtype, std::int64_t width, std::int64_t element_bytes) {
     Block& block = blocks[static_cast<std::size_t>(num_blocks++)];
-    block = {.dtype = dtype, .width = width, .bytes = width * element_bytes, .padded = wire::padded(width * element_bytes), .offset = row_bytes};
+    block = {.dtype = dtype,
+             .width = width,
+             .bytes = width * element_bytes,
+             .padded = wire::padded(width * element_bytes),
+             .offset = row_bytes};
     row_bytes += block.padded;
   }
   const Block& operator[](int i) const { return blocks[static_cast<std::size_t>(i)]; }
