@@ -1,0 +1,143 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Reading and checking the demo's options.
+#include "demo_options.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+namespace ferry::app {
+namespace {
+
+template <class... Args>
+[[noreturn]] void refuse(fmt::format_string<Args...> message, Args&&... args) {
+  throw std::invalid_argument(fmt::format(message, std::forward<Args>(args)...));
+}
+
+/// Eight groups if that goes, else the most below that divide the experts and hold at least two each.
+int default_groups(int experts) {
+  for (int groups = 8; groups > 1; --groups) {
+    if (experts % groups == 0 && experts / groups >= 2) return groups;
+  }
+  return 1;
+}
+
+/// Why a case cannot be run; empty if it can.
+std::string why_not(const DemoOptions& options, const DemoCase& run) {
+  if (run.mode == Mode::kLatency && run.layout == Layout::kExpertMajor) {
+    return "latency mode has fixed slots, and expert_major needs counts before rows move; use rank_major or expert_padded, "
+           "or --mode throughput";
+  }
+  if (run.layout == Layout::kRankMajor && options.reduction.group == Reduction::Group::kChoice) {
+    return "flat sums single choices, and a rank_major row is already a sum over the choices of a rank; use expert_major or "
+           "expert_padded, or --reduction per_rank";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string DemoCase::name() const { return fmt::format("{} {}", ferry::name(mode), ferry::name(layout)); }
+
+GateShape DemoOptions::gate_shape() const {
+  return {.hidden = hidden, .num_experts = experts, .num_groups = groups, .num_top_groups = top_groups, .top_k = top_k};
+}
+
+GroupConfig DemoOptions::group_config() const {
+  GroupConfig config;
+  config.limits.num_experts = experts;
+  config.limits.max_tokens = tokens;
+  config.limits.max_latency_tokens = tokens;
+  config.limits.max_top_k = top_k;
+  config.limits.hidden = hidden;
+  config.limits.dtype = wire.dtype;
+  config.topology = Topology::split(ranks, nodes);
+  config.backend = backend;
+  config.network = network;
+  config.timeout = std::chrono::nanoseconds(static_cast<std::int64_t>(timeout_s * 1e9));
+  return config;
+}
+
+void add_demo_options(CLI::App& app, DemoOptions& options) {
+  constexpr std::int64_t kMany = 1 << 20;
+  add_number(app, "--ranks", options.ranks, 1, 256, "ranks");
+  add_number(app, "--nodes", options.nodes, 1, 256, "nodes that the ranks are split over as evenly as possible");
+  add_number(app, "--tokens", options.tokens, 1, kMany, "tokens per rank");
+  add_number(app, "--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
+  add_number(app, "--experts", options.experts, 1, kMany, "experts over all ranks");
+  add_number(app, "--top-k", options.top_k, 1, 64, "experts per token");
+  add_number(app, "--groups", options.groups, 0, kMany, "expert groups of the gate; 0: eight if that divides the experts");
+  add_number(app, "--top-groups", options.top_groups, 0, kMany, "groups a token may use; 0: half of them");
+  add_word(app, "--mode", options.mode, mode_words(), "only this mode (default: both)");
+  add_word(app, "--layout", options.layout, layout_words(), "only this layout (default: every legal one)");
+  add_word(app, "--codec", options.wire, wire_words(),
+           "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in dispatch");
+  add_word(app, "--reduction", options.reduction, reduction_words(), "order of the sums in combine (default: per_rank)");
+  add_word(app, "--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
+           "who moves the rows (default: auto)");
+  app.add_option("--network", options.network, "what links the nodes, for example loopback")->capture_default_str();
+  add_word(app, "--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
+  app.add_option("--text", options.text, "file whose bytes are the tokens")->capture_default_str()->type_name("FILE");
+  app.add_option("--json", options.json, "write everything to this file as well")->type_name("FILE");
+  add_number(app, "--seed", options.seed, 0, std::int64_t{1} << 62, "of embedding and weights");
+  app.add_option("--timeout", options.timeout_s, "seconds that any wait may take")
+      ->capture_default_str()
+      ->check(CLI::Range(0.1, 86400.0))
+      ->type_name("SECONDS");
+}
+
+void complete(DemoOptions& options) {
+  const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(options.wire.dtype));
+  if (options.hidden * element % 16 != 0) {
+    refuse("--hidden: {} given, expected a multiple of {} (rows of {} are whole 16-byte pieces)", options.hidden, 16 / element,
+           ferry::name(options.wire.dtype));
+  }
+  if (options.nodes > options.ranks) {
+    refuse("--nodes: {} given, expected at most the number of ranks, {}", options.nodes, options.ranks);
+  }
+  if (options.top_k > options.experts) {
+    refuse("--top-k: {} given, expected at most the number of experts, {}", options.top_k, options.experts);
+  }
+  if (options.groups == 0) options.groups = default_groups(options.experts);
+  if (options.experts % options.groups != 0) {
+    refuse("--groups: {} given, expected a divisor of the number of experts, {}", options.groups, options.experts);
+  }
+  const int group_size = options.experts / options.groups;
+  const int needed = (options.top_k + group_size - 1) / group_size;
+  if (options.top_groups == 0) options.top_groups = std::max((options.groups + 1) / 2, needed);
+  if (options.top_groups > options.groups || options.top_groups < needed) {
+    refuse("--top-groups: {} given, expected {} to {} (top-{} out of groups of {})", options.top_groups, needed, options.groups,
+           options.top_k, group_size);
+  }
+}
+
+std::vector<DemoCase> demo_cases(const DemoOptions& options, std::vector<std::string>& skipped) {
+  std::vector<DemoCase> cases;
+  std::string last_reason;
+  for (const auto& [mode_word, mode] : mode_words()) {
+    if (options.mode && *options.mode != mode) continue;
+    for (const auto& [layout_word, layout] : layout_words()) {
+      if (options.layout && *options.layout != layout) continue;
+      const DemoCase run{.mode = mode, .layout = layout};
+      const std::string reason = why_not(options, run);
+      if (reason.empty()) {
+        cases.push_back(run);
+        continue;
+      }
+      last_reason = reason;
+      // Nobody needs to hear that what does not exist was not run, unless they asked for one of the two words.
+      const bool asked = options.mode || options.layout || options.reduction.group == Reduction::Group::kChoice;
+      if (asked && !(layout == Layout::kExpertMajor && mode == Mode::kLatency && !options.layout)) {
+        skipped.push_back(fmt::format("{}: {}", run.name(), reason));
+      }
+    }
+  }
+  if (cases.empty()) {
+    refuse("--layout: {} given, cannot be run with these options: {}", ferry::name(options.layout.value_or(Layout::kRankMajor)),
+           last_reason);
+  }
+  return cases;
+}
+
+}  // namespace ferry::app

@@ -1,0 +1,57 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The options of `ferry demo` and what follows from them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "ferry/group.h"
+#include "gate.h"
+#include "names.h"
+
+namespace ferry::app {
+
+struct DemoOptions {
+  int ranks = 8;
+  int nodes = 2;
+  std::int64_t tokens = 256;  ///< per rank
+  std::int64_t hidden = 256;
+  int experts = 64;
+  int top_k = 8;
+  int groups = 0;      ///< 0: chosen by complete()
+  int top_groups = 0;  ///< 0: chosen by complete()
+  std::optional<Mode> mode{};
+  std::optional<Layout> layout{};
+  Wire wire{};
+  Reduction reduction = Reduction::per_rank();
+  std::string backend = "auto";
+  std::string network = "auto";
+  RanksAs ranks_as = RanksAs::kProcesses;
+  std::string text = "/usr/share/common-licenses/GPL-3";
+  std::string json;
+  std::uint64_t seed = 1;
+  double timeout_s = 30;  ///< of every wait
+
+  std::int64_t inner() const { return (hidden / 2 + 15) / 16 * 16; }
+  GateShape gate_shape() const;
+  GroupConfig group_config() const;
+};
+
+/// One run of the layer.
+struct DemoCase {
+  Mode mode = Mode::kThroughput;
+  Layout layout = Layout::kRankMajor;
+  std::string name() const;
+};
+
+void add_demo_options(CLI::App& app, DemoOptions& options);
+/// Fills in what was left open. Throws std::invalid_argument naming option, seen and expected.
+void complete(DemoOptions& options);
+/// The legal cases among those asked for, at least one; `skipped` says what was left out and why.
+std::vector<DemoCase> demo_cases(const DemoOptions& options, std::vector<std::string>& skipped);
+
+}  // namespace ferry::app
