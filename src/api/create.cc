@@ -10,7 +10,6 @@
 #include "core/check.h"
 #include "core/digest.h"
 #include "core/environment.h"
-#include "host/host_backend.h"
 
 namespace ferry {
 namespace {
@@ -126,7 +125,7 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   if (settings.test.max_signal_delay_ns == 0) settings.test.max_signal_delay_ns = environment.test_delay_ns.value_or(0);
   auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout),
                                            make_engine(topology, settings.test), settings.test);
-  auto backend = host::make_host_backend(*runtime);
+  auto backend = make_host_backend(*runtime);
   auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime),
                                             std::move(backend), digest.value());
   state->open();

@@ -5,7 +5,10 @@
 // order; a backend carries them out on its windows.
 #pragma once
 
+#include <memory>
+
 #include "backend/call.h"
+#include "backend/runtime.h"
 
 namespace ferry {
 
@@ -25,5 +28,8 @@ class Backend {
   virtual bool combine_forward(CombineCall& call) = 0;
   virtual void combine_recv(CombineCall& call) = 0;
 };
+
+/// Defined in src/host.
+std::unique_ptr<Backend> make_host_backend(Runtime& runtime);
 
 }  // namespace ferry

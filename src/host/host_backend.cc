@@ -23,8 +23,10 @@ class HostBackend final : public Backend {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_host_backend(Runtime& runtime) {
-  return std::make_unique<HostBackend>(runtime);
-}
-
 }  // namespace ferry::host
+
+namespace ferry {
+
+std::unique_ptr<Backend> make_host_backend(Runtime& runtime) { return std::make_unique<host::HostBackend>(runtime); }
+
+}  // namespace ferry

@@ -19,6 +19,4 @@ void combine_send(Runtime& runtime, CombineCall& call);
 bool combine_forward(Runtime& runtime, CombineCall& call);
 void combine_recv(Runtime& runtime, CombineCall& call);
 
-std::unique_ptr<Backend> make_host_backend(Runtime& runtime);
-
 }  // namespace ferry::host
