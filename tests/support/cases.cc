@@ -136,6 +136,12 @@ std::int64_t Case::max_tokens() const {
   return most;
 }
 
+std::int64_t Case::max_latency_tokens() const {
+  if (mode != Mode::kLatency) return 0;
+  const bool distinct = (traffic == Traffic::kUniform || traffic == Traffic::kZipf || traffic == Traffic::kBalanced) && top_k <= num_experts;
+  return distinct ? max_tokens() : max_tokens() * top_k;
+}
+
 bool Case::is_masked(int rank) const { return std::find(masked.begin(), masked.end(), rank) != masked.end(); }
 
 std::vector<std::vector<Place>> Case::all_places() const {
@@ -198,7 +204,7 @@ GroupConfig group_config(const Case& c) {
   GroupLimits& limits = config.limits;
   limits.num_experts = c.num_experts;
   limits.max_tokens = c.max_tokens();
-  limits.max_latency_tokens = c.mode == Mode::kLatency ? c.max_tokens() : 0;
+  limits.max_latency_tokens = c.max_latency_tokens();
   limits.max_top_k = c.top_k;
   limits.num_flights = c.num_flights;
   limits.recv_rows = c.recv_rows;

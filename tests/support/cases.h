@@ -82,6 +82,8 @@ struct Case {
   int num_ranks() const;
   std::int64_t tokens_of(int rank, int round) const;
   std::int64_t max_tokens() const;
+  /// Latency mode holds ranks x this many rows per expert. Experts that occur twice in a row need more than one per token.
+  std::int64_t max_latency_tokens() const;
   bool is_masked(int rank) const;
   std::vector<std::vector<Place>> all_places() const;
   std::vector<Block> blocks_on_arrival() const;  ///< after the codec

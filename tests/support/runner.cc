@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -70,6 +71,7 @@ void require_same_row(const std::string& what, DType dtype, const std::byte* see
 
 Round::Round(const Reference& reference, int rank) : reference_(reference), case_(reference.test_case()), rank_(rank) {
   capacity_ = reference.fullest_expert() + 1;
+  if (case_.mode == Mode::kLatency) capacity_ = std::min(capacity_, case_.num_ranks() * case_.max_latency_tokens());
   expected_ = reference.dispatch(rank, capacity_);
 }
 
