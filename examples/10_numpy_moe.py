@@ -1,16 +1,15 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture-of-experts layer in NumPy on four ranks that are threads of this process, compared with the layer in one piece.
+"""A mixture-of-experts layer in NumPy, on four ranks that are threads of this process and in one piece.
 
-    python examples/10_numpy_moe.py
+python examples/10_numpy_moe.py
 """
 
 import threading
 
+import ferry
 import ml_dtypes
 import numpy as np
-
-import ferry
 
 RANKS, EXPERTS, TOP_K, TOKENS, HIDDEN = 4, 8, 2, 32, 64
 

@@ -17,10 +17,11 @@ using namespace nb::literals;
 namespace ferry::python {
 namespace {
 
-constexpr const char* kArrayDoc = R"(A dense array of up to three dimensions in memory that Ferry, or whoever made it, owns.
+constexpr const char* kArrayDoc = R"(A dense array of up to three dimensions in memory that Ferry, or whoever made
+it, owns.
 
-What calls return are Arrays: views that keep their memory mapped for as long as they, or anything made from them, live;
-also after the group was closed. How long the *contents* of a window view stay is said at Group.
+What calls return are Arrays: views that keep their memory mapped for as long as they, or anything made from them,
+live; also after the group was closed. How long the *contents* of a window view stay is said at Group.
 
 np.asarray(a) and a.numpy() give a numpy.ndarray of the same memory, with bf16, fp8 and UE8M0 as ml_dtypes types.
 torch.from_dlpack(a), jax.dlpack.from_dlpack(a) and cupy.from_dlpack(a) work for all dtypes that those know;
@@ -28,10 +29,10 @@ np.from_dlpack(a) for all but bf16, fp8 and UE8M0, which DLPack in NumPy lacks. 
 
 constexpr const char* kTypedDoc = R"(Says what the elements of an array stand for.
 
-array: anything with __dlpack__ or the buffer protocol. dtype: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8", "int32"
-or "int64" (also the names of NumPy and ml_dtypes), of the same size as the elements. For frameworks without such a type:
-typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an Array of the same memory.
-Raises Error("invalid_argument") if the sizes differ.)";
+array: anything with __dlpack__ or the buffer protocol. dtype: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8",
+"int32" or "int64" (also the names of NumPy and ml_dtypes), of the same size as the elements. For frameworks without
+such a type: typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an
+Array of the same memory. Raises Error("invalid_argument") if the sizes differ.)";
 
 std::int64_t num_bytes(const Array& array) {
   return array.tensor.num_elements() * static_cast<std::int64_t>(dtype_bytes(array.tensor.dtype));
@@ -69,15 +70,21 @@ Array view(const Array& array, const std::string& dtype) {
 
 void bind_properties(nb::class_<Array>& array) {
   array
-      .def_prop_ro("shape", [](const Array& self) { return to_tuple(self.tensor.shape, self.tensor.ndim); },
-                   nb::sig("def shape(self) -> tuple[int, ...]"))
-      .def_prop_ro("strides", [](const Array& self) { return to_tuple(self.tensor.strides, self.tensor.ndim); },
-                   nb::sig("def strides(self) -> tuple[int, ...]"), "In elements, not bytes.")
-      .def_prop_ro("dtype", [](const Array& self) { return name(self.tensor.dtype); },
-                   "A name of ferry.DType: \"bf16\", \"fp16\", \"fp32\", \"fp8_e4m3\", \"ue8m0\", \"uint8\", \"int32\", \"int64\".")
+      .def_prop_ro(
+          "shape", [](const Array& self) { return to_tuple(self.tensor.shape, self.tensor.ndim); },
+          nb::sig("def shape(self) -> tuple[int, ...]"))
+      .def_prop_ro(
+          "strides", [](const Array& self) { return to_tuple(self.tensor.strides, self.tensor.ndim); },
+          nb::sig("def strides(self) -> tuple[int, ...]"), "In elements, not bytes.")
+      .def_prop_ro(
+          "dtype", [](const Array& self) { return name(self.tensor.dtype); },
+          "A name of ferry.DType: \"bf16\", \"fp16\", \"fp32\", \"fp8_e4m3\", \"ue8m0\", \"uint8\", \"int32\", "
+          "\"int64\".")
       .def_prop_ro("ndim", [](const Array& self) { return self.tensor.ndim; })
-      .def_prop_ro("size", [](const Array& self) { return self.tensor.num_elements(); }, "Number of elements.")
-      .def_prop_ro("itemsize", [](const Array& self) { return dtype_bytes(self.tensor.dtype); }, "Bytes of one element.")
+      .def_prop_ro(
+          "size", [](const Array& self) { return self.tensor.num_elements(); }, "Number of elements.")
+      .def_prop_ro(
+          "itemsize", [](const Array& self) { return dtype_bytes(self.tensor.dtype); }, "Bytes of one element.")
       .def_prop_ro("nbytes", &num_bytes, "Bytes of the elements, without gaps between rows.")
       .def_prop_ro("readonly", [](const Array& self) { return self.is_readonly; });
 }
@@ -89,18 +96,24 @@ void bind_array(nb::module_& module) {
   bind_properties(array);
   array.def("numpy", &to_numpy, nb::sig("def numpy(self) -> typing.Any"), "A numpy.ndarray of the same memory.")
       .def("view", &view, "dtype"_a, "The same memory with another dtype of the same size.")
-      .def("tolist", [](const Array& self) { return nb::object(to_numpy(self).attr("tolist")()); },
-           nb::sig("def tolist(self) -> list"), "Nested lists of Python numbers.")
+      .def(
+          "tolist", [](const Array& self) { return nb::object(to_numpy(self).attr("tolist")()); },
+          nb::sig("def tolist(self) -> list[typing.Any]"), "Nested lists of Python numbers.")
       .def("__array__", &as_array, "dtype"_a = nb::none(), "copy"_a = nb::none(),
            nb::sig("def __array__(self, dtype: typing.Any = None, copy: bool | None = None) -> typing.Any"))
-      .def("__dlpack__", &to_dlpack, "arguments"_a, nb::sig("def __dlpack__(self, **arguments: typing.Any) -> typing.Any"))
-      .def("__dlpack_device__", [](const Array&) { return nb::make_tuple(1, 0); },
-           nb::sig("def __dlpack_device__(self) -> tuple[int, int]"))
+      .def("__dlpack__", &to_dlpack, "arguments"_a,
+           nb::sig("def __dlpack__(self, **arguments: typing.Any) -> typing.Any"))
+      .def(
+          "__dlpack_device__", [](const Array&) { return nb::make_tuple(1, 0); },
+          nb::sig("def __dlpack_device__(self) -> tuple[int, int]"))
       .def("__len__", &length)
-      .def("__getitem__", [](const Array& self, nb::handle index) { return nb::object(to_numpy(self)[index]); },
-           nb::sig("def __getitem__(self, index: typing.Any, /) -> typing.Any"), "As numpy.ndarray.__getitem__.")
-      .def("__setitem__", [](const Array& self, nb::handle index, nb::handle value) { to_numpy(self)[index] = value; },
-           nb::sig("def __setitem__(self, index: typing.Any, value: typing.Any, /) -> None"), "As numpy.ndarray.__setitem__.")
+      .def(
+          "__getitem__", [](const Array& self, nb::handle index) { return nb::object(to_numpy(self)[index]); },
+          nb::sig("def __getitem__(self, index: typing.Any, /) -> typing.Any"), "As numpy.ndarray.__getitem__.")
+      .def(
+          "__setitem__", [](const Array& self, nb::handle index, nb::handle value) { to_numpy(self)[index] = value; },
+          nb::sig("def __setitem__(self, index: typing.Any, value: typing.Any, /) -> None"),
+          "As numpy.ndarray.__setitem__.")
       .def("__repr__", &represent);
   module.def("typed", &typed, "array"_a, "dtype"_a, kTypedDoc);
 }

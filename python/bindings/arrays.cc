@@ -27,10 +27,10 @@ struct DTypeRow {
   std::uint8_t bits;
 };
 constexpr std::array kDlpackTypes{
-    DTypeRow{DType::kBf16, Code::Bfloat, 16},           DTypeRow{DType::kFp16, Code::Float, 16},
-    DTypeRow{DType::kFp32, Code::Float, 32},            DTypeRow{DType::kFp8E4m3, Code::Float8_E4M3FN, 8},
-    DTypeRow{DType::kUe8m0, Code::Float8_E8M0FNU, 8},   DTypeRow{DType::kUint8, Code::UInt, 8},
-    DTypeRow{DType::kInt32, Code::Int, 32},             DTypeRow{DType::kInt64, Code::Int, 64},
+    DTypeRow{DType::kBf16, Code::Bfloat, 16},         DTypeRow{DType::kFp16, Code::Float, 16},
+    DTypeRow{DType::kFp32, Code::Float, 32},          DTypeRow{DType::kFp8E4m3, Code::Float8_E4M3FN, 8},
+    DTypeRow{DType::kUe8m0, Code::Float8_E8M0FNU, 8}, DTypeRow{DType::kUint8, Code::UInt, 8},
+    DTypeRow{DType::kInt32, Code::Int, 32},           DTypeRow{DType::kInt64, Code::Int, 64},
 };
 
 nb::dlpack::dtype dlpack_type(DType dtype) {
@@ -43,16 +43,21 @@ nb::dlpack::dtype dlpack_type(DType dtype) {
 /// Name of the ml_dtypes type that shows a dtype in NumPy, or null if NumPy has the type itself.
 const char* ml_dtypes_name(DType dtype) {
   switch (dtype) {
-    case DType::kBf16: return "bfloat16";
-    case DType::kFp8E4m3: return "float8_e4m3fn";
-    case DType::kUe8m0: return "float8_e8m0fnu";
-    default: return nullptr;
+    case DType::kBf16:
+      return "bfloat16";
+    case DType::kFp8E4m3:
+      return "float8_e4m3fn";
+    case DType::kUe8m0:
+      return "float8_e8m0fnu";
+    default:
+      return nullptr;
   }
 }
 
 std::string describe(nb::dlpack::dtype type) {
   constexpr std::array<const char*, 7> kNames{"int", "uint", "float", "opaque", "bfloat", "complex", "bool"};
-  const std::string base = type.code < kNames.size() ? kNames[type.code] : "dlpack type " + std::to_string(type.code) + " of ";
+  const std::string base =
+      type.code < kNames.size() ? kNames[type.code] : "dlpack type " + std::to_string(type.code) + " of ";
   return base + std::to_string(type.bits) + (type.code < kNames.size() ? "" : " bits");
 }
 
@@ -69,7 +74,8 @@ std::optional<DType> dtype_by_name(nb::handle value) {
 
 void check_device(std::int64_t device_type, std::int64_t device_id, const ArrayArgument& argument) {
   const bool cpu_reads_it = device_type == nb::device::cpu::value || device_type == nb::device::cuda_host::value ||
-                            device_type == nb::device::cuda_managed::value || device_type == nb::device::rocm_host::value;
+                            device_type == nb::device::cuda_managed::value ||
+                            device_type == nb::device::rocm_host::value;
   if (!cpu_reads_it) {
     refuse(argument.function, argument.argument,
            "on DLPack device type " + std::to_string(device_type) + ", number " + std::to_string(device_id),
@@ -118,7 +124,8 @@ template <typename NdArray>
 Array from_ndarray(NdArray ndarray, std::optional<DType> as, const ArrayArgument& argument, bool is_readonly) {
   check_device(ndarray.device_type(), ndarray.device_id(), argument);
   if (ndarray.ndim() > 3) {
-    refuse(argument.function, argument.argument, "an array of " + std::to_string(ndarray.ndim()) + " dimensions", "at most 3");
+    refuse(argument.function, argument.argument, "an array of " + std::to_string(ndarray.ndim()) + " dimensions",
+           "at most 3");
   }
   Array array;
   array.is_readonly = is_readonly;
@@ -153,9 +160,11 @@ Array import_array(nb::handle value, std::optional<DType> as, const ArrayArgumen
   if (nb::try_cast<Writable>(value, writable)) return from_ndarray(std::move(writable), as, argument, false);
   ReadOnly readonly;
   if (!nb::try_cast<ReadOnly>(value, readonly)) {
-    refuse(argument.function, argument.argument, describe_failure(value), "an array with __dlpack__ or the buffer protocol");
+    refuse(argument.function, argument.argument, describe_failure(value),
+           "an array with __dlpack__ or the buffer protocol");
   }
-  if (access == Access::kWrite) refuse(argument.function, argument.argument, "read-only", "an array that can be written");
+  if (access == Access::kWrite)
+    refuse(argument.function, argument.argument, "read-only", "an array that can be written");
   return from_ndarray(std::move(readonly), as, argument, true);
 }
 
@@ -182,7 +191,8 @@ std::vector<std::size_t> shape_of(const Tensor& tensor) {
 
 nb::capsule make_owner(const Array& array) {
   auto owner = std::make_unique<std::shared_ptr<const void>>(array.owner);
-  nb::capsule capsule(owner.get(), [](void* pointer) noexcept { delete static_cast<std::shared_ptr<const void>*>(pointer); });
+  nb::capsule capsule(owner.get(),
+                      [](void* pointer) noexcept { delete static_cast<std::shared_ptr<const void>*>(pointer); });
   owner.release();
   return capsule;
 }
@@ -190,8 +200,8 @@ nb::capsule make_owner(const Array& array) {
 template <typename NdArray>
 nb::object make_ndarray(const Array& array, nb::dlpack::dtype type) {
   const auto shape = shape_of(array.tensor);
-  return nb::cast(NdArray(array.tensor.data, shape.size(), shape.data(), make_owner(array), array.tensor.strides.data(), type,
-                          nb::device::cpu::value));
+  return nb::cast(NdArray(array.tensor.data, shape.size(), shape.data(), make_owner(array), array.tensor.strides.data(),
+                          type, nb::device::cpu::value));
 }
 
 nb::object export_to_numpy(const Array& array, nb::dlpack::dtype type) {
@@ -210,8 +220,9 @@ nb::object import_ml_dtypes() {
     return nb::module_::import_("ml_dtypes");
   } catch (nb::python_error& error) {
     if (!error.matches(PyExc_ImportError)) throw;
-    nb::raise_from(error, PyExc_ImportError,
-                   "ferry.Array: NumPy has no bf16, fp8 or UE8M0; install ml_dtypes, or view the bits: array.view(\"uint8\")");
+    nb::raise_from(
+        error, PyExc_ImportError,
+        "ferry.Array: NumPy has no bf16, fp8 or UE8M0; install ml_dtypes, or view the bits: array.view(\"uint8\")");
   }
 }
 

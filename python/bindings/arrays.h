@@ -17,8 +17,8 @@
 
 namespace ferry::python {
 
-/// An argument that may be several kinds of Python object (never None) and is looked at later. `Kind` gives the type that the
-/// stubs show.
+/// An argument that may be several kinds of Python object (never None) and is looked at later. `Kind` gives the type
+/// that the stubs show.
 template <typename Kind>
 struct Argument {
   nanobind::object value;
@@ -44,9 +44,9 @@ struct ArrayArgument {
   std::string argument;
 };
 
-/// Views `value` without a copy. Throws Error(invalid_argument) naming the argument: no array, a dtype that Ferry does not
-/// know, more than three dimensions, memory that the CPU cannot read, or read-only memory where it will be written.
-/// `as` says what the elements stand for and must have their size.
+/// Views `value` without a copy. Throws Error(invalid_argument) naming the argument: no array, a dtype that Ferry does
+/// not know, more than three dimensions, memory that the CPU cannot read, or read-only memory where it will be
+/// written. `as` says what the elements stand for and must have their size.
 Array read_array(nanobind::handle value, const ArrayArgument& argument, Access access = Access::kRead,
                  std::optional<DType> as = std::nullopt);
 

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A group, its calls and their results as Python holds them: the C++ object together with what keeps its arguments alive.
+// A group, its calls and their results as Python holds them: the C++ object together with what keeps its arguments
+// alive.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -62,7 +63,8 @@ struct PyPending {
   std::shared_ptr<GroupUse> use;
 
   PyPending(Pending pending, std::shared_ptr<Inputs> inputs, std::shared_ptr<GroupUse> group_use)
-      : call(std::make_shared<Call>(Call{.inputs = std::move(inputs), .pending = std::move(pending)})), use(std::move(group_use)) {}
+      : call(std::make_shared<Call>(Call{.inputs = std::move(inputs), .pending = std::move(pending)})),
+        use(std::move(group_use)) {}
   PyPending(PyPending&&) noexcept = default;
   PyPending(const PyPending&) = delete;
   PyPending& operator=(const PyPending&) = delete;

@@ -21,7 +21,8 @@ void bind_capability(nb::module_& module) {
       .def_ro("detail", &Capability::detail, "What was found, or the reason why not.")
       .def_ro("fix", &Capability::fix, "What would help; empty if usable.")
       .def("__repr__", [](const Capability& self) {
-        return "ferry.Capability(\"" + self.name + "\", " + (self.usable ? "usable" : "not usable") + ": " + self.detail + ")";
+        return "ferry.Capability(\"" + self.name + "\", " + (self.usable ? "usable" : "not usable") + ": " +
+               self.detail + ")";
       });
   module.def("capabilities", &capabilities, nb::call_guard<nb::gil_scoped_release>(),
              "Looks at the machine; starts nothing and leaves nothing behind.");

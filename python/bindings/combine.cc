@@ -21,17 +21,19 @@ namespace {
 
 constexpr const char* kCombineDoc = R"(Returns the experts' results to their tokens and sums them.
 
-x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H]; rows
-beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction: "flat" (expert layouts only), "per_rank",
-"per_node" or a Reduction. weights, expert layouts only: "dispatch" multiplies each choice's row with the weight that travelled
-with the dispatch, an array [T, K] float32 gives them here, on the token's side. bias: an array [T, H] of the dtype of x or float32,
-or a pair of them, added on the token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K].
-out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
+x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded
+[E_local, C, H]; rows beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction:
+"flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
+multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
+here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
+token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K]. out: an array
+[T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
 
-Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and kind of
-weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";
+Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
+kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";
 
-constexpr const char* kSendDoc = R"(The first half of combine, with the same arguments: returns a PendingCombine as soon as the rows are sent.
+constexpr const char* kSendDoc = R"(The first half of combine, with the same arguments: returns a PendingCombine as
+soon as the rows are sent.
 
 x may be changed once this returns; the biases and `out` belong to the call until it was received.)";
 
@@ -62,7 +64,8 @@ struct Given {
   std::optional<double> timeout;
 };
 
-Tensor read_tensor(CombineInputs& inputs, nb::handle value, const ArrayArgument& argument, Access access = Access::kRead) {
+Tensor read_tensor(CombineInputs& inputs, nb::handle value, const ArrayArgument& argument,
+                   Access access = Access::kRead) {
   Array array = read_array(value, argument, access);
   inputs.owners.push_back(std::move(array.owner));
   return array.tensor;
@@ -75,7 +78,8 @@ void read_weights(CombineInputs& inputs, nb::handle weights, const std::string& 
     return;
   }
   const auto text = nb::cast<std::string>(weights);
-  if (text != "dispatch") refuse(function, "weights", "\"" + text + "\"", "\"dispatch\", an array [T, K] float32, or None");
+  if (text != "dispatch")
+    refuse(function, "weights", "\"" + text + "\"", "\"dispatch\", an array [T, K] float32, or None");
   inputs.args.weighting = CombineArgs::Weighting::kFromDispatch;
 }
 
@@ -84,7 +88,8 @@ void read_bias(CombineInputs& inputs, nb::handle bias, const std::string& functi
     inputs.args.bias0 = read_tensor(inputs, bias, {function, "bias"});
     return;
   }
-  if (nb::len(bias) != 2) refuse(function, "bias", "a sequence of " + std::to_string(nb::len(bias)), "an array or a pair of arrays");
+  if (nb::len(bias) != 2)
+    refuse(function, "bias", "a sequence of " + std::to_string(nb::len(bias)), "an array or a pair of arrays");
   inputs.args.bias0 = read_tensor(inputs, bias[0], {function, "bias[0]"});
   inputs.args.bias1 = read_tensor(inputs, bias[1], {function, "bias[1]"});
 }
@@ -98,7 +103,8 @@ std::shared_ptr<CombineInputs> read_inputs(const std::string& function, const Gi
   args.reduction = parse_reduction(function, given.reduction.value);
   if (given.weights) read_weights(*inputs, given.weights->value, function);
   if (given.bias) read_bias(*inputs, given.bias->value, function);
-  if (given.topk_weights) args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
+  if (given.topk_weights)
+    args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
   if (given.out) {
     args.out = read_tensor(*inputs, given.out->value, {function, "out"}, Access::kWrite);
     inputs->out = given.out->value;
@@ -108,16 +114,16 @@ std::shared_ptr<CombineInputs> read_inputs(const std::string& function, const Gi
   return inputs;
 }
 
-/// Adds a method that takes the arguments of a combine and calls `run(PyGroup&, shared_ptr<CombineInputs>)`. `extra` is what
-/// stands before the first argument.
+/// Adds a method that takes the arguments of a combine and calls `run(PyGroup&, shared_ptr<CombineInputs>)`. `extra`
+/// is what stands before the first argument.
 template <typename Run, typename... Extra>
 void def_combine(GroupClass& group, const char* method, Run run, const char* doc, const Extra&... extra) {
   const std::string function = std::string("ferry.Group.") + method;
   constexpr bool kAllByKeyword = sizeof...(Extra) > 0;
   auto call = [function, run](PyGroup& self, const ArrayLike& x, const Handle& handle, const ReductionLike& reduction,
                               const std::optional<WeightsLike>& weights, const std::optional<BiasLike>& bias,
-                              const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out, int num_sms,
-                              std::optional<double> timeout) {
+                              const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out,
+                              int num_sms, std::optional<double> timeout) {
     return run(self, read_inputs(function, {x, handle, reduction, weights, bias, topk_weights, out, num_sms, timeout}));
   };
   if constexpr (kAllByKeyword) {
@@ -173,13 +179,16 @@ void bind_combine(nb::module_& module) {
   nb::class_<PyCombineResult>(module, "CombineResult", "What combine returns.")
       .def_prop_ro("out", &out_of, nb::sig("def out(self) -> typing.Any"),
                    "[T, H] in the dtype of x: an Array of its own memory, or the very object that was given as `out`.")
-      .def_prop_ro("topk_weights",
-                   [](const PyCombineResult& self) { return to_python(self.result.topk_weights, self.result.owner); },
-                   "[T, K] float32, if topk_weights was given.");
+      .def_prop_ro(
+          "topk_weights",
+          [](const PyCombineResult& self) { return to_python(self.result.topk_weights, self.result.owner); },
+          "[T, K] float32, if topk_weights was given.");
   nb::class_<PyPendingCombine>(module, "PendingCombine", "A combine that was sent and not yet received.")
       .def("receive", &receive,
-           "Waits for the rows, sums them and returns the CombineResult. Once only; Error(\"invalid_argument\") the second time.")
-      .def_prop_ro("valid", [](const PyPendingCombine& self) { return !self.call->is_received; }, "Not yet received.");
+           "Waits for the rows, sums them and returns the CombineResult. Once only; Error(\"invalid_argument\") the "
+           "second time.")
+      .def_prop_ro(
+          "valid", [](const PyPendingCombine& self) { return !self.call->is_received; }, "Not yet received.");
 }
 
 void bind_combine_methods(GroupClass& group) {

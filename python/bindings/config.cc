@@ -20,17 +20,20 @@ using namespace nb::literals;
 namespace ferry::python {
 namespace {
 
-constexpr const char* kDoc = R"(The largest calls that a group must carry, which fix its memory, and its choices. Equal on all ranks.
+constexpr const char* kDoc = R"(The largest calls that a group must carry, which fix its memory, and its choices.
+Equal on all ranks.
 
-num_experts: global experts of the default placement. max_tokens, max_latency_tokens: per rank and call, of throughput and
-latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row, in elements of `dtype`, the
-widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the row and its fp8 scales. recv_rows: rows of
-the receive window in throughput mode, 0 = worst case, where nothing can overflow. max_slots: places of experts over all ranks,
-0 = those of the default placement. num_flights: calls in flight of each kind.
+num_experts: global experts of the default placement. max_tokens, max_latency_tokens: per rank and call, of
+throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
+in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
+row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case, where nothing can
+overflow. max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
+flight of each kind.
 
-topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine.
-placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback". timeout: seconds, of every
-wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before every signal; changes no result.)";
+topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
+machine. placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback".
+timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before
+every signal; changes no result.)";
 
 using TopologyLike = std::variant<Topology, std::vector<int>>;
 
@@ -40,11 +43,11 @@ std::optional<Topology> parse_topology(std::optional<TopologyLike> given) {
   return std::get<Topology>(*given);
 }
 
-void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std::int64_t max_latency_tokens, int max_top_k,
-               std::int64_t hidden, const std::string& dtype, std::int64_t extra_bytes, std::int64_t recv_rows, int max_slots,
-               int num_flights, std::optional<TopologyLike> topology, std::optional<Placement> placement,
-               const std::string& backend, const std::string& network, double timeout, std::uint64_t test_seed,
-               std::int64_t test_max_signal_delay_ns) {
+void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std::int64_t max_latency_tokens,
+               int max_top_k, std::int64_t hidden, const std::string& dtype, std::int64_t extra_bytes,
+               std::int64_t recv_rows, int max_slots, int num_flights, std::optional<TopologyLike> topology,
+               std::optional<Placement> placement, const std::string& backend, const std::string& network,
+               double timeout, std::uint64_t test_seed, std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
   GroupConfig config{.limits = {.num_experts = num_experts,
                                 .max_tokens = max_tokens,
@@ -86,8 +89,9 @@ void bind_properties(nb::class_<GroupConfig>& config) {
       .def_prop_ro("placement", [](const GroupConfig& self) { return self.placement; })
       .def_prop_ro("backend", [](const GroupConfig& self) { return self.backend; })
       .def_prop_ro("network", [](const GroupConfig& self) { return self.network; })
-      .def_prop_ro("timeout", [](const GroupConfig& self) { return std::chrono::duration<double>(self.timeout).count(); },
-                   "Seconds.")
+      .def_prop_ro(
+          "timeout", [](const GroupConfig& self) { return std::chrono::duration<double>(self.timeout).count(); },
+          "Seconds.")
       .def_prop_ro("test_seed", [](const GroupConfig& self) { return self.test.seed; })
       .def_prop_ro("test_max_signal_delay_ns", [](const GroupConfig& self) { return self.test.max_signal_delay_ns; });
 }
@@ -103,12 +107,12 @@ void bind_config(nb::module_& module) {
   const GroupLimits& limits = defaults.limits;
   nb::class_<GroupConfig> config(module, "GroupConfig", kDoc);
   config.def("__init__", &construct, nb::kw_only(), "num_experts"_a, "max_tokens"_a = limits.max_tokens,
-             "max_latency_tokens"_a = limits.max_latency_tokens, "max_top_k"_a = limits.max_top_k, "hidden"_a = limits.hidden,
-             "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes, "recv_rows"_a = limits.recv_rows,
-             "max_slots"_a = limits.max_slots, "num_flights"_a = limits.num_flights, "topology"_a = nb::none(),
-             "placement"_a = nb::none(), "backend"_a = defaults.backend, "network"_a = defaults.network,
-             "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "test_seed"_a = defaults.test.seed,
-             "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
+             "max_latency_tokens"_a = limits.max_latency_tokens, "max_top_k"_a = limits.max_top_k,
+             "hidden"_a = limits.hidden, "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes,
+             "recv_rows"_a = limits.recv_rows, "max_slots"_a = limits.max_slots, "num_flights"_a = limits.num_flights,
+             "topology"_a = nb::none(), "placement"_a = nb::none(), "backend"_a = defaults.backend,
+             "network"_a = defaults.network, "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(),
+             "test_seed"_a = defaults.test.seed, "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);
 }
 

@@ -20,38 +20,42 @@ using namespace nb::literals;
 namespace ferry::python {
 namespace {
 
-constexpr const char* kResultDoc = R"(What arrived. N = rows received, Nx = expert rows with padding, C = capacity, E_local = local experts.
+constexpr const char* kResultDoc = R"(What arrived. N = rows received, Nx = expert rows with padding, C = capacity,
+E_local = local experts.
 
 rank_major: payload[b] [N, W_b], one row per (token, this rank), ordered by (source rank, source token).
 expert_major: payload[b] [Nx, W_b], experts ascending, inside an expert by (source rank, source token, choice).
 expert_padded: payload[b] [E_local, C, W_b], the same order inside an expert.
 
-Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are unspecified unless
-zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of a window view (output="window")
-show this call until the rank starts the dispatch num_flights later, and stay mapped for as long as they live.)";
+Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are
+unspecified unless zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of
+a window view (output="window") show this call until the rank starts the dispatch num_flights later, and stay mapped
+for as long as they live.)";
 
-constexpr const char* kDispatchDoc = R"(Sends every token's row to the ranks that own its experts and returns what arrived here.
+constexpr const char* kDispatchDoc = R"(Sends every token's row to the ranks that own its experts and returns what
+arrived here.
 
-payload: an array or a list of arrays [T, W_b], any strides: the row itself (bf16, fp16, fp32, fp8_e4m3, bytes), then its scales
-and any further bytes. Only the first can be coded on the way. topk_ids: [T, K] int32 or int64, global expert ids, negative = no
-choice; None with `handle`. topk_weights: [T, K] float32, optional, travels with the tokens. handle: of an earlier dispatch, to route
-exactly as it did, without counting.
+payload: an array or a list of arrays [T, W_b], any strides: the row itself (bf16, fp16, fp32, fp8_e4m3, bytes),
+then its scales and any further bytes. Only the first can be coded on the way. topk_ids: [T, K] int32 or int64,
+global expert ids, negative = no choice; None with `handle`. topk_weights: [T, K] float32, optional, travels with
+the tokens. handle: of an earlier dispatch, to route exactly as it did, without counting.
 
-mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec: "none", or
-"fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128 or 32), float32 or powers of
-two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity: rows per expert of expert_padded, 0 = the most
-that can come. renormalise: scale the live weights up by what masked ranks would have had. host_counts: shape the results exactly.
-output: "window" (a view) or "owned". placement: None: the group's. num_sms: ignored by the host backend. timeout: seconds, of
-every wait of this call; None: the group's.
+mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec:
+"none", or "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128
+or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity:
+rows per expert of expert_padded, 0 = the most that can come. renormalise: scale the live weights up by what masked
+ranks would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None:
+the group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
 
-Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The GIL is given
-away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves, "overflow", "timeout", "peer_lost",
-"mismatch", "aborted".)";
+Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
+GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
+"overflow", "timeout", "peer_lost", "mismatch", "aborted".)";
 
-constexpr const char* kSendDoc = R"(The first half of dispatch, with the same arguments: returns a PendingDispatch as soon as the rows are sent.
+constexpr const char* kSendDoc = R"(The first half of dispatch, with the same arguments: returns a PendingDispatch
+as soon as the rows are sent.
 
-All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this returns. Dropping
-the result is safe: the group then receives the rows itself and throws them away.)";
+All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this
+returns. Dropping the result is safe: the group then receives the rows itself and throws them away.)";
 
 struct PayloadKind {
   static constexpr auto name =
@@ -103,7 +107,8 @@ std::shared_ptr<DispatchInputs> read_inputs(const std::string& function, const G
   DispatchArgs& args = inputs->args;
   read_payload(*inputs, given.payload, function);
   if (given.topk_ids) args.topk_ids = read_tensor(*inputs, given.topk_ids->value, {function, "topk_ids"});
-  if (given.topk_weights) args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
+  if (given.topk_weights)
+    args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
   if (given.handle) {
     inputs->handle = *given.handle;
     args.handle = &inputs->handle;
@@ -134,19 +139,21 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
   group.def(
       method,
       [function, run](PyGroup& self, const Payload& payload, const std::optional<ArrayLike>& topk_ids,
-                      const std::optional<ArrayLike>& topk_weights, const std::optional<Handle>& handle, std::string mode,
-                      std::string layout, std::string codec, int scale_block, int alignment, std::int64_t expert_capacity,
-                      bool zero_padding, bool renormalise, bool host_counts, std::string output,
-                      const std::optional<Placement>& placement, int num_sms, std::optional<double> timeout) {
+                      const std::optional<ArrayLike>& topk_weights, const std::optional<Handle>& handle,
+                      std::string mode, std::string layout, std::string codec, int scale_block, int alignment,
+                      std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
+                      std::string output, const std::optional<Placement>& placement, int num_sms,
+                      std::optional<double> timeout) {
         const Given given{payload.value, topk_ids, topk_weights, handle, placement};
-        const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output), scale_block, alignment,
-                              expert_capacity, zero_padding,      renormalise,      host_counts,       num_sms,     timeout};
+        const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
+                              scale_block,     alignment,         expert_capacity,  zero_padding,
+                              renormalise,     host_counts,       num_sms,          timeout};
         return run(self, read_inputs(function, given, options));
       },
       "payload"_a, "topk_ids"_a = nb::none(), "topk_weights"_a = nb::none(), nb::kw_only(), "handle"_a = nb::none(),
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
-      "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true, "output"_a = "window",
-      "placement"_a = nb::none(), "num_sms"_a = 0, "timeout"_a = nb::none(), doc);
+      "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
+      "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "timeout"_a = nb::none(), doc);
 }
 
 DispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
@@ -180,7 +187,8 @@ nb::typed<nb::tuple, Array, nb::ellipsis> payload_of(const DispatchResult& self)
 
 /// A read-only property for a tensor of the result; `Type` is Array or optional<Array>.
 template <typename Type>
-void bind_tensor(nb::class_<DispatchResult>& result, const char* name, Tensor DispatchResult::*tensor, const char* doc) {
+void bind_tensor(nb::class_<DispatchResult>& result, const char* name, Tensor DispatchResult::*tensor,
+                 const char* doc) {
   result.def_prop_ro(
       name,
       [tensor](const DispatchResult& self) -> Type {
@@ -198,13 +206,16 @@ void bind_result(nb::module_& module) {
   nb::class_<DispatchResult> result(module, "DispatchResult", kResultDoc);
   result.def_prop_ro("layout", [](const DispatchResult& self) { return name(self.layout); })
       .def_prop_ro("payload", &payload_of, "The blocks that were given, then the scales that a codec added.")
-      .def_ro("host_expert_counts", &DispatchResult::host_expert_counts, "The aligned counts [E_local]; empty without host_counts.")
+      .def_ro("host_expert_counts", &DispatchResult::host_expert_counts,
+              "The aligned counts [E_local]; empty without host_counts.")
       .def_ro("handle", &DispatchResult::handle);
-  bind_tensor<std::optional<Array>>(result, "topk_ids", &DispatchResult::topk_ids,
-                                    "rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32).");
-  bind_tensor<std::optional<Array>>(result, "topk_weights", &DispatchResult::topk_weights,
-                                    "float32, if weights were given: rank_major [N, K], exactly 0 where the id is -1; expert_major "
-                                    "[Nx]; expert_padded [E_local, C].");
+  bind_tensor<std::optional<Array>>(
+      result, "topk_ids", &DispatchResult::topk_ids,
+      "rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32).");
+  bind_tensor<std::optional<Array>>(
+      result, "topk_weights", &DispatchResult::topk_weights,
+      "float32, if weights were given: rank_major [N, K], exactly 0 where the id is -1; expert_major "
+      "[Nx]; expert_padded [E_local, C].");
   bind_tensor<Array>(result, "num_rows", &DispatchResult::num_rows, "int64 [1]: N.");
   bind_tensor<Array>(result, "source_offsets", &DispatchResult::source_offsets, "int32 [R + 1].");
   bind_tensor<Array>(result, "expert_counts", &DispatchResult::expert_counts, "int32 [E_local], without padding.");
@@ -219,7 +230,8 @@ void bind_dispatch(nb::module_& module) {
   nb::class_<PyPendingDispatch>(module, "PendingDispatch", "A dispatch that was sent and not yet received.")
       .def("receive", &receive,
            "Waits for the rows and returns the DispatchResult. Once only; Error(\"invalid_argument\") the second time.")
-      .def_prop_ro("valid", [](const PyPendingDispatch& self) { return !self.call->is_received; }, "Not yet received.");
+      .def_prop_ro(
+          "valid", [](const PyPendingDispatch& self) { return !self.call->is_received; }, "Not yet received.");
 }
 
 void bind_dispatch_methods(GroupClass& group) {
@@ -231,7 +243,8 @@ void bind_dispatch_methods(GroupClass& group) {
         const auto turn = self.use->enter("ferry.Group.why_not");
         return self.group->why_not(inputs->args);
       },
-      "Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would "
+      "Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and "
+      "what would "
       "work. Looks at values only, never at data.");
   def_dispatch(
       group, "handle_bytes",

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// ferry::Error becomes the Python class ferry.Error with the same fields. The class is written in Python (ferry/errors.py)
-// and looked up when the first error is raised.
+// ferry::Error becomes the Python class ferry.Error with the same fields. The class is written in Python
+// (ferry/errors.py) and looked up when the first error is raised.
 #include "errors.h"
 
 #include <nanobind/nanobind.h>
@@ -45,6 +45,8 @@ void translate(const std::exception_ptr& pointer, void*) {
 
 }  // namespace
 
-void bind_errors(nb::module_&) { nb::register_exception_translator(translate); }
+void bind_errors(nb::module_&) {
+  nb::register_exception_translator(translate);
+}
 
 }  // namespace ferry::python

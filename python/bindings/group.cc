@@ -22,25 +22,30 @@ using namespace nb::literals;
 namespace ferry::python {
 namespace {
 
-constexpr const char* kDoc = R"(One rank's end of the ranks that dispatch and combine together. Everything hangs on it; there are no globals.
+constexpr const char* kDoc = R"(One rank's end of the ranks that dispatch and combine together. Everything hangs on
+it; there are no globals.
 
-Group(meeting, num_experts=..., ...) takes the keywords of GroupConfig, or one as `config`. Making it is collective over the
-meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "timeout").
+Group(meeting, num_experts=..., ...) takes the keywords of GroupConfig, or one as `config`. Making it is collective
+over the meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "timeout").
 
-Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come in any order.
-One thread at a time may use a group (others get an Error), except abort(), which any thread may call. Waits give the GIL away.
+Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come
+in any order. One thread at a time may use a group (others get an Error), except abort(), which any thread may call.
+Waits give the GIL away.
 
-A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share of the
-memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
+A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
+of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
-After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on with the next
-call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes itself.)";
+After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on
+with the next call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes
+itself.)";
 
 constexpr const char* kInitSignature =
-    "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., "
+    "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: "
+    "int = ..., "
     "max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., "
     "recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
-    "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., "
+    "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str "
+    "= ..., "
     "network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None";
 
 GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
@@ -113,7 +118,9 @@ void bind_properties(GroupClass& group) {
 PyGroup::PyGroup(Group made, int num_flights)
     : group(std::make_shared<Group>(std::move(made))), use(std::make_shared<GroupUse>(num_flights)) {}
 
-PyGroup::~PyGroup() { use->drop(std::move(group)); }
+PyGroup::~PyGroup() {
+  use->drop(std::move(group));
+}
 
 void bind_group(nb::module_& module) {
   GroupClass group(module, "Group", kDoc);
@@ -121,24 +128,30 @@ void bind_group(nb::module_& module) {
   bind_properties(group);
   bind_dispatch_methods(group);
   bind_combine_methods(group);
-  def_exclusive(group, "mask", &Group::mask, "rank"_a,
-                "Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All "
-                "remaining ranks must make the same changes before the same call.");
-  def_exclusive(group, "unmask", &Group::unmask, "rank"_a,
-                "Takes `rank` back from the next call on; the rank itself calls unmask(group.rank), too, and joins the others' "
-                "count of calls.");
+  def_exclusive(
+      group, "mask", &Group::mask, "rank"_a,
+      "Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All "
+      "remaining ranks must make the same changes before the same call.");
+  def_exclusive(
+      group, "unmask", &Group::unmask, "rank"_a,
+      "Takes `rank` back from the next call on; the rank itself calls unmask(group.rank), too, and joins the others' "
+      "count of calls.");
   def_exclusive(group, "check", &Group::check,
                 "Raises the fault of an earlier call that was not raised yet, or Error(\"aborted\").");
   group.def("masked", &masked, "[R] True for ranks that are left out.")
-      .def("abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),
-           "Ends every wait here and on the peers with Error(\"aborted\"). Local; may be called from any thread.")
+      .def(
+          "abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),
+          "Ends every wait here and on the peers with Error(\"aborted\"). Local; may be called from any thread.")
       .def("close", &close,
            "Gives the memory back as soon as nobody uses it. Local, idempotent, never waits; calls after it are "
            "Error(\"invalid_argument\").")
       .def("statistics", &statistics, "Counters at this moment.")
       .def("last_trace", &last_trace, "Seconds and bytes of each step of the last call on this rank.")
-      .def("__enter__", [](nb::handle self) { return nb::borrow(self); }, nb::sig("def __enter__(self) -> Group"))
-      .def("__exit__", [](PyGroup& self, nb::args) { close(self); }, nb::sig("def __exit__(self, *exception: object) -> None"));
+      .def(
+          "__enter__", [](nb::handle self) { return nb::borrow(self); }, nb::sig("def __enter__(self) -> Group"))
+      .def(
+          "__exit__", [](PyGroup& self, nb::args) { close(self); },
+          nb::sig("def __exit__(self, *exception: object) -> None"));
 }
 
 }  // namespace ferry::python

@@ -1,9 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A group serves one thread at a time. In Python that cannot be left to the caller's care: waits give the GIL away, and the
-// garbage collector drops pending calls on whatever thread it runs. So a second thread gets an error instead of a race, and
-// what is dropped while a call runs goes when that call ends.
+// A group serves one thread at a time. In Python that cannot be left to the caller's care: waits give the GIL away,
+// and the garbage collector drops pending calls on whatever thread it runs. So a second thread gets an error instead
+// of a race, and what is dropped while a call runs goes when that call ends.
 #pragma once
 
 #include <cstdint>
@@ -29,7 +29,8 @@ class OneAtATime {
     OneAtATime& place_;
   };
 
-  /// Enters; throws Error(invalid_argument) if a thread is inside. Hold the result while the GIL is given away and after.
+  /// Enters; throws Error(invalid_argument) if a thread is inside. Hold the result while the GIL is given away and
+  /// after.
   Turn enter(const char* function);
 
   /// Destroys `object` now, or when the thread inside leaves.
@@ -47,8 +48,8 @@ class GroupUse : public OneAtATime {
  public:
   explicit GroupUse(int num_flights) : num_flights_(num_flights) {}
 
-  /// A combine that was dropped before it was received: the group finishes it when it needs the flight again and may write
-  /// its `out` and read its biases then, so these stay until so many more combines were sent.
+  /// A combine that was dropped before it was received: the group finishes it when it needs the flight again and may
+  /// write its `out` and read its biases then, so these stay until so many more combines were sent.
   void retain(std::shared_ptr<void> arguments);
   void count_combine();
 

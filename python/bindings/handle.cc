@@ -35,9 +35,10 @@ std::int32_t source_token(const Handle& self, std::int64_t row) {
 }  // namespace
 
 void bind_handle(nb::module_& module) {
-  nb::class_<Handle>(module, "Handle",
-                     "What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the "
-                     "group that made it, also after its receive window was reused, until the group's membership changes.")
+  nb::class_<Handle>(
+      module, "Handle",
+      "What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the "
+      "group that made it, also after its receive window was reused, until the group's membership changes.")
       .def_prop_ro("layout", [](const Handle& self) { return name(self.layout()); })
       .def_prop_ro("mode", [](const Handle& self) { return name(self.mode()); })
       .def_prop_ro("num_tokens", &Handle::num_tokens, "T: tokens that this rank dispatched.")
@@ -46,18 +47,22 @@ void bind_handle(nb::module_& module) {
       .def_prop_ro("num_expert_rows", &Handle::num_expert_rows, "Nx: rows of the expert layouts, padding included.")
       .def_prop_ro("num_local_experts", &Handle::num_local_experts)
       .def_prop_ro("expert_capacity", &Handle::expert_capacity, "Rows per expert of expert_padded, else 0.")
-      .def_prop_ro("source_offsets", [](const Handle& self) { return view_numbers(self, self.source_offsets()); },
-                   "int32 [R + 1]: rows from rank s are o[s] to o[s + 1] in rank-major order.")
-      .def_prop_ro("expert_counts", [](const Handle& self) { return view_numbers(self, self.expert_counts()); },
-                   "int32 [E_local]: rows per local expert, without padding.")
-      .def_prop_ro("expert_offsets", [](const Handle& self) { return view_numbers(self, self.expert_offsets()); },
-                   "int32 [E_local + 1]: first row of each expert (expert layouts).")
+      .def_prop_ro(
+          "source_offsets", [](const Handle& self) { return view_numbers(self, self.source_offsets()); },
+          "int32 [R + 1]: rows from rank s are o[s] to o[s + 1] in rank-major order.")
+      .def_prop_ro(
+          "expert_counts", [](const Handle& self) { return view_numbers(self, self.expert_counts()); },
+          "int32 [E_local]: rows per local expert, without padding.")
+      .def_prop_ro(
+          "expert_offsets", [](const Handle& self) { return view_numbers(self, self.expert_offsets()); },
+          "int32 [E_local + 1]: first row of each expert (expert layouts).")
       .def_prop_ro("nbytes", [](const Handle& self) { return self.bytes().size(); })
       .def("source_token", &source_token, "row"_a, "Index at its source of rank-major row `row`.")
       .def("__bytes__", [](const Handle& self) { return nb::bytes(self.bytes().data(), self.bytes().size()); })
       .def("__repr__", [](const Handle& self) {
         return std::string("ferry.Handle(layout=\"") + name(self.layout()) + "\", mode=\"" + name(self.mode()) +
-               "\", num_tokens=" + std::to_string(self.num_tokens()) + ", num_rows=" + std::to_string(self.num_rows()) + ")";
+               "\", num_tokens=" + std::to_string(self.num_tokens()) + ", num_rows=" + std::to_string(self.num_rows()) +
+               ")";
       });
 }
 

@@ -27,7 +27,9 @@ std::span<const std::byte> span_of(const nb::bytes& bytes) {
   return {reinterpret_cast<const std::byte*>(bytes.data()), bytes.size()};
 }
 
-nb::bytes to_bytes(std::span<const std::byte> data) { return nb::bytes(data.data(), data.size()); }
+nb::bytes to_bytes(std::span<const std::byte> data) {
+  return nb::bytes(data.data(), data.size());
+}
 
 std::unique_ptr<PyMeeting> wrap(std::unique_ptr<Meeting> meeting) {
   auto wrapped = std::make_unique<PyMeeting>();
@@ -128,27 +130,32 @@ std::vector<nb::bytes> all_gather(PyMeeting& self, const nb::bytes& mine, double
 }  // namespace
 
 void bind_meeting(nb::module_& module) {
-  nb::class_<PyMeeting>(module, "Meeting",
-                        "A meeting place of ranks; used while a group is made, not afterwards. Made by the meet_ functions.")
+  nb::class_<PyMeeting>(
+      module, "Meeting",
+      "A meeting place of ranks; used while a group is made, not afterwards. Made by the meet_ functions.")
       .def_prop_ro("rank", [](const PyMeeting& self) { return self.meeting->rank(); })
       .def_prop_ro("size", [](const PyMeeting& self) { return self.meeting->size(); })
       .def("all_gather", &all_gather, "mine"_a, "timeout"_a = 60.0,
-           "Everybody's bytes, by rank; sizes may differ. Collective. Raises Error(\"bootstrap\" or \"timeout\") that names the "
+           "Everybody's bytes, by rank; sizes may differ. Collective. Raises Error(\"bootstrap\" or \"timeout\") that "
+           "names the "
            "ranks that did not come within `timeout` seconds.");
   module.def("meet_in_process", &in_process, "size"_a, nb::sig("def meet_in_process(size: int) -> list[Meeting]"),
              "Meeting places for ranks that are threads of this process: element r belongs to rank r.");
-  module.def("meet_over_tcp", &over_tcp, "rank"_a, "size"_a, nb::kw_only(), "address"_a = "127.0.0.1", "port"_a, "token"_a = "",
-             "timeout"_a = 60.0,
-             "Rank 0 listens at address:port, the others connect and retry until `timeout` seconds have passed. token: shared "
-             "secret of the job; strangers without it are turned away. Raises Error(\"bootstrap\" or \"timeout\").");
-  module.def("meet_from_environment", &from_environment,
-             "Reads RANK, WORLD_SIZE, MASTER_ADDR, FERRY_PORT (default: MASTER_PORT + 1) and FERRY_TOKEN, as torchrun and "
-             "python -m ferry.launch set them. Without RANK and WORLD_SIZE: one rank alone.");
-  module.def("meet_through", &through, "rank"_a, "size"_a, "all_gather"_a,
-             nb::sig("def meet_through(rank: int, size: int, "
-                     "all_gather: collections.abc.Callable[[bytes], collections.abc.Sequence[bytes]]) -> Meeting"),
-             "Uses an all-gather that the caller has (torch.distributed, mpi4py, ...): all_gather(mine) returns everybody's "
-             "bytes, by rank. It is called on the thread that makes the group and may raise; its own timeout applies.");
+  module.def(
+      "meet_over_tcp", &over_tcp, "rank"_a, "size"_a, nb::kw_only(), "address"_a = "127.0.0.1", "port"_a,
+      "token"_a = "", "timeout"_a = 60.0,
+      "Rank 0 listens at address:port, the others connect and retry until `timeout` seconds have passed. token: shared "
+      "secret of the job; strangers without it are turned away. Raises Error(\"bootstrap\" or \"timeout\").");
+  module.def(
+      "meet_from_environment", &from_environment,
+      "Reads RANK, WORLD_SIZE, MASTER_ADDR, FERRY_PORT (default: MASTER_PORT + 1) and FERRY_TOKEN, as torchrun and "
+      "python -m ferry.launch set them. Without RANK and WORLD_SIZE: one rank alone.");
+  module.def(
+      "meet_through", &through, "rank"_a, "size"_a, "all_gather"_a,
+      nb::sig("def meet_through(rank: int, size: int, "
+              "all_gather: collections.abc.Callable[[bytes], collections.abc.Sequence[bytes]]) -> Meeting"),
+      "Uses an all-gather that the caller has (torch.distributed, mpi4py, ...): all_gather(mine) returns everybody's "
+      "bytes, by rank. It is called on the thread that makes the group and may raise; its own timeout applies.");
 }
 
 }  // namespace ferry::python

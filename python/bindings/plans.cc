@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a configuration needs and moves, and what a group has done: memory_plan, traffic_plan, GroupStatistics, StepTrace.
+// What a configuration needs and moves, and what a group has done: memory_plan, traffic_plan, GroupStatistics,
+// StepTrace.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -16,7 +17,8 @@ using namespace nb::literals;
 namespace ferry::python {
 namespace {
 
-TrafficPlan plan_traffic(const GroupConfig& config, const Topology& topology, nb::handle reduction, std::int64_t tokens, int top_k) {
+TrafficPlan plan_traffic(const GroupConfig& config, const Topology& topology, nb::handle reduction, std::int64_t tokens,
+                         int top_k) {
   return traffic_plan(config, topology, parse_reduction("ferry.traffic_plan", reduction), tokens, top_k);
 }
 
@@ -26,8 +28,8 @@ std::string represent(const RegionPlan& self) {
 }
 
 std::string represent(const StepTrace& self) {
-  return "ferry.StepTrace(\"" + self.step + "\", rows=" + std::to_string(self.rows) + ", bytes=" + std::to_string(self.bytes) +
-         ", seconds=" + std::to_string(self.seconds) + ")";
+  return "ferry.StepTrace(\"" + self.step + "\", rows=" + std::to_string(self.rows) +
+         ", bytes=" + std::to_string(self.bytes) + ", seconds=" + std::to_string(self.seconds) + ")";
 }
 
 void bind_memory_plan(nb::module_& module) {
@@ -41,23 +43,28 @@ void bind_memory_plan(nb::module_& module) {
       .def_ro("total_bytes", &MemoryPlan::total_bytes)
       .def_ro("recv_rows", &MemoryPlan::recv_rows, "Rows of the receive window of one flight.");
   module.def("memory_plan", &memory_plan, "config"_a, "topology"_a, "rank"_a,
-             "The bytes that a group of this configuration takes on `rank`, per region; allocates nothing. The same numbers that "
+             "The bytes that a group of this configuration takes on `rank`, per region; allocates nothing. The same "
+             "numbers that "
              "Group uses. Raises Error(\"invalid_argument\") for limits that make no sense.");
 }
 
 void bind_traffic_plan(nb::module_& module) {
-  nb::class_<TrafficPlan>(module, "TrafficPlan",
-                          "Bytes that a rank sends in one dispatch and one combine: expectation, mean over ranks, throughput mode.")
+  nb::class_<TrafficPlan>(
+      module, "TrafficPlan",
+      "Bytes that a rank sends in one dispatch and one combine: expectation, mean over ranks, throughput mode.")
       .def_ro("dispatch_node_bytes", &TrafficPlan::dispatch_node_bytes,
               "To other ranks of the node, rows handed on for other nodes included.")
-      .def_ro("dispatch_network_bytes", &TrafficPlan::dispatch_network_bytes, "To other nodes: one row per (token, node).")
+      .def_ro("dispatch_network_bytes", &TrafficPlan::dispatch_network_bytes,
+              "To other nodes: one row per (token, node).")
       .def_ro("combine_node_bytes", &TrafficPlan::combine_node_bytes)
       .def_ro("combine_network_bytes", &TrafficPlan::combine_network_bytes,
               "per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice.");
   module.def("traffic_plan", &plan_traffic, "config"_a, "topology"_a, "reduction"_a, "tokens"_a, "top_k"_a,
-             nb::sig("def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int) "
+             nb::sig("def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: "
+                     "int, top_k: int) "
                      "-> TrafficPlan"),
-             "Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype of the limits.");
+             "Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype "
+             "of the limits.");
 }
 
 }  // namespace

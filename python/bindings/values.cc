@@ -31,9 +31,8 @@ struct Alias {
   DType dtype;
 };
 constexpr std::array kDTypeAliases{
-    Alias{"bfloat16", DType::kBf16},          Alias{"float16", DType::kFp16},
-    Alias{"float32", DType::kFp32},           Alias{"float8_e4m3fn", DType::kFp8E4m3},
-    Alias{"float8_e8m0fnu", DType::kUe8m0},
+    Alias{"bfloat16", DType::kBf16},         Alias{"float16", DType::kFp16},         Alias{"float32", DType::kFp32},
+    Alias{"float8_e4m3fn", DType::kFp8E4m3}, Alias{"float8_e8m0fnu", DType::kUe8m0},
 };
 
 template <typename Value>
@@ -56,7 +55,8 @@ std::string list_names(std::span<const Value> values) {
 }
 
 template <typename Value>
-Value parse(const std::string& function, const std::string& argument, std::string_view text, std::span<const Value> values) {
+Value parse(const std::string& function, const std::string& argument, std::string_view text,
+            std::span<const Value> values) {
   if (const auto found = find(text, values)) return *found;
   refuse(function, argument, "\"" + std::string(text) + "\"", list_names(values));
 }
@@ -65,9 +65,12 @@ Value parse(const std::string& function, const std::string& argument, std::strin
 
 const char* name(Reduction::Group group) noexcept {
   switch (group) {
-    case Reduction::Group::kChoice: return "choice";
-    case Reduction::Group::kRank: return "rank";
-    case Reduction::Group::kNode: return "node";
+    case Reduction::Group::kChoice:
+      return "choice";
+    case Reduction::Group::kRank:
+      return "rank";
+    case Reduction::Group::kNode:
+      return "node";
   }
   return "?";
 }

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dispatch and combine for mixture-of-experts layers.
 
-Importing this module does no work: no threads, no sockets, no look at the environment or at a device. NumPy and ml_dtypes
-are imported when the first array is looked at.
+Importing this module does no work: no threads, no sockets, no look at the environment or at a device. NumPy and
+ml_dtypes are imported when the first array is looked at.
 """
 
 from ferry._ferry import (

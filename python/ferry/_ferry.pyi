@@ -7,7 +7,6 @@ from typing import Any, overload
 
 import ferry.values
 
-
 class Array:
     """
     A dense array of up to three dimensions in memory that Ferry, or whoever made it, owns.
@@ -22,7 +21,6 @@ class Array:
 
     @property
     def shape(self) -> tuple[int, ...]: ...
-
     @property
     def strides(self) -> tuple[int, ...]:
         """In elements, not bytes."""
@@ -35,7 +33,6 @@ class Array:
 
     @property
     def ndim(self) -> int: ...
-
     @property
     def size(self) -> int:
         """Number of elements."""
@@ -50,7 +47,6 @@ class Array:
 
     @property
     def readonly(self) -> bool: ...
-
     def numpy(self) -> Any:
         """A numpy.ndarray of the same memory."""
 
@@ -61,13 +57,9 @@ class Array:
         """Nested lists of Python numbers."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any: ...
-
     def __dlpack__(self, **arguments: Any) -> Any: ...
-
     def __dlpack_device__(self) -> tuple[int, int]: ...
-
     def __len__(self) -> int: ...
-
     def __getitem__(self, index: Any, /) -> Any:
         """As numpy.ndarray.__getitem__."""
 
@@ -95,8 +87,7 @@ class Reduction:
     terms in order and rounds once to the dtype of the rows.
     """
 
-    def __init__(self, group: str = 'rank', order: str = 'ascending') -> None: ...
-
+    def __init__(self, group: str = "rank", order: str = "ascending") -> None: ...
     @staticmethod
     def flat() -> Reduction:
         """
@@ -113,16 +104,11 @@ class Reduction:
 
     @property
     def group(self) -> str: ...
-
     @property
     def order(self) -> str: ...
-
     def __eq__(self, other: object, /) -> bool: ...
-
     def __hash__(self) -> int: ...
-
     def __str__(self) -> str: ...
-
     def __repr__(self) -> str: ...
 
 class Topology:
@@ -148,10 +134,8 @@ class Topology:
 
     @property
     def num_ranks(self) -> int: ...
-
     @property
     def num_nodes(self) -> int: ...
-
     def node_of(self, rank: int) -> int:
         """Node of a rank; raises IndexError out of range, as all look-ups here."""
 
@@ -159,7 +143,6 @@ class Topology:
         """Position of a rank in its node."""
 
     def node_size(self, node: int) -> int: ...
-
     def first_rank(self, node: int) -> int:
         """Lowest rank of a node; first_rank(num_nodes) is the number of ranks."""
 
@@ -167,9 +150,7 @@ class Topology:
         """Sizes of the nodes, e.g. "4+4"."""
 
     def __eq__(self, other: object, /) -> bool: ...
-
     def __hash__(self) -> int: ...
-
     def __repr__(self) -> str: ...
 
 class Placement:
@@ -191,24 +172,16 @@ class Placement:
 
     @property
     def num_experts(self) -> int: ...
-
     @property
     def num_ranks(self) -> int: ...
-
     @property
     def num_slots(self) -> int: ...
-
     @property
     def max_local_experts(self) -> int: ...
-
     def first_slot(self, rank: int) -> int: ...
-
     def num_local_experts(self, rank: int) -> int: ...
-
     def rank_of_slot(self, slot: int) -> int: ...
-
     def expert_of_slot(self, slot: int) -> int: ...
-
     def slots_of(self, expert: int) -> list[int]:
         """Slots that hold copies of an expert, in the order given."""
 
@@ -218,11 +191,8 @@ class Placement:
         """
 
     def digest(self) -> int: ...
-
     def __eq__(self, other: object, /) -> bool: ...
-
     def __hash__(self) -> int: ...
-
     def __repr__(self) -> str: ...
 
 class Meeting:
@@ -232,10 +202,8 @@ class Meeting:
 
     @property
     def rank(self) -> int: ...
-
     @property
     def size(self) -> int: ...
-
     def all_gather(self, mine: bytes, timeout: float = 60.0) -> list[bytes]:
         """
         Everybody's bytes, by rank; sizes may differ. Collective. Raises Error("bootstrap" or "timeout") that names the ranks that did not come within `timeout` seconds.
@@ -246,7 +214,9 @@ def meet_in_process(size: int) -> list[Meeting]:
     Meeting places for ranks that are threads of this process: element r belongs to rank r.
     """
 
-def meet_over_tcp(rank: int, size: int, *, address: str = '127.0.0.1', port: int, token: str = '', timeout: float = 60.0) -> Meeting:
+def meet_over_tcp(
+    rank: int, size: int, *, address: str = "127.0.0.1", port: int, token: str = "", timeout: float = 60.0
+) -> Meeting:
     """
     Rank 0 listens at address:port, the others connect and retry until `timeout` seconds have passed. token: shared secret of the job; strangers without it are turned away. Raises Error("bootstrap" or "timeout").
     """
@@ -276,57 +246,61 @@ class GroupConfig:
     wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
-
+    def __init__(
+        self,
+        *,
+        num_experts: int,
+        max_tokens: int = 4096,
+        max_latency_tokens: int = 128,
+        max_top_k: int = 8,
+        hidden: int = 7168,
+        dtype: str = "bf16",
+        extra_bytes: int = 0,
+        recv_rows: int = 0,
+        max_slots: int = 0,
+        num_flights: int = 2,
+        topology: Topology | Sequence[int] | None = None,
+        placement: Placement | None = None,
+        backend: str = "auto",
+        network: str = "auto",
+        timeout: float = 100.0,
+        test_seed: int = 0,
+        test_max_signal_delay_ns: int = 0,
+    ) -> None: ...
     @property
     def num_experts(self) -> int: ...
-
     @property
     def max_tokens(self) -> int: ...
-
     @property
     def max_latency_tokens(self) -> int: ...
-
     @property
     def max_top_k(self) -> int: ...
-
     @property
     def hidden(self) -> int: ...
-
     @property
     def extra_bytes(self) -> int: ...
-
     @property
     def recv_rows(self) -> int: ...
-
     @property
     def max_slots(self) -> int: ...
-
     @property
     def num_flights(self) -> int: ...
-
     @property
     def dtype(self) -> str: ...
-
     @property
     def topology(self) -> Topology | None: ...
-
     @property
     def placement(self) -> Placement | None: ...
-
     @property
     def backend(self) -> str: ...
-
     @property
     def network(self) -> str: ...
-
     @property
     def timeout(self) -> float:
         """Seconds."""
 
     @property
     def test_seed(self) -> int: ...
-
     @property
     def test_max_signal_delay_ns(self) -> int: ...
 
@@ -335,13 +309,10 @@ class RegionPlan:
 
     @property
     def name(self) -> str: ...
-
     @property
     def offset_bytes(self) -> int: ...
-
     @property
     def bytes(self) -> int: ...
-
     def __repr__(self) -> str: ...
 
 class MemoryPlan:
@@ -349,10 +320,8 @@ class MemoryPlan:
 
     @property
     def regions(self) -> list[RegionPlan]: ...
-
     @property
     def total_bytes(self) -> int: ...
-
     @property
     def recv_rows(self) -> int:
         """Rows of the receive window of one flight."""
@@ -377,14 +346,15 @@ class TrafficPlan:
 
     @property
     def combine_node_bytes(self) -> float: ...
-
     @property
     def combine_network_bytes(self) -> float:
         """
         per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice.
         """
 
-def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int) -> TrafficPlan:
+def traffic_plan(
+    config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int
+) -> TrafficPlan:
     """
     Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype of the limits.
     """
@@ -410,7 +380,6 @@ class GroupStatistics:
 
     @property
     def network_commands(self) -> int: ...
-
     @property
     def network_bytes(self) -> int: ...
 
@@ -423,13 +392,10 @@ class StepTrace:
 
     @property
     def rows(self) -> int: ...
-
     @property
     def bytes(self) -> int: ...
-
     @property
     def seconds(self) -> float: ...
-
     def __repr__(self) -> str: ...
 
 class Handle:
@@ -439,10 +405,8 @@ class Handle:
 
     @property
     def layout(self) -> str: ...
-
     @property
     def mode(self) -> str: ...
-
     @property
     def num_tokens(self) -> int:
         """T: tokens that this rank dispatched."""
@@ -461,7 +425,6 @@ class Handle:
 
     @property
     def num_local_experts(self) -> int: ...
-
     @property
     def expert_capacity(self) -> int:
         """Rows per expert of expert_padded, else 0."""
@@ -482,12 +445,10 @@ class Handle:
 
     @property
     def nbytes(self) -> int: ...
-
     def source_token(self, row: int) -> int:
         """Index at its source of rank-major row `row`."""
 
     def __bytes__(self) -> bytes: ...
-
     def __repr__(self) -> str: ...
 
 class DispatchResult:
@@ -505,7 +466,6 @@ class DispatchResult:
 
     @property
     def layout(self) -> str: ...
-
     @property
     def payload(self) -> tuple[Array, ...]:
         """The blocks that were given, then the scales that a codec added."""
@@ -516,7 +476,6 @@ class DispatchResult:
 
     @property
     def handle(self) -> Handle: ...
-
     @property
     def topk_ids(self) -> Array | None:
         """
@@ -601,24 +560,60 @@ class Group:
     call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
-
+    def __init__(
+        self,
+        meeting: Meeting,
+        config: GroupConfig | None = None,
+        *,
+        num_experts: int = ...,
+        max_tokens: int = ...,
+        max_latency_tokens: int = ...,
+        max_top_k: int = ...,
+        hidden: int = ...,
+        dtype: str = ...,
+        extra_bytes: int = ...,
+        recv_rows: int = ...,
+        max_slots: int = ...,
+        num_flights: int = ...,
+        topology: Topology | Sequence[int] | None = ...,
+        placement: Placement | None = ...,
+        backend: str = ...,
+        network: str = ...,
+        timeout: float = ...,
+        test_seed: int = ...,
+        test_max_signal_delay_ns: int = ...,
+    ) -> None: ...
     @property
     def rank(self) -> int: ...
-
     @property
     def size(self) -> int: ...
-
     @property
     def topology(self) -> Topology: ...
-
     @property
     def placement(self) -> Placement: ...
-
     @property
     def config(self) -> GroupConfig: ...
-
-    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> DispatchResult:
+    def dispatch(
+        self,
+        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
+        topk_ids: ferry.values.ArrayLike | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        *,
+        handle: Handle | None = None,
+        mode: str = "throughput",
+        layout: str = "rank_major",
+        codec: str = "none",
+        scale_block: int = 128,
+        alignment: int = 1,
+        expert_capacity: int = 0,
+        zero_padding: bool = False,
+        renormalise: bool = False,
+        host_counts: bool = True,
+        output: str = "window",
+        placement: Placement | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what arrived here.
 
@@ -639,7 +634,27 @@ class Group:
         "mismatch", "aborted".
         """
 
-    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingDispatch:
+    def dispatch_send(
+        self,
+        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
+        topk_ids: ferry.values.ArrayLike | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        *,
+        handle: Handle | None = None,
+        mode: str = "throughput",
+        layout: str = "rank_major",
+        codec: str = "none",
+        scale_block: int = 128,
+        alignment: int = 1,
+        expert_capacity: int = 0,
+        zero_padding: bool = False,
+        renormalise: bool = False,
+        host_counts: bool = True,
+        output: str = "window",
+        placement: Placement | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> PendingDispatch:
         """
         The first half of dispatch, with the same arguments: returns a PendingDispatch as soon as the rows are sent.
 
@@ -648,19 +663,83 @@ class Group:
         """
 
     @overload
-    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
+    def why_not(
+        self,
+        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
+        topk_ids: ferry.values.ArrayLike | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        *,
+        handle: Handle | None = None,
+        mode: str = "throughput",
+        layout: str = "rank_major",
+        codec: str = "none",
+        scale_block: int = 128,
+        alignment: int = 1,
+        expert_capacity: int = 0,
+        zero_padding: bool = False,
+        renormalise: bool = False,
+        host_counts: bool = True,
+        output: str = "window",
+        placement: Placement | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
 
     @overload
-    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
+    def why_not(
+        self,
+        *,
+        x: ferry.values.ArrayLike,
+        handle: Handle,
+        reduction: Reduction | str = "per_rank",
+        weights: ferry.values.ArrayLike | str | None = None,
+        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        out: ferry.values.ArrayLike | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> int:
+    def handle_bytes(
+        self,
+        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
+        topk_ids: ferry.values.ArrayLike | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        *,
+        handle: Handle | None = None,
+        mode: str = "throughput",
+        layout: str = "rank_major",
+        codec: str = "none",
+        scale_block: int = 128,
+        alignment: int = 1,
+        expert_capacity: int = 0,
+        zero_padding: bool = False,
+        renormalise: bool = False,
+        host_counts: bool = True,
+        output: str = "window",
+        placement: Placement | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
-    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> CombineResult:
+    def combine(
+        self,
+        x: ferry.values.ArrayLike,
+        handle: Handle,
+        *,
+        reduction: Reduction | str = "per_rank",
+        weights: ferry.values.ArrayLike | str | None = None,
+        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        out: ferry.values.ArrayLike | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> CombineResult:
         """
         Returns the experts' results to their tokens and sums them.
 
@@ -675,7 +754,19 @@ class Group:
         weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
         """
 
-    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingCombine:
+    def combine_send(
+        self,
+        x: ferry.values.ArrayLike,
+        handle: Handle,
+        *,
+        reduction: Reduction | str = "per_rank",
+        weights: ferry.values.ArrayLike | str | None = None,
+        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
+        topk_weights: ferry.values.ArrayLike | None = None,
+        out: ferry.values.ArrayLike | None = None,
+        num_sms: int = 0,
+        timeout: float | None = None,
+    ) -> PendingCombine:
         """
         The first half of combine, with the same arguments: returns a PendingCombine as soon as the rows are sent.
 
@@ -717,7 +808,6 @@ class Group:
         """Seconds and bytes of each step of the last call on this rank."""
 
     def __enter__(self) -> Group: ...
-
     def __exit__(self, *exception: object) -> None: ...
 
 class Capability:
@@ -725,10 +815,8 @@ class Capability:
 
     @property
     def name(self) -> str: ...
-
     @property
     def usable(self) -> bool: ...
-
     @property
     def detail(self) -> str:
         """What was found, or the reason why not."""

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts a script once per rank on this machine: ``python -m ferry.launch --ranks 8 script.py args...``
 
-Every process gets the variables that torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT
-(a free port whose successor, Ferry's own, is free as well); and FERRY_TOKEN, a secret of this job, so that strangers are turned
-away. When a rank fails, the others are ended and its exit code is the launcher's; 128 + number if it died of a signal. SIGINT,
-SIGTERM and SIGHUP are passed on; ranks that have not ended a grace later are killed. The ranks end with the launcher even if
-that is killed.
+Every process gets the variables that torchrun sets: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and
+MASTER_PORT (a free port whose successor, Ferry's own, is free as well); and FERRY_TOKEN, a secret of this job, so that
+strangers are turned away. When a rank fails, the others are ended and its exit code is the launcher's; 128 + number if
+it died of a signal. SIGINT, SIGTERM and SIGHUP are passed on; ranks that have not ended a grace later are killed. The
+ranks end with the launcher even if that is killed.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def find_port_pair(address: str = "127.0.0.1") -> int:
     for _ in range(100):
         with socket.socket(family) as first, socket.socket(family) as second:
             first.bind((address, 0))
-            port = first.getsockname()[1]
+            port = int(first.getsockname()[1])
             with contextlib.suppress(OSError, OverflowError):
                 second.bind((address, port + 1))
                 return port
@@ -144,7 +144,7 @@ class Launcher:
                 self.threads.append(thread)
 
     def wait(self) -> int:
-        """Waits until all ranks ended well or one failed, ends the others then; the exit code of the first failure or 0."""
+        """Waits until all ranks ended well or one failed, and ends the others then; returns the exit code."""
         while True:
             codes = [process.poll() for process in self.processes]
             failed = [(rank, code) for rank, code in enumerate(codes) if code]
@@ -223,9 +223,17 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> Job:
     parser.add_argument("-n", "--ranks", type=int, required=True, help="number of processes")
     parser.add_argument("--node-size", type=int, default=0, help="ranks per pretend node (FERRY_NODE_SIZE)")
     parser.add_argument("--address", default="127.0.0.1", help="MASTER_ADDR, an address of this machine")
-    parser.add_argument("--port", type=int, default=0, help="MASTER_PORT; Ferry takes the next one (default: two free ports)")
+    parser.add_argument(
+        "--port", type=int, default=0, help="MASTER_PORT; Ferry takes the next one (default: two free ports)"
+    )
     parser.add_argument("--prefix", action="store_true", help='put "[rank] " before every line that a rank prints')
-    parser.add_argument("--grace", type=float, default=5.0, metavar="SECONDS", help="between asking ranks to end and killing them (default: 5)")
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=5.0,
+        metavar="SECONDS",
+        help="between asking ranks to end and killing them (default: 5)",
+    )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="a Python script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its arguments")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""Dispatch and combine of a whole group in one process, in NumPy, written from the contracts alone and slow on purpose."""
+"""Dispatch and combine of a whole group in one process: NumPy, written from the contracts alone, slow on purpose."""
 
 from dataclasses import dataclass
 
@@ -94,8 +94,8 @@ def aligned(count: int, alignment: int) -> int:
 
 
 def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """float32 a * b + c with one rounding: the product is exact in float64, and rounding the sum to odd there keeps the rounding
-    to float32 that follows from being a second one."""
+    """float32 a * b + c with one rounding: the product is exact in float64, and rounding the sum to odd there keeps the
+    rounding to float32 that follows from being a second one."""
     product = a.astype(np.float64) * b.astype(np.float64)
     c = np.broadcast_to(c, product.shape).astype(np.float64)
     total = product + c
@@ -107,7 +107,9 @@ def fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     return np.where(to_odd, bits + np.where(away, 1, -1), bits).view(np.float64).astype(np.float32)
 
 
-def add_up(start: np.ndarray, terms: list[np.ndarray], dtype: np.dtype, weights: list[np.float32] | None = None) -> np.ndarray:
+def add_up(
+    start: np.ndarray, terms: list[np.ndarray], dtype: np.dtype, weights: list[np.float32] | None = None
+) -> np.ndarray:
     """One stage of a reduction."""
     total = start.astype(np.float32)
     for i, term in enumerate(terms):

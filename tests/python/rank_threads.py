@@ -6,11 +6,18 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import ferry
 import numpy as np
 
-import ferry
-
-SMALL = {"num_experts": 8, "max_tokens": 16, "max_latency_tokens": 8, "max_top_k": 4, "hidden": 64, "dtype": "fp32", "timeout": 20.0}
+SMALL = {
+    "num_experts": 8,
+    "max_tokens": 16,
+    "max_latency_tokens": 8,
+    "max_top_k": 4,
+    "hidden": 64,
+    "dtype": "fp32",
+    "timeout": 20.0,
+}
 """Keywords of a group that makes small windows."""
 
 
@@ -22,7 +29,7 @@ def run_threads(functions: list[Callable[[], Any]]) -> list[Any]:
     def run(index: int) -> None:
         try:
             results[index] = functions[index]()
-        except BaseException as error:  # noqa: BLE001 - goes to the caller
+        except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(functions))]

@@ -5,11 +5,10 @@
 import gc
 import weakref
 
+import ferry
 import ml_dtypes
 import numpy as np
 import pytest
-
-import ferry
 
 NUMPY_TYPES = {
     "bf16": ml_dtypes.bfloat16,

@@ -7,11 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 
+import ferry
 import numpy as np
 import pytest
 from rank_threads import ids_for, run_ranks
-
-import ferry
 
 X = np.zeros((4, 16), dtype=np.float32)
 IDS = np.zeros((4, 2), dtype=np.int32)
@@ -151,7 +150,10 @@ def test_misuse_of_group(keywords: dict, argument: str) -> None:
     with pytest.raises(ferry.Error) as caught:
         ferry.Group(ferry.meet_in_process(1)[0], **keywords)
     assert caught.value.code in ("invalid_argument", "unsupported")
-    assert argument in caught.value.argument or argument in str(caught.value), (caught.value.argument, str(caught.value))
+    assert argument in caught.value.argument or argument in str(caught.value), (
+        caught.value.argument,
+        str(caught.value),
+    )
 
 
 def test_group_takes_a_config_or_keywords() -> None:
@@ -200,7 +202,13 @@ def test_timeout_names_the_peer() -> None:
     assert error.step
     assert error.step in str(error)
     copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.code, copy.step, copy.epoch, copy.peers) == (str(error), error.code, error.step, error.epoch, error.peers)
+    assert (str(copy), copy.code, copy.step, copy.epoch, copy.peers) == (
+        str(error),
+        error.code,
+        error.step,
+        error.epoch,
+        error.peers,
+    )
 
 
 def test_abort_from_another_thread() -> None:

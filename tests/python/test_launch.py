@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from ferry.launch import find_port_pair, parse_arguments
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
@@ -128,7 +127,9 @@ def test_modules() -> None:
     assert list(job.command) == [sys.executable, "-m", "package.module", "--x"]
 
 
-@pytest.mark.parametrize("arguments", [["script.py"], ["-n", "0", "s.py"], ["-n", "2"], ["-n", "2", "--port", "65535", "s.py"]])
+@pytest.mark.parametrize(
+    "arguments", [["script.py"], ["-n", "0", "s.py"], ["-n", "2"], ["-n", "2", "--port", "65535", "s.py"]]
+)
 def test_wrong_arguments(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_arguments(arguments)

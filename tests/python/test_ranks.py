@@ -12,12 +12,11 @@ import threading
 import time
 from pathlib import Path
 
+import ferry
 import numpy as np
 import pytest
-from rank_threads import SMALL, ids_for, run_ranks, run_threads
-
-import ferry
 from ferry.launch import find_port_pair
+from rank_threads import SMALL, ids_for, run_ranks, run_threads
 
 CONFIG = {"num_experts": 8, "max_tokens": 16, "max_latency_tokens": 0, "hidden": 64, "dtype": "fp32", "timeout": 30.0}
 
@@ -41,7 +40,7 @@ def tcp_worker(rank: int, size: int, port: int, answers: "multiprocessing.Queue[
                 round_trip(group)
             assert group.statistics().epoch >= 6
         answers.put((rank, "ok"))
-    except BaseException as error:  # noqa: BLE001 - goes to the parent
+    except BaseException as error:
         answers.put((rank, repr(error)))
 
 
@@ -90,7 +89,8 @@ def test_a_lost_process() -> None:
 SCRIPT = """
 import numpy as np
 import ferry
-with ferry.Group(ferry.meet_from_environment(), num_experts=6, max_tokens=8, max_latency_tokens=0, hidden=16, dtype="fp32") as group:
+meeting = ferry.meet_from_environment()
+with ferry.Group(meeting, num_experts=6, max_tokens=8, max_latency_tokens=0, hidden=16, dtype="fp32") as group:
     x = np.full((2, 16), group.rank, dtype=np.float32)
     result = group.dispatch(x, np.full((2, 1), (group.rank + 1) % group.size * (6 // group.size), dtype=np.int64))
     print(group.rank, group.topology.describe(), np.asarray(result.payload[0])[:, 0].tolist())
@@ -246,7 +246,13 @@ def test_results_outlive_the_group() -> None:
         result = group.dispatch(x, ids_for(group, 4))
         combined = group.combine(result.payload[0], result.handle)
         rows = np.asarray(result.payload[0])
-        return rows, rows.copy(), np.asarray(combined.out), combined.out.tolist(), np.asarray(result.handle.source_offsets)
+        return (
+            rows,
+            rows.copy(),
+            np.asarray(combined.out),
+            combined.out.tolist(),
+            np.asarray(result.handle.source_offsets),
+        )
 
     kept = run_ranks(2, body)
     gc.collect()

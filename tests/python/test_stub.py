@@ -10,10 +10,9 @@ import inspect
 import re
 from pathlib import Path
 
-import pytest
-
 import ferry
 import ferry._ferry
+import pytest
 
 STUB = Path(__file__).parents[2] / "python" / "ferry" / "_ferry.pyi"
 
@@ -54,5 +53,9 @@ def test_every_public_class_and_method_has_a_docstring() -> None:
     for name, cls in inspect.getmembers(ferry._ferry, inspect.isclass):
         assert cls.__doc__, name
         for method, value in vars(cls).items():
-            if callable(value) and not trivial.match(method) and cls in (ferry.Group, ferry.Meeting, ferry.PendingDispatch):
+            if (
+                callable(value)
+                and not trivial.match(method)
+                and cls in (ferry.Group, ferry.Meeting, ferry.PendingDispatch)
+            ):
                 assert inspect.getdoc(value), f"{name}.{method}"
