@@ -26,11 +26,19 @@
 namespace ferry::wire {
 
 #if defined(__CUDACC__)
-FERRY_HD_INLINE constexpr std::uint32_t float_bits(float value) { return std::bit_cast<std::uint32_t>(value); }
-FERRY_HD_INLINE constexpr float bits_float(std::uint32_t bits) { return std::bit_cast<float>(bits); }
+FERRY_HD_INLINE constexpr std::uint32_t float_bits(float value) {
+  return std::bit_cast<std::uint32_t>(value);
+}
+FERRY_HD_INLINE constexpr float bits_float(std::uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
 #else
-FERRY_HD_INLINE constexpr std::uint32_t float_bits(float value) { return __builtin_bit_cast(std::uint32_t, value); }
-FERRY_HD_INLINE constexpr float bits_float(std::uint32_t bits) { return __builtin_bit_cast(float, bits); }
+FERRY_HD_INLINE constexpr std::uint32_t float_bits(float value) {
+  return __builtin_bit_cast(std::uint32_t, value);
+}
+FERRY_HD_INLINE constexpr float bits_float(std::uint32_t bits) {
+  return __builtin_bit_cast(float, bits);
+}
 #endif
 
 /// `condition ? yes : no` without a branch; GCC at -O2 does not vectorise loops with the operator.
@@ -45,9 +53,11 @@ FERRY_HD_INLINE constexpr std::uint32_t round_shift(std::uint32_t value, std::ui
 
 /// Rounds the magnitude bits of a finite float to a format with `mantissa_bits` and smallest normal exponent field (as a float
 /// has it) `first_normal`; overflow runs on into the next exponents.
-FERRY_HD_INLINE constexpr std::uint32_t round_magnitude(std::uint32_t magnitude, std::uint32_t mantissa_bits, std::uint32_t first_normal) {
+FERRY_HD_INLINE constexpr std::uint32_t round_magnitude(std::uint32_t magnitude, std::uint32_t mantissa_bits,
+                                                        std::uint32_t first_normal) {
   const std::uint32_t exponent = magnitude >> 23;
-  const std::uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;  // wrong for float denormals, which round to 0 all the same
+  const std::uint32_t mantissa =
+      (magnitude & 0x7fffffu) | 0x800000u;  // wrong for float denormals, which round to 0 all the same
   const std::uint32_t up_to = select(exponent < first_normal, first_normal, exponent);
   const std::uint32_t below = up_to - exponent;
   const std::uint32_t shift = 23u - mantissa_bits + below;
@@ -56,7 +66,9 @@ FERRY_HD_INLINE constexpr std::uint32_t round_magnitude(std::uint32_t magnitude,
   return ((up_to - first_normal) << mantissa_bits) + rounded;
 }
 
-FERRY_HD_INLINE constexpr float bf16_to_float(std::uint16_t code) { return bits_float(static_cast<std::uint32_t>(code) << 16); }
+FERRY_HD_INLINE constexpr float bf16_to_float(std::uint16_t code) {
+  return bits_float(static_cast<std::uint32_t>(code) << 16);
+}
 
 FERRY_HD_INLINE constexpr std::uint16_t float_to_bf16(float value) {
   const std::uint32_t bits = float_bits(value);
@@ -71,7 +83,8 @@ FERRY_HD_INLINE constexpr float fp16_to_float(std::uint16_t code) {
   const std::uint32_t normal = (magnitude << 13) + (112u << 23);
   const std::uint32_t special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
   // At most 10 bits times a power of two: exact.
-  const std::uint32_t denormal = float_bits(static_cast<float>(static_cast<std::int32_t>(magnitude & 0x3ffu)) * 0x1p-24f);
+  const std::uint32_t denormal =
+      float_bits(static_cast<float>(static_cast<std::int32_t>(magnitude & 0x3ffu)) * 0x1p-24f);
   const std::uint32_t finite = select(magnitude < 0x400u, denormal, normal);
   return bits_float(sign | select(magnitude >= 0x7c00u, special, finite));
 }
@@ -80,7 +93,8 @@ FERRY_HD_INLINE constexpr std::uint16_t float_to_fp16(float value) {
   const std::uint32_t bits = float_bits(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000u;
   const std::uint32_t magnitude = bits & 0x7fffffffu;
-  constexpr std::uint32_t kOverflow = 0x47800000u;  // 65536: from here on infinite; 65520 and up arrive there by rounding
+  constexpr std::uint32_t kOverflow =
+      0x47800000u;  // 65536: from here on infinite; 65520 and up arrive there by rounding
   const std::uint32_t rounded = round_magnitude(select(magnitude < kOverflow, magnitude, kOverflow), 10, 113);
   const std::uint32_t quiet_nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
   return static_cast<std::uint16_t>(sign | select(magnitude > 0x7f800000u, quiet_nan, rounded));

@@ -29,7 +29,8 @@ FERRY_CLONES std::uint16_t largest_magnitude(const std::uint16_t* x, std::int64_
   return static_cast<std::uint16_t>(largest);
 }
 
-FERRY_CLONES void encode(const std::uint16_t* __restrict x, std::int64_t n, float multiplier, std::uint8_t* __restrict data) {
+FERRY_CLONES void encode(const std::uint16_t* __restrict x, std::int64_t n, float multiplier,
+                         std::uint8_t* __restrict data) {
   std::int64_t i = 0;
   for (; i + kStride <= n; i += kStride) {
     for (std::int64_t k = 0; k < kStride; ++k) data[i + k] = fp8_encode(x[i + k], multiplier);
@@ -56,7 +57,8 @@ void quantise_row_f32(const std::uint16_t* x, std::int64_t hidden, int scale_blo
   }
 }
 
-void quantise_row_ue8m0(const std::uint16_t* x, std::int64_t hidden, int scale_block, std::uint8_t* data, std::uint8_t* scales) {
+void quantise_row_ue8m0(const std::uint16_t* x, std::int64_t hidden, int scale_block, std::uint8_t* data,
+                        std::uint8_t* scales) {
   for (std::int64_t begin = 0; begin < hidden; begin += scale_block) {
     const std::int64_t n = std::min<std::int64_t>(scale_block, hidden - begin);
     const Fp8ScaleUe8m0 scale = fp8_scale_ue8m0(largest_magnitude(x + begin, n));
@@ -65,13 +67,15 @@ void quantise_row_ue8m0(const std::uint16_t* x, std::int64_t hidden, int scale_b
   }
 }
 
-void dequantise_row_f32(const std::uint8_t* data, const float* scales, std::int64_t hidden, int scale_block, float* out) {
+void dequantise_row_f32(const std::uint8_t* data, const float* scales, std::int64_t hidden, int scale_block,
+                        float* out) {
   for (std::int64_t begin = 0; begin < hidden; begin += scale_block) {
     decode(data + begin, std::min<std::int64_t>(scale_block, hidden - begin), *scales++, out + begin);
   }
 }
 
-void dequantise_row_ue8m0(const std::uint8_t* data, const std::uint8_t* scales, std::int64_t hidden, int scale_block, float* out) {
+void dequantise_row_ue8m0(const std::uint8_t* data, const std::uint8_t* scales, std::int64_t hidden, int scale_block,
+                          float* out) {
   for (std::int64_t begin = 0; begin < hidden; begin += scale_block) {
     decode(data + begin, std::min<std::int64_t>(scale_block, hidden - begin), ue8m0_to_float(*scales++), out + begin);
   }

@@ -67,10 +67,13 @@ FERRY_HD_INLINE constexpr std::int64_t num_scales(std::int64_t hidden, int scale
 /// One row on the host: `hidden` bf16 values, contiguous, into `hidden` e4m3 bytes and num_scales() scales. Any alignment of
 /// two bytes (x), one (data) and of the scale's type; nothing beyond these elements is read or written.
 void quantise_row_f32(const std::uint16_t* x, std::int64_t hidden, int scale_block, std::uint8_t* data, float* scales);
-void quantise_row_ue8m0(const std::uint16_t* x, std::int64_t hidden, int scale_block, std::uint8_t* data, std::uint8_t* scales);
+void quantise_row_ue8m0(const std::uint16_t* x, std::int64_t hidden, int scale_block, std::uint8_t* data,
+                        std::uint8_t* scales);
 
 /// out[i] = data[i] * scale of its block, in float32.
-void dequantise_row_f32(const std::uint8_t* data, const float* scales, std::int64_t hidden, int scale_block, float* out);
-void dequantise_row_ue8m0(const std::uint8_t* data, const std::uint8_t* scales, std::int64_t hidden, int scale_block, float* out);
+void dequantise_row_f32(const std::uint8_t* data, const float* scales, std::int64_t hidden, int scale_block,
+                        float* out);
+void dequantise_row_ue8m0(const std::uint8_t* data, const std::uint8_t* scales, std::int64_t hidden, int scale_block,
+                          float* out);
 
 }  // namespace ferry::wire

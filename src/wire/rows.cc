@@ -52,7 +52,8 @@ FERRY_HD_INLINE void add_loop(float* __restrict acc, const typename Element::Cod
 }
 
 template <class Element>
-FERRY_HD_INLINE void fma_loop(float* __restrict acc, const typename Element::Code* __restrict row, float weight, std::int64_t n) {
+FERRY_HD_INLINE void fma_loop(float* __restrict acc, const typename Element::Code* __restrict row, float weight,
+                              std::int64_t n) {
   std::int64_t i = 0;
   for (; i + kStride <= n; i += kStride) {
     for (std::int64_t k = 0; k < kStride; ++k) acc[i + k] = fused(weight, Element::load(row[i + k]), acc[i + k]);
@@ -78,19 +79,39 @@ FERRY_HD_INLINE void round_loop(typename Element::Code* __restrict out, const fl
   for (; i < n; ++i) out[i] = Element::store(acc[i]);
 }
 
-FERRY_CLONES void add_bf16(float* acc, const std::uint16_t* row, std::int64_t n) { add_loop<Bf16>(acc, row, n); }
-FERRY_CLONES void add_fp16(float* acc, const std::uint16_t* row, std::int64_t n) { add_loop<Fp16>(acc, row, n); }
-FERRY_CLONES void add_fp32(float* acc, const float* row, std::int64_t n) { add_loop<Fp32>(acc, row, n); }
+FERRY_CLONES void add_bf16(float* acc, const std::uint16_t* row, std::int64_t n) {
+  add_loop<Bf16>(acc, row, n);
+}
+FERRY_CLONES void add_fp16(float* acc, const std::uint16_t* row, std::int64_t n) {
+  add_loop<Fp16>(acc, row, n);
+}
+FERRY_CLONES void add_fp32(float* acc, const float* row, std::int64_t n) {
+  add_loop<Fp32>(acc, row, n);
+}
 
-FERRY_CLONES void fma_bf16(float* acc, const std::uint16_t* row, float w, std::int64_t n) { fma_loop<Bf16>(acc, row, w, n); }
-FERRY_CLONES void fma_fp16(float* acc, const std::uint16_t* row, float w, std::int64_t n) { fma_loop<Fp16>(acc, row, w, n); }
-FERRY_CLONES void fma_fp32(float* acc, const float* row, float w, std::int64_t n) { fma_loop<Fp32>(acc, row, w, n); }
+FERRY_CLONES void fma_bf16(float* acc, const std::uint16_t* row, float w, std::int64_t n) {
+  fma_loop<Bf16>(acc, row, w, n);
+}
+FERRY_CLONES void fma_fp16(float* acc, const std::uint16_t* row, float w, std::int64_t n) {
+  fma_loop<Fp16>(acc, row, w, n);
+}
+FERRY_CLONES void fma_fp32(float* acc, const float* row, float w, std::int64_t n) {
+  fma_loop<Fp32>(acc, row, w, n);
+}
 
-FERRY_CLONES void load_bf16(float* acc, const std::uint16_t* row, std::int64_t n) { load_loop<Bf16>(acc, row, n); }
-FERRY_CLONES void load_fp16(float* acc, const std::uint16_t* row, std::int64_t n) { load_loop<Fp16>(acc, row, n); }
+FERRY_CLONES void load_bf16(float* acc, const std::uint16_t* row, std::int64_t n) {
+  load_loop<Bf16>(acc, row, n);
+}
+FERRY_CLONES void load_fp16(float* acc, const std::uint16_t* row, std::int64_t n) {
+  load_loop<Fp16>(acc, row, n);
+}
 
-FERRY_CLONES void round_bf16(std::uint16_t* out, const float* acc, std::int64_t n) { round_loop<Bf16>(out, acc, n); }
-FERRY_CLONES void round_fp16(std::uint16_t* out, const float* acc, std::int64_t n) { round_loop<Fp16>(out, acc, n); }
+FERRY_CLONES void round_bf16(std::uint16_t* out, const float* acc, std::int64_t n) {
+  round_loop<Bf16>(out, acc, n);
+}
+FERRY_CLONES void round_fp16(std::uint16_t* out, const float* acc, std::int64_t n) {
+  round_loop<Fp16>(out, acc, n);
+}
 
 [[noreturn]] void refuse(const char* function, DType dtype) {
   throw Error(ErrorCode::kInternal, std::string("wire::") + function + ": dtype " + name(dtype) +
@@ -99,10 +120,15 @@ FERRY_CLONES void round_fp16(std::uint16_t* out, const float* acc, std::int64_t 
 
 void load(DType dtype, float* acc, const void* row, std::int64_t n) {
   switch (dtype) {
-    case DType::kBf16: return load_bf16(acc, static_cast<const std::uint16_t*>(row), n);
-    case DType::kFp16: return load_fp16(acc, static_cast<const std::uint16_t*>(row), n);
-    case DType::kFp32: std::copy_n(static_cast<const float*>(row), n, acc); return;
-    default: refuse("set_bias", dtype);
+    case DType::kBf16:
+      return load_bf16(acc, static_cast<const std::uint16_t*>(row), n);
+    case DType::kFp16:
+      return load_fp16(acc, static_cast<const std::uint16_t*>(row), n);
+    case DType::kFp32:
+      std::copy_n(static_cast<const float*>(row), n, acc);
+      return;
+    default:
+      refuse("set_bias", dtype);
   }
 }
 
@@ -110,28 +136,41 @@ void load(DType dtype, float* acc, const void* row, std::int64_t n) {
 
 void accumulate(DType dtype, float* acc, const void* row, std::int64_t n) {
   switch (dtype) {
-    case DType::kBf16: return add_bf16(acc, static_cast<const std::uint16_t*>(row), n);
-    case DType::kFp16: return add_fp16(acc, static_cast<const std::uint16_t*>(row), n);
-    case DType::kFp32: return add_fp32(acc, static_cast<const float*>(row), n);
-    default: refuse("accumulate", dtype);
+    case DType::kBf16:
+      return add_bf16(acc, static_cast<const std::uint16_t*>(row), n);
+    case DType::kFp16:
+      return add_fp16(acc, static_cast<const std::uint16_t*>(row), n);
+    case DType::kFp32:
+      return add_fp32(acc, static_cast<const float*>(row), n);
+    default:
+      refuse("accumulate", dtype);
   }
 }
 
 void accumulate_weighted(DType dtype, float* acc, const void* row, float weight, std::int64_t n) {
   switch (dtype) {
-    case DType::kBf16: return fma_bf16(acc, static_cast<const std::uint16_t*>(row), weight, n);
-    case DType::kFp16: return fma_fp16(acc, static_cast<const std::uint16_t*>(row), weight, n);
-    case DType::kFp32: return fma_fp32(acc, static_cast<const float*>(row), weight, n);
-    default: refuse("accumulate_weighted", dtype);
+    case DType::kBf16:
+      return fma_bf16(acc, static_cast<const std::uint16_t*>(row), weight, n);
+    case DType::kFp16:
+      return fma_fp16(acc, static_cast<const std::uint16_t*>(row), weight, n);
+    case DType::kFp32:
+      return fma_fp32(acc, static_cast<const float*>(row), weight, n);
+    default:
+      refuse("accumulate_weighted", dtype);
   }
 }
 
 void round_row(DType dtype, void* out, const float* acc, std::int64_t n) {
   switch (dtype) {
-    case DType::kBf16: return round_bf16(static_cast<std::uint16_t*>(out), acc, n);
-    case DType::kFp16: return round_fp16(static_cast<std::uint16_t*>(out), acc, n);
-    case DType::kFp32: std::copy_n(acc, n, static_cast<float*>(out)); return;
-    default: refuse("round_row", dtype);
+    case DType::kBf16:
+      return round_bf16(static_cast<std::uint16_t*>(out), acc, n);
+    case DType::kFp16:
+      return round_fp16(static_cast<std::uint16_t*>(out), acc, n);
+    case DType::kFp32:
+      std::copy_n(acc, n, static_cast<float*>(out));
+      return;
+    default:
+      refuse("round_row", dtype);
   }
 }
 

@@ -19,7 +19,9 @@ struct Named {
   std::string name;
   Case value;
 };
-std::ostream& operator<<(std::ostream& out, const Named& named) { return out << describe(named.value); }
+std::ostream& operator<<(std::ostream& out, const Named& named) {
+  return out << describe(named.value);
+}
 
 struct Legal {
   Mode mode;
@@ -31,7 +33,9 @@ constexpr Legal kLegal[] = {{Mode::kThroughput, Layout::kRankMajor},
                             {Mode::kLatency, Layout::kRankMajor},
                             {Mode::kLatency, Layout::kExpertPadded}};
 
-std::string text(const Legal& legal) { return fmt::format("{}_{}", name(legal.mode), name(legal.layout)); }
+std::string text(const Legal& legal) {
+  return fmt::format("{}_{}", name(legal.mode), name(legal.layout));
+}
 std::string text(const std::vector<int>& nodes) {
   std::string all;
   for (const int size : nodes) all += fmt::format("{}{}", all.empty() ? "" : "p", size);
@@ -63,7 +67,8 @@ class List {
 
 std::vector<Named> topologies() {
   List list;
-  const std::vector<int> shapes[] = {{1}, {2}, {3}, {5}, {7}, {8}, {1, 1}, {2, 2}, {3, 2, 1}, {1, 3}, {1, 1, 1}, {4, 4}};
+  const std::vector<int> shapes[] = {{1},    {2},    {3},       {5},    {7},       {8},
+                                     {1, 1}, {2, 2}, {3, 2, 1}, {1, 3}, {1, 1, 1}, {4, 4}};
   std::uint64_t seed = 100;
   for (const auto& nodes : shapes) {
     for (const Legal& legal : kLegal) {
@@ -113,8 +118,10 @@ std::vector<Named> reductions() {
             if (group == Reduction::Group::kChoice && order == Reduction::Order::kLastChoice) continue;
             if (!c.why_not().empty()) continue;
             constexpr const char* kGroups[] = {"choice", "rank", "node"};
-            list.add(fmt::format("{}_{}_{}_{}_w{}", text(nodes), text(legal), kGroups[static_cast<int>(group)],
-                                 order == Reduction::Order::kAscending ? "ascending" : "last", static_cast<int>(weighting)), c);
+            list.add(
+                fmt::format("{}_{}_{}_{}_w{}", text(nodes), text(legal), kGroups[static_cast<int>(group)],
+                            order == Reduction::Order::kAscending ? "ascending" : "last", static_cast<int>(weighting)),
+                c);
           }
         }
       }
@@ -175,8 +182,10 @@ std::vector<Named> payloads() {
 std::vector<Named> traffics() {
   List list;
   std::uint64_t seed = 600;
-  constexpr std::pair<Traffic, const char*> kAll[] = {{Traffic::kBalanced, "balanced"}, {Traffic::kZipf, "zipf"}, {Traffic::kAllToOne, "all_to_one"},
-                                                      {Traffic::kRepeated, "repeated"}, {Traffic::kOneExpert, "one_expert"}, {Traffic::kNowhere, "nowhere"}};
+  constexpr std::pair<Traffic, const char*> kAll[] = {
+      {Traffic::kBalanced, "balanced"},    {Traffic::kZipf, "zipf"},
+      {Traffic::kAllToOne, "all_to_one"},  {Traffic::kRepeated, "repeated"},
+      {Traffic::kOneExpert, "one_expert"}, {Traffic::kNowhere, "nowhere"}};
   for (const auto& [traffic, label] : kAll) {
     for (const Legal& legal : kLegal) {
       Case c = base(legal, seed % 2 ? std::vector<int>{3, 2, 1} : std::vector<int>{5});
@@ -223,7 +232,8 @@ std::vector<Named> shapes() {
   add("no_weights", [](Case& c) { c.weights = false; });
   add("replicas", [](Case& c) {
     c.num_experts = 5;
-    c.places = {{{0, 0}, {3, 1}}, {{1, 0}}, {{3, 0}, {1, 1}, {0, 1}}, {{1, 2}}, {{0, 2}, {1, 3}}};  // rank 2 owns nothing
+    c.places = {
+        {{0, 0}, {3, 1}}, {{1, 0}}, {{3, 0}, {1, 1}, {0, 1}}, {{1, 2}}, {{0, 2}, {1, 3}}};  // rank 2 owns nothing
   });
   add("shuffled_placement", [](Case& c) {
     c.num_experts = 6;
@@ -269,7 +279,9 @@ TEST_P(Chosen, MatchesTheReference) {
   }
 }
 
-std::string label(const testing::TestParamInfo<Named>& info) { return info.param.name; }
+std::string label(const testing::TestParamInfo<Named>& info) {
+  return info.param.name;
+}
 
 INSTANTIATE_TEST_SUITE_P(Topologies, Chosen, testing::ValuesIn(topologies()), label);
 INSTANTIATE_TEST_SUITE_P(Processes, Chosen, testing::ValuesIn(processes()), label);

@@ -19,7 +19,9 @@ struct Setup {
   Mode mode;
   Layout layout;
 };
-std::ostream& operator<<(std::ostream& out, const Setup& setup) { return out << name(setup.mode) << "_" << name(setup.layout); }
+std::ostream& operator<<(std::ostream& out, const Setup& setup) {
+  return out << name(setup.mode) << "_" << name(setup.layout);
+}
 
 Case base(const Setup& setup, std::vector<int> nodes, int num_flights) {
   Case c;
@@ -62,7 +64,8 @@ TEST_P(Lifetimes, WindowViewsStayUntilNumFlightsLater) {
               try {
                 kept[i].round->check(kept[i].result);
               } catch (const Failure& failure) {
-                throw Failure(fmt::format("round {}, view of {} calls ago: {}", reference->round(), kept.size() - 1 - i, failure.what()));
+                throw Failure(fmt::format("round {}, view of {} calls ago: {}", reference->round(), kept.size() - 1 - i,
+                                          failure.what()));
               }
             }
           }
@@ -132,7 +135,8 @@ TEST_P(Lifetimes, InputsMayChangeAsSoonAsTheSendReturns) {
         const DispatchArgs args = round.dispatch_args();
         PendingDispatch pending = group.dispatch_send(args);
         for (const Tensor& block : args.payload) {
-          if (block.num_elements() > 0) std::memset(block.data, 0x99, static_cast<std::size_t>(block.num_elements()) * dtype_bytes(block.dtype));
+          if (block.num_elements() > 0)
+            std::memset(block.data, 0x99, static_cast<std::size_t>(block.num_elements()) * dtype_bytes(block.dtype));
         }
         if (rank.rank == 0) std::this_thread::sleep_for(std::chrono::milliseconds(2));
         const DispatchResult result = pending.receive();
@@ -171,10 +175,11 @@ TEST_P(Lifetimes, TwoGroupsOfTheSameRanks) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Setups, Lifetimes,
-                         testing::Values(Setup{Mode::kThroughput, Layout::kRankMajor}, Setup{Mode::kThroughput, Layout::kExpertMajor},
-                                         Setup{Mode::kLatency, Layout::kRankMajor}, Setup{Mode::kLatency, Layout::kExpertPadded}),
-                         [](const auto& setup) { return std::string(name(setup.param.mode)) + "_" + name(setup.param.layout); });
+INSTANTIATE_TEST_SUITE_P(
+    Setups, Lifetimes,
+    testing::Values(Setup{Mode::kThroughput, Layout::kRankMajor}, Setup{Mode::kThroughput, Layout::kExpertMajor},
+                    Setup{Mode::kLatency, Layout::kRankMajor}, Setup{Mode::kLatency, Layout::kExpertPadded}),
+    [](const auto& setup) { return std::string(name(setup.param.mode)) + "_" + name(setup.param.layout); });
 
 }  // namespace
 }  // namespace ferry::test

@@ -182,7 +182,8 @@ TEST_P(Masks, ASleeperThatWakesUpHarmsNobody) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, Masks, testing::Values(Mode::kThroughput, Mode::kLatency), [](const auto& mode) { return std::string(name(mode.param)); });
+INSTANTIATE_TEST_SUITE_P(Modes, Masks, testing::Values(Mode::kThroughput, Mode::kLatency),
+                         [](const auto& mode) { return std::string(name(mode.param)); });
 
 }  // namespace
 }  // namespace ferry::test

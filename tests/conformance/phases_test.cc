@@ -42,7 +42,8 @@ class Phases : public testing::TestWithParam<Mode> {
  protected:
   /// On one node and on several, as threads and as processes.
   void everywhere(const Body& body) {
-    for (const auto& [nodes, ranks_as] : {std::pair{std::vector<int>{3}, RanksAs::kThreads}, {std::vector<int>{3, 2, 1}, RanksAs::kThreads},
+    for (const auto& [nodes, ranks_as] : {std::pair{std::vector<int>{3}, RanksAs::kThreads},
+                                          {std::vector<int>{3, 2, 1}, RanksAs::kThreads},
                                           {std::vector<int>{2, 2}, RanksAs::kProcesses}}) {
       const Case c = base(GetParam(), nodes, ranks_as);
       SCOPED_TRACE(describe(c));

@@ -35,7 +35,8 @@ Error expect_error(const std::string& what, const std::function<void()>& call) {
 }
 
 void require_code(const std::string& what, const Error& error, ErrorCode code) {
-  require(error.code() == code, fmt::format("{}: {} ({}), expected {}", what, error.what(), name(error.code()), name(code)));
+  require(error.code() == code,
+          fmt::format("{}: {} ({}), expected {}", what, error.what(), name(error.code()), name(code)));
 }
 
 using Body = std::function<void(Group&, const Reference&, int rank)>;
@@ -80,7 +81,8 @@ TEST(Refusals, OverflowOfTheReceiveWindow) {
         const Error error = expect_error("overflow", [&] { group.dispatch(round.dispatch_args()); });
         require_code("overflow", error, ErrorCode::kOverflow);
         require(error.needed_rows == needed, fmt::format("needed_rows is {}, expected {}", error.needed_rows, needed));
-        require(std::string(error.what()).find(std::to_string(needed)) != std::string::npos, std::string("the need is missing in: ") + error.what());
+        require(std::string(error.what()).find(std::to_string(needed)) != std::string::npos,
+                std::string("the need is missing in: ") + error.what());
       }
       go_on(group, few, rank);
     });
@@ -96,7 +98,8 @@ TEST(Refusals, OverflowOfAnExpertsCapacityInThroughputMode) {
     args.expert_capacity = 2;
     const Error error = expect_error("capacity", [&] { group.dispatch(args); });
     require_code("capacity", error, ErrorCode::kOverflow);
-    require(error.needed_rows == reference.fullest_expert(), fmt::format("needed_rows is {}, expected {}", error.needed_rows, reference.fullest_expert()));
+    require(error.needed_rows == reference.fullest_expert(),
+            fmt::format("needed_rows is {}, expected {}", error.needed_rows, reference.fullest_expert()));
     go_on(group, reference, rank);
   });
 }
@@ -144,7 +147,8 @@ TEST_P(BadIds, AreRefusedOnEveryRank) {
         require_code("bad id", error, ErrorCode::kInvalidArgument);
         require(error.argument == "topk_ids", "the argument is called " + error.argument);
         for (const std::string& word : {std::string("rank 1"), std::to_string(bad), std::string("3")}) {
-          require(std::string(error.what()).find(word) != std::string::npos, fmt::format("\"{}\" is missing in: {}", word, error.what()));
+          require(std::string(error.what()).find(word) != std::string::npos,
+                  fmt::format("\"{}\" is missing in: {}", word, error.what()));
         }
         go_on(group, reference, rank);
       }
@@ -152,7 +156,8 @@ TEST_P(BadIds, AreRefusedOnEveryRank) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Modes, BadIds, testing::Values(Mode::kThroughput, Mode::kLatency), [](const auto& mode) { return std::string(name(mode.param)); });
+INSTANTIATE_TEST_SUITE_P(Modes, BadIds, testing::Values(Mode::kThroughput, Mode::kLatency),
+                         [](const auto& mode) { return std::string(name(mode.param)); });
 
 TEST(Refusals, ArgumentsThatDifferBetweenRanks) {
   const std::pair<const char*, std::function<void(DispatchArgs&)>> changes[] = {
@@ -203,19 +208,23 @@ TEST(Refusals, DispatchMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
       {"topk_ids", [](DispatchArgs& args) { args.topk_ids.data = nullptr; }},
       {"topk_weights", [](DispatchArgs& args) { args.topk_weights.dtype = DType::kBf16; }},
       {"topk_weights", [](DispatchArgs& args) { args.topk_weights.shape[1] = 1; }},
-      {"scale_block", [](DispatchArgs& args) {
+      {"scale_block",
+       [](DispatchArgs& args) {
          args.codec = Codec::kFp8F32;
          args.scale_block = 48;
        }},
-      {"alignment", [](DispatchArgs& args) {
+      {"alignment",
+       [](DispatchArgs& args) {
          args.layout = Layout::kExpertMajor;
          args.alignment = 0;
        }},
-      {"expert_capacity", [](DispatchArgs& args) {
+      {"expert_capacity",
+       [](DispatchArgs& args) {
          args.layout = Layout::kExpertPadded;
          args.expert_capacity = -3;
        }},
-      {"handle_memory", [](DispatchArgs& args) {
+      {"handle_memory",
+       [](DispatchArgs& args) {
          static std::byte little[8];
          args.handle_memory = little;
        }},
@@ -231,7 +240,8 @@ TEST(Refusals, DispatchMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
       const std::string why = group.why_not(args);
       const Error error = expect_error(what, [&] { group.dispatch(args); });
       require_code(what, error, ErrorCode::kInvalidArgument);
-      require(error.argument.find(argument) == 0, what + fmt::format(": argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
+      require(error.argument.find(argument) == 0,
+              what + fmt::format(": argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
       require(!why.empty(), what + fmt::format(": why_not has no reason where dispatch says: {}", error.what()));
     }
     go_on(group, reference, rank);
@@ -248,11 +258,26 @@ TEST(Refusals, CombineMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
       {"x", [](CombineArgs& args) { args.x.shape[1] = 100000; }},
       {"x", [](CombineArgs& args) { args.x.strides[1] = 2; }},
       {"weights", [](CombineArgs& args) { args.weighting = CombineArgs::Weighting::kGiven; }},
-      {"bias0", [](CombineArgs& args) { args.bias0 = Tensor::contiguous(args.x.data, DType::kFp32, {1, 2}); }},
-      {"bias1", [](CombineArgs& args) { args.bias1 = Tensor::contiguous(args.x.data, DType::kInt64, {6, 24}); }},
-      {"topk_weights", [](CombineArgs& args) { args.topk_weights = Tensor::contiguous(args.x.data, DType::kFp32, {1, 1}); }},
-      {"out", [](CombineArgs& args) { args.out = Tensor::contiguous(args.x.data, DType::kFp32, {6, 24}); }},
-      {"out", [](CombineArgs& args) { args.out = Tensor::contiguous(args.x.data, DType::kBf16, {6, 23}); }},
+      {"bias0",
+       [](CombineArgs& args) {
+         args.bias0 = Tensor::contiguous(args.x.data, DType::kFp32, {1, 2});
+       }},
+      {"bias1",
+       [](CombineArgs& args) {
+         args.bias1 = Tensor::contiguous(args.x.data, DType::kInt64, {6, 24});
+       }},
+      {"topk_weights",
+       [](CombineArgs& args) {
+         args.topk_weights = Tensor::contiguous(args.x.data, DType::kFp32, {1, 1});
+       }},
+      {"out",
+       [](CombineArgs& args) {
+         args.out = Tensor::contiguous(args.x.data, DType::kFp32, {6, 24});
+       }},
+      {"out",
+       [](CombineArgs& args) {
+         args.out = Tensor::contiguous(args.x.data, DType::kBf16, {6, 23});
+       }},
   };
   Case c = base(Mode::kThroughput, Layout::kExpertMajor);
   c.alignment = 8;
@@ -267,7 +292,8 @@ TEST(Refusals, CombineMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
       change(args);
       const Error error = expect_error(what, [&] { group.combine(args); });
       require_code(what, error, ErrorCode::kInvalidArgument);
-      require(error.argument == argument, what + fmt::format(": argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
+      require(error.argument == argument,
+              what + fmt::format(": argument is \"{}\", expected \"{}\": {}", error.argument, argument, error.what()));
     }
     round.check(group.combine(round.combine_args(result)));
   });
@@ -301,7 +327,8 @@ TEST(Refusals, TooManyTokensOrChoices) {
   on_ranks(c, [&](Group& group, const Reference& reference, int rank) {
     for (const Reference* larger : {&tokens, &choices}) {
       Round round(*larger, rank);
-      require_code("too large", expect_error("too large", [&] { group.dispatch(round.dispatch_args()); }), ErrorCode::kInvalidArgument);
+      require_code("too large", expect_error("too large", [&] { group.dispatch(round.dispatch_args()); }),
+                   ErrorCode::kInvalidArgument);
     }
     go_on(group, reference, rank);
   });
@@ -313,7 +340,8 @@ TEST(Refusals, AClosedGroup) {
     group.close();
     group.close();
     Round round(reference, rank);
-    require_code("closed", expect_error("closed", [&] { group.dispatch(round.dispatch_args()); }), ErrorCode::kInvalidArgument);
+    require_code("closed", expect_error("closed", [&] { group.dispatch(round.dispatch_args()); }),
+                 ErrorCode::kInvalidArgument);
   });
 }
 

@@ -29,7 +29,17 @@ class Stream {
   std::uint64_t count_ = 0;
 };
 
-enum Purpose : std::uint64_t { kIds = 1, kWeights, kLateWeights, kPayload, kBias0, kBias1, kReturned, kReturnedWeight, kTokens };
+enum Purpose : std::uint64_t {
+  kIds = 1,
+  kWeights,
+  kLateWeights,
+  kPayload,
+  kBias0,
+  kBias1,
+  kReturned,
+  kReturnedWeight,
+  kTokens
+};
 
 /// Values of mixed size, so that the order of a sum shows in its bits.
 float value_from(std::uint64_t bits, bool special_values) {
@@ -77,24 +87,38 @@ std::vector<std::int64_t> experts_of_one_rank(const Case& c) {
 void make_distinct(std::vector<std::int64_t>& row, int num_experts) {
   if (static_cast<int>(row.size()) > num_experts) return;
   for (std::size_t k = 0; k < row.size(); ++k) {
-    while (std::find(row.begin(), row.begin() + static_cast<std::ptrdiff_t>(k), row[k]) != row.begin() + static_cast<std::ptrdiff_t>(k)) {
+    while (std::find(row.begin(), row.begin() + static_cast<std::ptrdiff_t>(k), row[k]) !=
+           row.begin() + static_cast<std::ptrdiff_t>(k)) {
       row[k] = (row[k] + 1) % num_experts;
     }
   }
 }
 
-std::vector<std::int64_t> ids_of_token(const Case& c, Stream& stream, int rank, std::int64_t token, const std::vector<std::int64_t>& one_rank) {
+std::vector<std::int64_t> ids_of_token(const Case& c, Stream& stream, int rank, std::int64_t token,
+                                       const std::vector<std::int64_t>& one_rank) {
   std::vector<std::int64_t> row(static_cast<std::size_t>(c.top_k));
   for (int k = 0; k < c.top_k; ++k) {
     std::int64_t& id = row[static_cast<std::size_t>(k)];
     switch (c.traffic) {
       case Traffic::kUniform:
-      case Traffic::kRepeated: id = stream.below(c.num_experts); break;
-      case Traffic::kBalanced: id = (rank + token * c.top_k + k) % c.num_experts; break;
-      case Traffic::kZipf: id = zipf(stream, c.num_experts); break;
-      case Traffic::kAllToOne: id = one_rank[static_cast<std::size_t>(stream.below(static_cast<std::int64_t>(one_rank.size())))]; break;
-      case Traffic::kOneExpert: id = c.num_experts - 1; break;
-      case Traffic::kNowhere: id = -1; break;
+      case Traffic::kRepeated:
+        id = stream.below(c.num_experts);
+        break;
+      case Traffic::kBalanced:
+        id = (rank + token * c.top_k + k) % c.num_experts;
+        break;
+      case Traffic::kZipf:
+        id = zipf(stream, c.num_experts);
+        break;
+      case Traffic::kAllToOne:
+        id = one_rank[static_cast<std::size_t>(stream.below(static_cast<std::int64_t>(one_rank.size())))];
+        break;
+      case Traffic::kOneExpert:
+        id = c.num_experts - 1;
+        break;
+      case Traffic::kNowhere:
+        id = -1;
+        break;
     }
   }
   if (c.traffic == Traffic::kUniform || c.traffic == Traffic::kZipf) make_distinct(row, c.num_experts);
@@ -107,7 +131,9 @@ std::vector<std::int64_t> ids_of_token(const Case& c, Stream& stream, int rank, 
   return row;
 }
 
-float weight_from(std::uint64_t bits) { return static_cast<float>(static_cast<double>((bits >> 20) + 1) * 0x1p-44); }
+float weight_from(std::uint64_t bits) {
+  return static_cast<float>(static_cast<double>((bits >> 20) + 1) * 0x1p-44);
+}
 
 }  // namespace
 
@@ -121,13 +147,17 @@ std::uint64_t hash(std::uint64_t seed, std::uint64_t a, std::uint64_t b, std::ui
   return state;
 }
 
-int Case::num_ranks() const { return std::accumulate(nodes.begin(), nodes.end(), 0); }
+int Case::num_ranks() const {
+  return std::accumulate(nodes.begin(), nodes.end(), 0);
+}
 
 std::int64_t Case::tokens_of(int rank, int round) const {
   const auto r = static_cast<std::size_t>(rank);
   const std::int64_t most = r < tokens.size() ? tokens[r] : 5;
   // Later rounds bring fewer tokens to some ranks.
-  return round == 0 || most == 0 ? most : static_cast<std::int64_t>(hash(seed, kTokens, r, static_cast<std::uint64_t>(round)) % static_cast<std::uint64_t>(most + 1));
+  return round == 0 || most == 0 ? most
+                                 : static_cast<std::int64_t>(hash(seed, kTokens, r, static_cast<std::uint64_t>(round)) %
+                                                             static_cast<std::uint64_t>(most + 1));
 }
 
 std::int64_t Case::max_tokens() const {
@@ -138,11 +168,14 @@ std::int64_t Case::max_tokens() const {
 
 std::int64_t Case::max_latency_tokens() const {
   if (mode != Mode::kLatency) return 0;
-  const bool distinct = (traffic == Traffic::kUniform || traffic == Traffic::kZipf || traffic == Traffic::kBalanced) && top_k <= num_experts;
+  const bool distinct = (traffic == Traffic::kUniform || traffic == Traffic::kZipf || traffic == Traffic::kBalanced) &&
+                        top_k <= num_experts;
   return distinct ? max_tokens() : max_tokens() * top_k;
 }
 
-bool Case::is_masked(int rank) const { return std::find(masked.begin(), masked.end(), rank) != masked.end(); }
+bool Case::is_masked(int rank) const {
+  return std::find(masked.begin(), masked.end(), rank) != masked.end();
+}
 
 std::vector<std::vector<Place>> Case::all_places() const {
   if (!places.empty()) return places;
@@ -167,26 +200,43 @@ std::vector<Block> Case::blocks_on_arrival() const {
 std::string Case::why_not() const {
   if (mode == Mode::kLatency && layout == Layout::kExpertMajor) return "latency mode has no expert_major";
   if (codec != Codec::kNone && blocks[0].dtype != DType::kBf16) return "codecs take bf16";
-  if (layout == Layout::kRankMajor && reduction.group == Reduction::Group::kChoice) return "rank_major rows cannot be summed flat";
-  if (layout == Layout::kRankMajor && weighting != CombineArgs::Weighting::kNone) return "rank_major rows are sums already";
+  if (layout == Layout::kRankMajor && reduction.group == Reduction::Group::kChoice)
+    return "rank_major rows cannot be summed flat";
+  if (layout == Layout::kRankMajor && weighting != CombineArgs::Weighting::kNone)
+    return "rank_major rows are sums already";
   if (weighting == CombineArgs::Weighting::kFromDispatch && !weights) return "no weights travelled";
   return {};
 }
 
 std::string describe(const Case& c) {
-  static constexpr const char* kTraffic[] = {"uniform", "balanced", "zipf", "all-to-one", "repeated", "one-expert", "nowhere"};
-  std::string text = fmt::format("seed {} backend {} ranks as {} nodes {} experts {}{} top-k {} tokens {} {} dropped {:.2f} ids {} {} {} codec {}/{}", c.seed, c.backend,
-                                 name(c.ranks_as), fmt::join(c.nodes, "+"), c.num_experts, c.places.empty() ? "" : " placed", c.top_k, fmt::join(c.tokens, ","),
-                                 kTraffic[static_cast<int>(c.traffic)], c.dropped, c.int64_ids ? 64 : 32, name(c.mode), name(c.layout), name(c.codec), c.scale_block);
+  static constexpr const char* kTraffic[] = {"uniform",  "balanced",   "zipf",   "all-to-one",
+                                             "repeated", "one-expert", "nowhere"};
+  std::string text = fmt::format(
+      "seed {} backend {} ranks as {} nodes {} experts {}{} top-k {} tokens {} {} dropped {:.2f} ids {} {} {} codec "
+      "{}/{}",
+      c.seed, c.backend, name(c.ranks_as), fmt::join(c.nodes, "+"), c.num_experts, c.places.empty() ? "" : " placed",
+      c.top_k, fmt::join(c.tokens, ","), kTraffic[static_cast<int>(c.traffic)], c.dropped, c.int64_ids ? 64 : 32,
+      name(c.mode), name(c.layout), name(c.codec), c.scale_block);
   text += " blocks";
   for (const Block& block : c.blocks) text += fmt::format(" {}x{}", name(block.dtype), block.width);
-  text += fmt::format(" alignment {} combine {}x{} {}", c.alignment, name(c.combine_dtype), c.combine_width, name(c.reduction));
-  text += fmt::format(" order {} weighting {}", c.reduction.order == Reduction::Order::kAscending ? "ascending" : "last-choice", static_cast<int>(c.weighting));
+  text += fmt::format(" alignment {} combine {}x{} {}", c.alignment, name(c.combine_dtype), c.combine_width,
+                      name(c.reduction));
+  text += fmt::format(" order {} weighting {}",
+                      c.reduction.order == Reduction::Order::kAscending ? "ascending" : "last-choice",
+                      static_cast<int>(c.weighting));
   if (!c.masked.empty()) text += fmt::format(" masked {}", fmt::join(c.masked, ","));
-  const std::pair<bool, const char*> flags[] = {
-      {c.strided, "strided"}, {c.weights, "weights"}, {c.special_values, "special-values"}, {c.default_capacity, "default-capacity"},
-      {c.zero_padding, "zero-padding"}, {c.renormalise, "renormalise"}, {!c.host_counts, "no-host-counts"}, {c.output == Output::kOwned, "owned"},
-      {c.bias0.has_value(), "bias0"}, {c.bias1.has_value(), "bias1"}, {c.combine_weights, "combine-weights"}, {c.out_given, "out-given"}};
+  const std::pair<bool, const char*> flags[] = {{c.strided, "strided"},
+                                                {c.weights, "weights"},
+                                                {c.special_values, "special-values"},
+                                                {c.default_capacity, "default-capacity"},
+                                                {c.zero_padding, "zero-padding"},
+                                                {c.renormalise, "renormalise"},
+                                                {!c.host_counts, "no-host-counts"},
+                                                {c.output == Output::kOwned, "owned"},
+                                                {c.bias0.has_value(), "bias0"},
+                                                {c.bias1.has_value(), "bias1"},
+                                                {c.combine_weights, "combine-weights"},
+                                                {c.out_given, "out-given"}};
   for (const auto& [on, word] : flags) {
     if (on) text += fmt::format(" {}", word);
   }
@@ -238,7 +288,8 @@ std::vector<RankInputs> make_inputs(const Case& c, int round) {
     }
     for (std::size_t b = 0; b < c.blocks.size(); ++b) {
       std::vector<std::byte> bytes(static_cast<std::size_t>(in.tokens * c.blocks[b].row_bytes()));
-      fill_elements(c.blocks[b].dtype, hash(key, kPayload, b), in.tokens * c.blocks[b].width, c.special_values, bytes.data());
+      fill_elements(c.blocks[b].dtype, hash(key, kPayload, b), in.tokens * c.blocks[b].width, c.special_values,
+                    bytes.data());
       in.payload.push_back(std::move(bytes));
     }
     const auto make_bias = [&](std::optional<DType> dtype, Purpose purpose) {
@@ -254,34 +305,57 @@ std::vector<RankInputs> make_inputs(const Case& c, int round) {
   return all;
 }
 
-std::vector<std::byte> returned_row(const Case& c, int round, int rank, int local, int source, std::int64_t token, int choice) {
+std::vector<std::byte> returned_row(const Case& c, int round, int rank, int local, int source, std::int64_t token,
+                                    int choice) {
   std::vector<std::byte> row(static_cast<std::size_t>(c.combine_width) * dtype_bytes(c.combine_dtype));
-  const std::uint64_t who = hash(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(local + 1), static_cast<std::uint64_t>(source));
-  const std::uint64_t key = hash(c.seed, kReturned, who, static_cast<std::uint64_t>(token), static_cast<std::uint64_t>(choice + 1 + 1000 * round));
+  const std::uint64_t who =
+      hash(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(local + 1), static_cast<std::uint64_t>(source));
+  const std::uint64_t key = hash(c.seed, kReturned, who, static_cast<std::uint64_t>(token),
+                                 static_cast<std::uint64_t>(choice + 1 + 1000 * round));
   fill_elements(c.combine_dtype, key, c.combine_width, c.special_values, row.data());
   return row;
 }
 
 float returned_weight(const Case& c, int round, int rank, int source, std::int64_t token, int choice) {
-  const std::uint64_t who = hash(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(source), static_cast<std::uint64_t>(round));
-  return weight_from(hash(c.seed, kReturnedWeight, who, static_cast<std::uint64_t>(token), static_cast<std::uint64_t>(choice)));
+  const std::uint64_t who =
+      hash(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(source), static_cast<std::uint64_t>(round));
+  return weight_from(
+      hash(c.seed, kReturnedWeight, who, static_cast<std::uint64_t>(token), static_cast<std::uint64_t>(choice)));
 }
 
 Case draw_case(std::uint64_t seed) {
   Stream draw(seed, 77, 0);
-  const auto pick = [&]<class T>(std::initializer_list<T> list) -> T { return *(list.begin() + draw.below(static_cast<std::int64_t>(list.size()))); };
+  const auto pick = [&]<class T>(std::initializer_list<T> list) -> T {
+    return *(list.begin() + draw.below(static_cast<std::int64_t>(list.size())));
+  };
   const auto chance = [&](double p) { return draw.unit() < p; };
   Case c;
   c.seed = seed;
   c.ranks_as = chance(0.2) ? RanksAs::kProcesses : RanksAs::kThreads;
   using Nodes = std::vector<int>;
-  c.nodes = pick(std::initializer_list<Nodes>{{1}, {2}, {3}, {4}, {5}, {7}, {8}, {1, 1}, {2, 1}, {2, 2}, {3, 2, 1}, {1, 3}, {1, 1, 1}, {4, 4}, {2, 2, 2}, {1, 2, 4}});
+  c.nodes = pick(std::initializer_list<Nodes>{{1},
+                                              {2},
+                                              {3},
+                                              {4},
+                                              {5},
+                                              {7},
+                                              {8},
+                                              {1, 1},
+                                              {2, 1},
+                                              {2, 2},
+                                              {3, 2, 1},
+                                              {1, 3},
+                                              {1, 1, 1},
+                                              {4, 4},
+                                              {2, 2, 2},
+                                              {1, 2, 4}});
   const int ranks = c.num_ranks();
   c.num_experts = pick({1, 2, 3, 5, 8, 9, 16, 17, 32});
   c.top_k = pick({1, 2, 2, 3, 4, 6, 8, 8, 17, 32});
-  for (int rank = 0; rank < ranks; ++rank) c.tokens.push_back(chance(0.2) ? 0 : (chance(0.3) ? 1 : 1 + draw.below(c.top_k > 8 ? 6 : 16)));
-  c.traffic = pick({Traffic::kUniform, Traffic::kUniform, Traffic::kUniform, Traffic::kBalanced, Traffic::kZipf, Traffic::kAllToOne, Traffic::kRepeated,
-                    Traffic::kOneExpert, Traffic::kNowhere});
+  for (int rank = 0; rank < ranks; ++rank)
+    c.tokens.push_back(chance(0.2) ? 0 : (chance(0.3) ? 1 : 1 + draw.below(c.top_k > 8 ? 6 : 16)));
+  c.traffic = pick({Traffic::kUniform, Traffic::kUniform, Traffic::kUniform, Traffic::kBalanced, Traffic::kZipf,
+                    Traffic::kAllToOne, Traffic::kRepeated, Traffic::kOneExpert, Traffic::kNowhere});
   c.dropped = pick({0.0, 0.0, 0.1, 0.5, 0.9});
   if (chance(0.3)) {  // any map, with replicas, some ranks perhaps without experts
     std::vector<int> locals(static_cast<std::size_t>(ranks), 0);
@@ -307,7 +381,8 @@ Case draw_case(std::uint64_t seed) {
   if (c.blocks[0].dtype == DType::kBf16 && chance(0.5)) c.codec = pick({Codec::kFp8F32, Codec::kFp8Ue8m0});
   c.scale_block = pick({128, 32});
   for (std::int64_t n = chance(0.4) ? 1 + draw.below(2) : 0; n > 0; --n) {
-    c.blocks.push_back({pick({DType::kFp32, DType::kUe8m0, DType::kUint8, DType::kInt32, DType::kInt64, DType::kBf16}), 1 + draw.below(40)});
+    c.blocks.push_back({pick({DType::kFp32, DType::kUe8m0, DType::kUint8, DType::kInt32, DType::kInt64, DType::kBf16}),
+                        1 + draw.below(40)});
   }
   c.alignment = c.layout == Layout::kExpertMajor ? pick({1, 1, 4, 16, 128}) : 1;
   c.zero_padding = chance(0.5);
@@ -317,7 +392,8 @@ Case draw_case(std::uint64_t seed) {
   c.combine_width = pick({8, 16, 24, 40, 136, 264});
   c.reduction = pick({Reduction::per_rank(), Reduction::per_node(), Reduction::flat()});
   if (chance(0.3)) c.reduction.order = Reduction::Order::kLastChoice;
-  if (c.reduction.group == Reduction::Group::kChoice) c.reduction = c.layout == Layout::kRankMajor ? Reduction::per_rank() : Reduction::flat();
+  if (c.reduction.group == Reduction::Group::kChoice)
+    c.reduction = c.layout == Layout::kRankMajor ? Reduction::per_rank() : Reduction::flat();
   using Weighting = CombineArgs::Weighting;
   c.weighting = pick({Weighting::kNone, Weighting::kFromDispatch, Weighting::kGiven});
   if (!c.why_not().empty()) c.weighting = Weighting::kNone;

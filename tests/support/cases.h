@@ -58,7 +58,8 @@ struct Case {
   int scale_block = 128;
   std::vector<Block> blocks{{DType::kBf16, 24}};
   int alignment = 1;
-  bool default_capacity = false;  ///< expert_padded: leave it to the library; else what the fullest expert needs, and one
+  bool default_capacity =
+      false;  ///< expert_padded: leave it to the library; else what the fullest expert needs, and one
   bool zero_padding = false;
   bool renormalise = false;
   bool host_counts = true;
@@ -106,16 +107,17 @@ std::uint64_t hash(std::uint64_t seed, std::uint64_t a, std::uint64_t b = 0, std
 /// What one rank brings to one round.
 struct RankInputs {
   std::int64_t tokens = 0;
-  std::vector<std::int64_t> ids;                 ///< [T * K]
-  std::vector<float> weights;                    ///< [T * K] given at dispatch
-  std::vector<float> late_weights;               ///< [T * K] given at combine
-  std::vector<std::vector<std::byte>> payload;   ///< per block [T * row_bytes]
-  std::vector<std::byte> bias0, bias1;           ///< [T * width] of their dtypes; empty if this rank gives none
+  std::vector<std::int64_t> ids;                ///< [T * K]
+  std::vector<float> weights;                   ///< [T * K] given at dispatch
+  std::vector<float> late_weights;              ///< [T * K] given at combine
+  std::vector<std::vector<std::byte>> payload;  ///< per block [T * row_bytes]
+  std::vector<std::byte> bias0, bias1;          ///< [T * width] of their dtypes; empty if this rank gives none
 };
 std::vector<RankInputs> make_inputs(const Case& c, int round);
 
 /// The row that an expert (local >= 0) or a rank (local -1) returns for a token; the same whoever asks.
-std::vector<std::byte> returned_row(const Case& c, int round, int rank, int local, int source, std::int64_t token, int choice);
+std::vector<std::byte> returned_row(const Case& c, int round, int rank, int local, int source, std::int64_t token,
+                                    int choice);
 float returned_weight(const Case& c, int round, int rank, int source, std::int64_t token, int choice);
 
 }  // namespace ferry::test

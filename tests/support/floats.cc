@@ -25,9 +25,12 @@ struct Format {
 
 Format format_of(DType dtype) {
   switch (dtype) {
-    case DType::kBf16: return {2, 7, -126, 0x1.fep127, true};
-    case DType::kFp16: return {2, 10, -14, 65504.0, true};
-    default: return {1, 3, -6, 448.0, false};
+    case DType::kBf16:
+      return {2, 7, -126, 0x1.fep127, true};
+    case DType::kFp16:
+      return {2, 10, -14, 65504.0, true};
+    default:
+      return {1, 3, -6, 448.0, false};
   }
 }
 
@@ -38,11 +41,13 @@ unsigned encode(const Format& format, float value) {
   if (std::isinf(value)) return format.has_infinity ? sign | format.infinity() : sign | (format.nan() - 1);
   if (magnitude == 0) return sign;
   const int exponent = std::max(std::ilogb(magnitude), format.least_exponent);
-  const double steps = std::nearbyint(std::ldexp(magnitude, format.mantissa_bits - exponent));  // of the last place; ties to even
+  const double steps =
+      std::nearbyint(std::ldexp(magnitude, format.mantissa_bits - exponent));  // of the last place; ties to even
   const double rounded = std::ldexp(steps, exponent - format.mantissa_bits);
   if (rounded > format.largest) return format.has_infinity ? sign | format.infinity() : sign | (format.nan() - 1);
   // Steps count on through the codes: one full binade is 2^mantissa_bits codes.
-  return sign | (static_cast<unsigned>(exponent - format.least_exponent) * (1u << format.mantissa_bits) + static_cast<unsigned>(steps));
+  return sign | (static_cast<unsigned>(exponent - format.least_exponent) * (1u << format.mantissa_bits) +
+                 static_cast<unsigned>(steps));
 }
 
 float decode(const Format& format, unsigned code) {
@@ -51,8 +56,10 @@ float decode(const Format& format, unsigned code) {
   if (format.has_infinity ? magnitude > format.infinity() : magnitude == format.nan()) return std::nanf("");
   if (format.has_infinity && magnitude == format.infinity()) return static_cast<float>(sign) * HUGE_VALF;
   const int exponent = static_cast<int>(magnitude >> format.mantissa_bits);
-  const int mantissa = static_cast<int>(magnitude & format.mantissa_mask()) + (exponent > 0 ? 1 << format.mantissa_bits : 0);
-  return static_cast<float>(sign * std::ldexp(mantissa, std::max(exponent, 1) - 1 + format.least_exponent - format.mantissa_bits));
+  const int mantissa =
+      static_cast<int>(magnitude & format.mantissa_mask()) + (exponent > 0 ? 1 << format.mantissa_bits : 0);
+  return static_cast<float>(
+      sign * std::ldexp(mantissa, std::max(exponent, 1) - 1 + format.least_exponent - format.mantissa_bits));
 }
 
 }  // namespace
@@ -64,7 +71,8 @@ float load(DType dtype, const std::byte* at) {
     return value;
   }
   unsigned code = static_cast<unsigned>(at[0]);
-  if (dtype == DType::kUe8m0) return code == 255 ? std::nanf("") : static_cast<float>(std::ldexp(1.0, static_cast<int>(code) - 127));
+  if (dtype == DType::kUe8m0)
+    return code == 255 ? std::nanf("") : static_cast<float>(std::ldexp(1.0, static_cast<int>(code) - 127));
   const Format format = format_of(dtype);
   if (format.bytes == 2) code |= static_cast<unsigned>(at[1]) << 8;
   return decode(format, code);
@@ -87,8 +95,10 @@ bool same_element(DType dtype, const std::byte* a, const std::byte* b) {
     case DType::kBf16:
     case DType::kFp16:
     case DType::kFp32:
-    case DType::kFp8E4m3: return std::isnan(load(dtype, a)) && std::isnan(load(dtype, b));
-    default: return false;
+    case DType::kFp8E4m3:
+      return std::isnan(load(dtype, a)) && std::isnan(load(dtype, b));
+    default:
+      return false;
   }
 }
 

@@ -13,7 +13,9 @@
 namespace ferry::test {
 namespace {
 
-std::size_t u(std::int64_t value) { return static_cast<std::size_t>(value); }
+std::size_t u(std::int64_t value) {
+  return static_cast<std::size_t>(value);
+}
 
 std::int64_t up_to_multiple(std::int64_t value, std::int64_t of) {
   while (value % of != 0) ++value;
@@ -21,7 +23,8 @@ std::int64_t up_to_multiple(std::int64_t value, std::int64_t of) {
 }
 
 /// The fp8 codec as the documents state it: a row of bf16 into data and scales, one after the other.
-void encode_fp8(const std::byte* row, std::int64_t width, int block, bool power_of_two, std::vector<std::byte>& data, std::vector<std::byte>& scales) {
+void encode_fp8(const std::byte* row, std::int64_t width, int block, bool power_of_two, std::vector<std::byte>& data,
+                std::vector<std::byte>& scales) {
   for (std::int64_t begin = 0; begin < width; begin += block) {
     const std::int64_t end = std::min<std::int64_t>(width, begin + block);
     float amax = 1e-4f;
@@ -51,7 +54,8 @@ void encode_fp8(const std::byte* row, std::int64_t width, int block, bool power_
 
 }  // namespace
 
-Reference::Reference(const Case& c, int round) : case_(c), round_(round), places_(c.all_places()), inputs_(make_inputs(c, round)) {
+Reference::Reference(const Case& c, int round)
+    : case_(c), round_(round), places_(c.all_places()), inputs_(make_inputs(c, round)) {
   num_local_.assign(u(c.num_ranks()), 0);
   for (const auto& copies : places_) {
     for (const Place& place : copies) ++num_local_[u(place.rank)];
@@ -104,7 +108,9 @@ void Reference::set_weights(int rank, std::vector<float> weights) {
   weigh(rank);
 }
 
-const Reference::Choice& Reference::choice(int rank, std::int64_t token, int k) const { return choices_[u(rank)][u(token * case_.top_k + k)]; }
+const Reference::Choice& Reference::choice(int rank, std::int64_t token, int k) const {
+  return choices_[u(rank)][u(token * case_.top_k + k)];
+}
 
 bool Reference::visits(int source, std::int64_t token, int rank) const {
   for (int k = 0; k < case_.top_k; ++k) {
@@ -129,7 +135,8 @@ std::vector<Origin> Reference::expert_rows(int rank, int local) const {
 std::int64_t Reference::fullest_expert() const {
   std::int64_t most = 0;
   for (int rank = 0; rank < case_.num_ranks(); ++rank) {
-    for (int local = 0; local < num_local_[u(rank)]; ++local) most = std::max(most, static_cast<std::int64_t>(expert_rows(rank, local).size()));
+    for (int local = 0; local < num_local_[u(rank)]; ++local)
+      most = std::max(most, static_cast<std::int64_t>(expert_rows(rank, local).size()));
   }
   return most;
 }
@@ -169,7 +176,8 @@ void Reference::fill_rows(ExpectedDispatch& expected, int rank) const {
       if (padding) {
         out.resize(out.size() + bytes);
       } else {
-        out.insert(out.end(), row.begin() + static_cast<std::ptrdiff_t>(at), row.begin() + static_cast<std::ptrdiff_t>(at + bytes));
+        out.insert(out.end(), row.begin() + static_cast<std::ptrdiff_t>(at),
+                   row.begin() + static_cast<std::ptrdiff_t>(at + bytes));
       }
       at += bytes;
     }
@@ -203,9 +211,11 @@ ExpectedDispatch Reference::dispatch(int rank, std::int64_t capacity) const {
     const std::vector<Origin> rows = expert_rows(rank, local);
     const auto count = static_cast<std::int64_t>(rows.size());
     expected.expert_counts.push_back(static_cast<std::int32_t>(count));
-    expected.host_expert_counts.push_back(case_.layout == Layout::kExpertMajor ? up_to_multiple(count, case_.alignment) : count);
+    expected.host_expert_counts.push_back(case_.layout == Layout::kExpertMajor ? up_to_multiple(count, case_.alignment)
+                                                                               : count);
     if (case_.layout == Layout::kRankMajor) continue;
-    const std::int64_t extent = case_.layout == Layout::kExpertPadded ? capacity : up_to_multiple(count, case_.alignment);
+    const std::int64_t extent =
+        case_.layout == Layout::kExpertPadded ? capacity : up_to_multiple(count, case_.alignment);
     expected.rows.insert(expected.rows.end(), rows.begin(), rows.end());
     for (std::int64_t i = count; i < extent; ++i) expected.rows.push_back({.local = local});
     expected.expert_offsets.push_back(static_cast<std::int32_t>(expected.rows.size()));
@@ -244,7 +254,8 @@ std::vector<float> Reference::rank_sum(int source, std::int64_t token, int rank)
     for (std::int64_t i = 0; i < case_.combine_width; ++i) {
       const float y = load(case_.combine_dtype, &row[u(i * size)]);
       float& acc = sum[u(i)];
-      acc = case_.weighting == CombineArgs::Weighting::kNone ? acc + y : std::fma(weight_at_combine(source, token, k), y, acc);
+      acc = case_.weighting == CombineArgs::Weighting::kNone ? acc + y
+                                                             : std::fma(weight_at_combine(source, token, k), y, acc);
     }
   }
   return rounded(sum);
@@ -271,7 +282,8 @@ std::vector<std::byte> Reference::combine(int rank) const {
   const auto size = dtype_bytes(case_.combine_dtype);
   const bool last_choice = case_.reduction.order == Reduction::Order::kLastChoice;
   std::vector<int> node_of;
-  for (std::size_t node = 0; node < case_.nodes.size(); ++node) node_of.insert(node_of.end(), u(case_.nodes[node]), static_cast<int>(node));
+  for (std::size_t node = 0; node < case_.nodes.size(); ++node)
+    node_of.insert(node_of.end(), u(case_.nodes[node]), static_cast<int>(node));
 
   /// Groups of a token in order, for a function choice -> group: ascending, or by their last choice.
   const auto groups_of = [&](std::int64_t token, auto group_of) {
@@ -301,7 +313,9 @@ std::vector<std::byte> Reference::combine(int rank) const {
           const auto row = returned_row(case_, round_, c.place.rank, c.place.local_expert, rank, t, k);
           for (std::size_t i = 0; i < acc.size(); ++i) {
             const float y = load(case_.combine_dtype, &row[i * size]);
-            acc[i] = case_.weighting == CombineArgs::Weighting::kNone ? acc[i] + y : std::fma(weight_at_combine(rank, t, k), y, acc[i]);
+            acc[i] = case_.weighting == CombineArgs::Weighting::kNone
+                         ? acc[i] + y
+                         : std::fma(weight_at_combine(rank, t, k), y, acc[i]);
           }
         }
         break;
@@ -312,12 +326,14 @@ std::vector<std::byte> Reference::combine(int rank) const {
         for (const auto& [key, node] : groups_of(t, [&](int r) { return node_of[u(r)]; })) {
           std::vector<float> node_sum(acc.size(), 0.0f);
           const int which = node;
-          for (const auto& [rank_key, owner] : groups_of(t, [&](int r) { return node_of[u(r)] == which ? r : -1; })) add(node_sum, rank_sum(rank, t, owner));
+          for (const auto& [rank_key, owner] : groups_of(t, [&](int r) { return node_of[u(r)] == which ? r : -1; }))
+            add(node_sum, rank_sum(rank, t, owner));
           add(acc, rounded(node_sum));
         }
         break;
     }
-    for (std::size_t i = 0; i < acc.size(); ++i) store(case_.combine_dtype, acc[i], &out[(u(t * case_.combine_width) + i) * size]);
+    for (std::size_t i = 0; i < acc.size(); ++i)
+      store(case_.combine_dtype, acc[i], &out[(u(t * case_.combine_width) + i) * size]);
   }
   return out;
 }

@@ -21,7 +21,7 @@ struct Origin {
 };
 
 struct ExpectedDispatch {
-  std::vector<Origin> rows;                     ///< N; Nx with padding; E_local * C
+  std::vector<Origin> rows;  ///< N; Nx with padding; E_local * C
   std::vector<Block> blocks;
   std::vector<std::vector<std::byte>> payload;  ///< per block, rows.size() rows without gaps; padding rows are zero
   std::vector<std::int64_t> ids;                ///< rank_major [N * K]
@@ -29,7 +29,7 @@ struct ExpectedDispatch {
   std::int64_t num_rows = 0;
   std::vector<std::int32_t> source_offsets, expert_counts, expert_offsets;
   std::vector<std::int64_t> host_expert_counts;
-  std::vector<std::int32_t> source_tokens;      ///< token at its source of each rank-major row
+  std::vector<std::int32_t> source_tokens;  ///< token at its source of each rank-major row
 };
 
 class Reference {

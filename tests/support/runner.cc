@@ -15,9 +15,13 @@ namespace {
 
 constexpr std::byte kUntouched{0xee};
 
-std::size_t u(std::int64_t value) { return static_cast<std::size_t>(value); }
+std::size_t u(std::int64_t value) {
+  return static_cast<std::size_t>(value);
+}
 
-std::int64_t bytes_of(DType dtype) { return static_cast<std::int64_t>(dtype_bytes(dtype)); }
+std::int64_t bytes_of(DType dtype) {
+  return static_cast<std::int64_t>(dtype_bytes(dtype));
+}
 
 const std::byte* row_of(const Tensor& tensor, std::int64_t row) {
   return static_cast<const std::byte*>(tensor.data) + row * tensor.strides[0] * bytes_of(tensor.dtype);
@@ -34,7 +38,8 @@ void require_shape(const char* what, const Tensor& tensor, DType dtype, std::vec
   expected.dtype = dtype;
   expected.ndim = static_cast<int>(shape.size());
   std::copy(shape.begin(), shape.end(), expected.shape.begin());
-  const bool same = tensor.dtype == dtype && tensor.ndim == expected.ndim && std::equal(shape.begin(), shape.end(), tensor.shape.begin());
+  const bool same = tensor.dtype == dtype && tensor.ndim == expected.ndim &&
+                    std::equal(shape.begin(), shape.end(), tensor.shape.begin());
   require(same, fmt::format("{} is {}, expected {}", what, shape_text(tensor), shape_text(expected)));
 }
 
@@ -47,13 +52,15 @@ std::vector<T> values_of(const char* what, const Tensor& tensor, DType dtype, st
 
 template <class A, class B>
 void require_equal(const char* what, const A& seen, const B& expected) {
-  require(seen.size() == expected.size(), fmt::format("{}: {} values, expected {}", what, seen.size(), expected.size()));
+  require(seen.size() == expected.size(),
+          fmt::format("{}: {} values, expected {}", what, seen.size(), expected.size()));
   for (std::size_t i = 0; i < seen.size(); ++i) {
     require(seen[i] == expected[i], fmt::format("{}[{}] is {}, expected {}", what, i, seen[i], expected[i]));
   }
 }
 
-void require_same_row(const std::string& what, DType dtype, const std::byte* seen, const std::byte* expected, std::int64_t width) {
+void require_same_row(const std::string& what, DType dtype, const std::byte* seen, const std::byte* expected,
+                      std::int64_t width) {
   const std::int64_t size = bytes_of(dtype);
   for (std::int64_t i = 0; i < width; ++i) {
     if (same_element(dtype, seen + i * size, expected + i * size)) continue;
@@ -61,7 +68,8 @@ void require_same_row(const std::string& what, DType dtype, const std::byte* see
     for (const std::byte* element : {seen + i * size, expected + i * size}) {
       bits += bits.empty() ? "" : ", expected ";
       for (std::int64_t k = size - 1; k >= 0; --k) bits += fmt::format("{:02x}", static_cast<unsigned>(element[k]));
-      if (dtype != DType::kUint8 && dtype != DType::kInt32 && dtype != DType::kInt64) bits += fmt::format(" ({})", load(dtype, element));
+      if (dtype != DType::kUint8 && dtype != DType::kInt32 && dtype != DType::kInt64)
+        bits += fmt::format(" ({})", load(dtype, element));
     }
     throw Failure(fmt::format("{} element {} ({}) is {}", what, i, name(dtype), bits));
   }
@@ -83,7 +91,8 @@ Tensor Round::hold(const void* data, DType dtype, std::int64_t rows, std::int64_
   tensor.strides = {row, step, 0};
   for (std::int64_t i = 0; i < rows * cols; ++i) {
     const std::int64_t to = i / cols * row + i % cols * step;
-    std::memcpy(&memory[u(to * bytes_of(dtype))], static_cast<const std::byte*>(data) + i * bytes_of(dtype), dtype_bytes(dtype));
+    std::memcpy(&memory[u(to * bytes_of(dtype))], static_cast<const std::byte*>(data) + i * bytes_of(dtype),
+                dtype_bytes(dtype));
   }
   return tensor;
 }
@@ -128,7 +137,8 @@ DispatchArgs Round::cached_args(const Handle& handle) {
 
 void Round::check_payload(const DispatchResult& result) const {
   require(result.layout == case_.layout, "layout differs");
-  require(result.payload.size() == expected_.blocks.size(), fmt::format("{} payload blocks, expected {}", result.payload.size(), expected_.blocks.size()));
+  require(result.payload.size() == expected_.blocks.size(),
+          fmt::format("{} payload blocks, expected {}", result.payload.size(), expected_.blocks.size()));
   const auto num_rows = static_cast<std::int64_t>(expected_.rows.size());
   for (std::size_t b = 0; b < expected_.blocks.size(); ++b) {
     const Block& block = expected_.blocks[b];
@@ -140,24 +150,30 @@ void Round::check_payload(const DispatchResult& result) const {
     if (case_.layout == Layout::kExpertPadded) {
       if (case_.default_capacity) {
         capacity = seen.shape[1];
-        require(capacity >= capacity_ - 1, fmt::format("{} has room for {} rows an expert, the fullest needs {}", what, capacity, capacity_ - 1));
+        require(capacity >= capacity_ - 1,
+                fmt::format("{} has room for {} rows an expert, the fullest needs {}", what, capacity, capacity_ - 1));
       }
-      require_shape(what.c_str(), seen, block.dtype, {static_cast<std::int64_t>(expected_.expert_counts.size()), capacity, block.width});
-      require(seen.strides == std::array<std::int64_t, 3>{capacity * row_stride, row_stride, 1}, what + " has other strides than documented");
+      require_shape(what.c_str(), seen, block.dtype,
+                    {static_cast<std::int64_t>(expected_.expert_counts.size()), capacity, block.width});
+      require(seen.strides == std::array<std::int64_t, 3>{capacity * row_stride, row_stride, 1},
+              what + " has other strides than documented");
       flat.strides[0] = row_stride;
     } else {
       const std::int64_t shown = case_.host_counts ? num_rows : seen.shape[0];
       require(shown >= num_rows, fmt::format("{} shows {} rows, expected at least {}", what, shown, num_rows));
       require_shape(what.c_str(), seen, block.dtype, {shown, block.width});
-      require(num_rows == 0 || (seen.strides[0] == row_stride && seen.strides[1] == 1), what + " has other strides than documented");
+      require(num_rows == 0 || (seen.strides[0] == row_stride && seen.strides[1] == 1),
+              what + " has other strides than documented");
     }
     for (std::int64_t row = 0; row < num_rows; ++row) {
       const Origin& origin = expected_.rows[u(row)];
       const bool must_be_zero = case_.layout == Layout::kExpertMajor && case_.zero_padding;
       if (origin.source < 0 && !must_be_zero) continue;
-      const std::int64_t at = case_.layout == Layout::kExpertPadded ? row / capacity_ * capacity + row % capacity_ : row;
-      require_same_row(fmt::format("{} row {} (rank {} token {} choice {})", what, row, origin.source, origin.token, origin.choice), block.dtype, row_of(flat, at),
-                       &expected_.payload[b][u(row * block.row_bytes())], block.width);
+      const std::int64_t at =
+          case_.layout == Layout::kExpertPadded ? row / capacity_ * capacity + row % capacity_ : row;
+      require_same_row(
+          fmt::format("{} row {} (rank {} token {} choice {})", what, row, origin.source, origin.token, origin.choice),
+          block.dtype, row_of(flat, at), &expected_.payload[b][u(row * block.row_bytes())], block.width);
     }
   }
 }
@@ -170,7 +186,8 @@ void Round::check_choices(const DispatchResult& result, bool cached) const {
     const std::int64_t shown = case_.host_counts ? num_rows : result.topk_ids.shape[0];
     require_shape("topk_ids", result.topk_ids, wide ? DType::kInt64 : DType::kInt32, {shown, k});
     for (std::int64_t i = 0; i < num_rows * k; ++i) {
-      const std::byte* at = row_of(result.topk_ids, i / k) + i % k * result.topk_ids.strides[1] * bytes_of(result.topk_ids.dtype);
+      const std::byte* at =
+          row_of(result.topk_ids, i / k) + i % k * result.topk_ids.strides[1] * bytes_of(result.topk_ids.dtype);
       std::int64_t seen = 0;
       if (wide) {
         std::memcpy(&seen, at, 8);
@@ -179,7 +196,8 @@ void Round::check_choices(const DispatchResult& result, bool cached) const {
         std::memcpy(&narrow, at, 4);
         seen = narrow;
       }
-      require(seen == expected_.ids[u(i)], fmt::format("topk_ids[{}, {}] is {}, expected {}", i / k, i % k, seen, expected_.ids[u(i)]));
+      require(seen == expected_.ids[u(i)],
+              fmt::format("topk_ids[{}, {}] is {}, expected {}", i / k, i % k, seen, expected_.ids[u(i)]));
     }
   } else {
     require(!result.topk_ids.present(), "topk_ids is there in an expert layout");
@@ -196,7 +214,8 @@ void Round::check_choices(const DispatchResult& result, bool cached) const {
   } else if (case_.layout == Layout::kExpertMajor) {
     require_shape("topk_weights", weights, DType::kFp32, {case_.host_counts ? num_rows : weights.shape[0]});
   } else {
-    require_shape("topk_weights", weights, DType::kFp32, {static_cast<std::int64_t>(expected_.expert_counts.size()), result.payload[0].shape[1]});
+    require_shape("topk_weights", weights, DType::kFp32,
+                  {static_cast<std::int64_t>(expected_.expert_counts.size()), result.payload[0].shape[1]});
   }
   for (std::size_t i = 0; i < expected_.weights.size(); ++i) {
     auto at = static_cast<std::int64_t>(i);
@@ -205,45 +224,62 @@ void Round::check_choices(const DispatchResult& result, bool cached) const {
       if (expected_.rows[i].source < 0 && !must_be_zero) continue;
       if (case_.layout == Layout::kExpertPadded) at = at / capacity_ * weights.shape[1] + at % capacity_;
     }
-    require(same_element(DType::kFp32, reinterpret_cast<const std::byte*>(data + at), reinterpret_cast<const std::byte*>(&expected_.weights[i])),
+    require(same_element(DType::kFp32, reinterpret_cast<const std::byte*>(data + at),
+                         reinterpret_cast<const std::byte*>(&expected_.weights[i])),
             fmt::format("topk_weights[{}] is {}, expected {}", i, data[at], expected_.weights[i]));
   }
 }
 
 void Round::check_counts(const DispatchResult& result) const {
   const auto experts = static_cast<std::int64_t>(expected_.expert_counts.size());
-  require_equal("num_rows", values_of<std::int64_t>("num_rows", result.num_rows, DType::kInt64, 1), std::vector<std::int64_t>{expected_.num_rows});
-  require_equal("source_offsets", values_of<std::int32_t>("source_offsets", result.source_offsets, DType::kInt32, case_.num_ranks() + 1), expected_.source_offsets);
-  require_equal("expert_counts", values_of<std::int32_t>("expert_counts", result.expert_counts, DType::kInt32, experts), expected_.expert_counts);
+  require_equal("num_rows", values_of<std::int64_t>("num_rows", result.num_rows, DType::kInt64, 1),
+                std::vector<std::int64_t>{expected_.num_rows});
+  require_equal("source_offsets",
+                values_of<std::int32_t>("source_offsets", result.source_offsets, DType::kInt32, case_.num_ranks() + 1),
+                expected_.source_offsets);
+  require_equal("expert_counts", values_of<std::int32_t>("expert_counts", result.expert_counts, DType::kInt32, experts),
+                expected_.expert_counts);
   if (case_.layout != Layout::kRankMajor) {
     std::vector<std::int32_t> offsets = expected_.expert_offsets;
     if (case_.layout == Layout::kExpertPadded) {
-      for (std::size_t e = 0; e < offsets.size(); ++e) offsets[e] = static_cast<std::int32_t>(static_cast<std::int64_t>(e) * result.payload[0].shape[1]);
+      for (std::size_t e = 0; e < offsets.size(); ++e)
+        offsets[e] = static_cast<std::int32_t>(static_cast<std::int64_t>(e) * result.payload[0].shape[1]);
     }
-    require_equal("expert_offsets", values_of<std::int32_t>("expert_offsets", result.expert_offsets, DType::kInt32, experts + 1), offsets);
+    require_equal("expert_offsets",
+                  values_of<std::int32_t>("expert_offsets", result.expert_offsets, DType::kInt32, experts + 1),
+                  offsets);
   }
   const std::vector<std::int64_t> none;
-  require_equal("host_expert_counts", result.host_expert_counts, case_.host_counts ? expected_.host_expert_counts : none);
+  require_equal("host_expert_counts", result.host_expert_counts,
+                case_.host_counts ? expected_.host_expert_counts : none);
 }
 
 void Round::check_handle(const DispatchResult& result) const {
   const Handle& handle = result.handle;
   require(handle.valid(), "handle is not valid");
   require(handle.layout() == case_.layout && handle.mode() == case_.mode, "handle has another layout or mode");
-  require(handle.num_tokens() == reference_.inputs(rank_).tokens && handle.top_k() == case_.top_k, "handle has other numbers of tokens or choices");
-  require(handle.num_rows() == expected_.num_rows, fmt::format("handle.num_rows is {}, expected {}", handle.num_rows(), expected_.num_rows));
-  require(handle.num_local_experts() == static_cast<int>(expected_.expert_counts.size()), "handle.num_local_experts differs");
+  require(handle.num_tokens() == reference_.inputs(rank_).tokens && handle.top_k() == case_.top_k,
+          "handle has other numbers of tokens or choices");
+  require(handle.num_rows() == expected_.num_rows,
+          fmt::format("handle.num_rows is {}, expected {}", handle.num_rows(), expected_.num_rows));
+  require(handle.num_local_experts() == static_cast<int>(expected_.expert_counts.size()),
+          "handle.num_local_experts differs");
   require_equal("handle.source_offsets", handle.source_offsets(), expected_.source_offsets);
   require_equal("handle.expert_counts", handle.expert_counts(), expected_.expert_counts);
   if (case_.layout != Layout::kRankMajor) {
-    const auto expert_rows = case_.layout == Layout::kExpertPadded ? static_cast<std::int64_t>(expected_.expert_counts.size()) * result.payload[0].shape[1]
-                                                                   : static_cast<std::int64_t>(expected_.rows.size());
-    require(handle.num_expert_rows() == expert_rows, fmt::format("handle.num_expert_rows is {}, expected {}", handle.num_expert_rows(), expert_rows));
+    const auto expert_rows =
+        case_.layout == Layout::kExpertPadded
+            ? static_cast<std::int64_t>(expected_.expert_counts.size()) * result.payload[0].shape[1]
+            : static_cast<std::int64_t>(expected_.rows.size());
+    require(handle.num_expert_rows() == expert_rows,
+            fmt::format("handle.num_expert_rows is {}, expected {}", handle.num_expert_rows(), expert_rows));
   }
-  require(handle.expert_capacity() == (case_.layout == Layout::kExpertPadded ? result.payload[0].shape[1] : 0), "handle.expert_capacity differs");
+  require(handle.expert_capacity() == (case_.layout == Layout::kExpertPadded ? result.payload[0].shape[1] : 0),
+          "handle.expert_capacity differs");
   for (std::size_t n = 0; n < expected_.source_tokens.size(); ++n) {
     const std::int32_t seen = handle.source_token(static_cast<std::int64_t>(n));
-    require(seen == expected_.source_tokens[n], fmt::format("handle.source_token({}) is {}, expected {}", n, seen, expected_.source_tokens[n]));
+    require(seen == expected_.source_tokens[n],
+            fmt::format("handle.source_token({}) is {}, expected {}", n, seen, expected_.source_tokens[n]));
   }
 }
 
@@ -267,11 +303,13 @@ Tensor Round::returned_rows(const DispatchResult& result) {
     if (origin.source < 0) continue;
     auto at = static_cast<std::int64_t>(i);
     if (padded) at = at / capacity_ * capacity + at % capacity_;
-    const auto row = returned_row(case_, reference_.round(), rank_, origin.local, origin.source, origin.token, origin.choice);
+    const auto row =
+        returned_row(case_, reference_.round(), rank_, origin.local, origin.source, origin.token, origin.choice);
     std::memcpy(&memory[u(at * row_elements * size)], row.data(), row.size());
   }
   if (padded) {
-    Tensor tensor = Tensor::contiguous(memory.data(), case_.combine_dtype, {result.payload[0].shape[0], capacity, case_.combine_width});
+    Tensor tensor = Tensor::contiguous(memory.data(), case_.combine_dtype,
+                                       {result.payload[0].shape[0], capacity, case_.combine_width});
     tensor.strides = {capacity * row_elements, row_elements, 1};
     return tensor;
   }
@@ -294,7 +332,8 @@ Tensor Round::returned_weights(const DispatchResult& result) {
     if (rank_major) {
       for (int k = 0; k < case_.top_k; ++k) {
         const bool mine = expected_.ids[u(at * width + k)] >= 0;
-        put(at * width + k, mine ? returned_weight(case_, reference_.round(), rank_, origin.source, origin.token, k) : 0);
+        put(at * width + k,
+            mine ? returned_weight(case_, reference_.round(), rank_, origin.source, origin.token, k) : 0);
       }
     } else {
       if (padded) at = at / capacity_ * capacity + at % capacity_;
@@ -313,12 +352,16 @@ CombineArgs Round::combine_args(const DispatchResult& result) {
   args.x = returned_rows(result);
   args.reduction = case_.reduction;
   args.weighting = case_.weighting;
-  if (case_.weighting == CombineArgs::Weighting::kGiven) args.weights = hold(in.late_weights.data(), DType::kFp32, in.tokens, case_.top_k, false);
-  if (case_.bias0 && !(case_.bias_on_even_ranks_only && rank_ % 2 != 0)) args.bias0 = hold(in.bias0.data(), *case_.bias0, in.tokens, case_.combine_width, false);
-  if (case_.bias1 && !(case_.bias_on_even_ranks_only && rank_ % 2 != 0)) args.bias1 = hold(in.bias1.data(), *case_.bias1, in.tokens, case_.combine_width, false);
+  if (case_.weighting == CombineArgs::Weighting::kGiven)
+    args.weights = hold(in.late_weights.data(), DType::kFp32, in.tokens, case_.top_k, false);
+  if (case_.bias0 && !(case_.bias_on_even_ranks_only && rank_ % 2 != 0))
+    args.bias0 = hold(in.bias0.data(), *case_.bias0, in.tokens, case_.combine_width, false);
+  if (case_.bias1 && !(case_.bias_on_even_ranks_only && rank_ % 2 != 0))
+    args.bias1 = hold(in.bias1.data(), *case_.bias1, in.tokens, case_.combine_width, false);
   if (case_.combine_weights) args.topk_weights = returned_weights(result);
   if (case_.out_given) {
-    const std::vector<std::byte> nothing(u(in.tokens * case_.combine_width) * dtype_bytes(case_.combine_dtype), kUntouched);
+    const std::vector<std::byte> nothing(u(in.tokens * case_.combine_width) * dtype_bytes(case_.combine_dtype),
+                                         kUntouched);
     args.out = hold(nothing.data(), case_.combine_dtype, in.tokens, case_.combine_width, false);
   }
   return args;
@@ -330,7 +373,8 @@ void Round::check(const CombineResult& result) const {
   const std::vector<std::byte> expected = reference_.combine(rank_);
   const std::int64_t row_bytes = case_.combine_width * bytes_of(case_.combine_dtype);
   for (std::int64_t t = 0; t < in.tokens; ++t) {
-    require_same_row(fmt::format("out token {}", t), case_.combine_dtype, row_of(result.out, t), &expected[u(t * row_bytes)], case_.combine_width);
+    require_same_row(fmt::format("out token {}", t), case_.combine_dtype, row_of(result.out, t),
+                     &expected[u(t * row_bytes)], case_.combine_width);
   }
   if (!case_.combine_weights) {
     require(!result.topk_weights.present(), "combined topk_weights are there though none were given");

@@ -38,7 +38,9 @@ std::string what_of_current_exception() {
   }
 }
 
-[[noreturn]] void fail(const char* call) { throw std::system_error(errno, std::generic_category(), call); }
+[[noreturn]] void fail(const char* call) {
+  throw std::system_error(errno, std::generic_category(), call);
+}
 
 /// Collects what goes wrong on the ranks.
 class Failures {
@@ -111,12 +113,14 @@ void write_all(int fd, const std::string& text) {
   }
 }
 
-[[noreturn]] void child_main(int rank, int size, std::uint16_t port, const std::function<std::string(Rank)>& body, int report, pid_t parent) {
+[[noreturn]] void child_main(int rank, int size, std::uint16_t port, const std::function<std::string(Rank)>& body,
+                             int report, pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);
   std::string text;
   try {
-    const auto meeting = meet_over_tcp({.rank = rank, .size = size, .port = port, .token = "test " + std::to_string(parent)});
+    const auto meeting =
+        meet_over_tcp({.rank = rank, .size = size, .port = port, .token = "test " + std::to_string(parent)});
     text = "r" + body({rank, size, meeting.get()});
   } catch (...) {
     text = "t" + what_of_current_exception();
@@ -127,7 +131,9 @@ void write_all(int fd, const std::string& text) {
 
 }  // namespace
 
-const char* name(RanksAs ranks_as) { return ranks_as == RanksAs::kThreads ? "threads" : "processes"; }
+const char* name(RanksAs ranks_as) {
+  return ranks_as == RanksAs::kThreads ? "threads" : "processes";
+}
 
 void require(bool condition, const std::string& message) {
   if (!condition) throw Failure(message);
@@ -219,7 +225,9 @@ RankProcesses::~RankProcesses() {
   }
 }
 
-pid_t RankProcesses::pid(int rank) const { return children_.at(static_cast<std::size_t>(rank))->pid; }
+pid_t RankProcesses::pid(int rank) const {
+  return children_.at(static_cast<std::size_t>(rank))->pid;
+}
 
 void RankProcesses::send_signal(int rank, int signal_number) {
   const auto& child = *children_.at(static_cast<std::size_t>(rank));
@@ -229,7 +237,8 @@ void RankProcesses::send_signal(int rank, int signal_number) {
 std::vector<RankProcesses::Outcome> RankProcesses::wait(std::chrono::seconds deadline, const std::vector<int>& ranks) {
   std::vector<Child*> wanted;
   for (int rank = 0; rank < static_cast<int>(children_.size()); ++rank) {
-    if (ranks.empty() || std::find(ranks.begin(), ranks.end(), rank) != ranks.end()) wanted.push_back(children_[static_cast<std::size_t>(rank)].get());
+    if (ranks.empty() || std::find(ranks.begin(), ranks.end(), rank) != ranks.end())
+      wanted.push_back(children_[static_cast<std::size_t>(rank)].get());
   }
   const auto end = Clock::now() + deadline;
   for (;;) {
@@ -250,7 +259,8 @@ std::vector<RankProcesses::Outcome> RankProcesses::wait(std::chrono::seconds dea
       }
       break;
     }
-    if (::poll(polls.data(), polls.size(), static_cast<int>(std::min<long long>(left, 1000))) < 0 && errno != EINTR) fail("poll");
+    if (::poll(polls.data(), polls.size(), static_cast<int>(std::min<long long>(left, 1000))) < 0 && errno != EINTR)
+      fail("poll");
     for (std::size_t i = 0; i < polls.size(); ++i) {
       if (polls[i].revents != 0) open[i]->read_some();
     }

@@ -40,7 +40,8 @@ inline constexpr std::chrono::seconds kDefaultDeadline{100};
 
 /// Runs `body` on `size` ranks. Throws Failure with the messages of all ranks that failed, in order of rank. Threads that
 /// pass the deadline cannot be ended alone: the program then says who they are and exits with status 3.
-void run_ranks(int size, RanksAs ranks_as, const std::function<void(Rank)>& body, std::chrono::seconds deadline = kDefaultDeadline);
+void run_ranks(int size, RanksAs ranks_as, const std::function<void(Rank)>& body,
+               std::chrono::seconds deadline = kDefaultDeadline);
 
 /// Ranks as processes one by one, for tests that stop or kill them. The processes die with the test program.
 class RankProcesses {

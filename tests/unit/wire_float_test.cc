@@ -81,15 +81,18 @@ std::vector<float> interesting_floats() {
       const double value = format.value(m), next = format.value(m + 1);
       for (const double centre : {value, (value + next) / 2}) {
         const float f = static_cast<float>(centre);
-        for (const float g : {f, std::nextafter(f, 0.0f), std::nextafter(f, HUGE_VALF)}) list.insert(list.end(), {g, -g});
+        for (const float g : {f, std::nextafter(f, 0.0f), std::nextafter(f, HUGE_VALF)})
+          list.insert(list.end(), {g, -g});
       }
     }
   }
-  for (const float f : {0.0f, 464.0f, 448.0f, 65519.996f, 65520.0f, 65536.0f, HUGE_VALF, std::numeric_limits<float>::max(),
-                        std::numeric_limits<float>::min(), std::numeric_limits<float>::denorm_min(), std::nanf("")}) {
+  for (const float f :
+       {0.0f, 464.0f, 448.0f, 65519.996f, 65520.0f, 65536.0f, HUGE_VALF, std::numeric_limits<float>::max(),
+        std::numeric_limits<float>::min(), std::numeric_limits<float>::denorm_min(), std::nanf("")}) {
     list.insert(list.end(), {f, -f});
   }
-  for (const std::uint32_t bits : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0xffffffffu, 0x7fc00000u, 0x7f80ffffu}) list.push_back(bits_float(bits));
+  for (const std::uint32_t bits : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0xffffffffu, 0x7fc00000u, 0x7f80ffffu})
+    list.push_back(bits_float(bits));
   std::mt19937 random(7);
   for (int i = 0; i < 1'000'000; ++i) {
     const auto bits = static_cast<std::uint32_t>(random());
@@ -108,8 +111,10 @@ void compare_encoders(Format format, Encode encode) {
   for (const float x : interesting_floats()) {
     const int code = encode(x);
     const int expected = nearest.code(x);
-    const bool right = expected < 0 ? std::isnan(format.value(code & (sign - 1))) : code == expected + (std::signbit(x) ? sign : 0);
-    if (!right && ++failures < 10) ADD_FAILURE() << std::hexfloat << x << ": seen " << code << ", expected " << expected;
+    const bool right =
+        expected < 0 ? std::isnan(format.value(code & (sign - 1))) : code == expected + (std::signbit(x) ? sign : 0);
+    if (!right && ++failures < 10)
+      ADD_FAILURE() << std::hexfloat << x << ": seen " << code << ", expected " << expected;
   }
   EXPECT_EQ(failures, 0);
 }
@@ -140,9 +145,15 @@ TEST(WireFloat, EveryE4m3CodeDecodesAndComesBack) {
   }
 }
 
-TEST(WireFloat, Bf16RoundsToNearestEven) { compare_encoders(kBf16, float_to_bf16); }
-TEST(WireFloat, Fp16RoundsToNearestEven) { compare_encoders(kFp16, float_to_fp16); }
-TEST(WireFloat, E4m3RoundsToNearestEvenAndSaturates) { compare_encoders(kE4m3, float_to_e4m3); }
+TEST(WireFloat, Bf16RoundsToNearestEven) {
+  compare_encoders(kBf16, float_to_bf16);
+}
+TEST(WireFloat, Fp16RoundsToNearestEven) {
+  compare_encoders(kFp16, float_to_fp16);
+}
+TEST(WireFloat, E4m3RoundsToNearestEvenAndSaturates) {
+  compare_encoders(kE4m3, float_to_e4m3);
+}
 
 TEST(WireFloat, E4m3Edges) {
   EXPECT_EQ(float_to_e4m3(HUGE_VALF), 0x7e);

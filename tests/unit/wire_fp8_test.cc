@@ -80,7 +80,8 @@ void check(const Row& row, int block) {
   ASSERT_EQ(factors.back(), -7.0f);
 
   for (std::size_t s = 0; s < scales; ++s) {
-    const std::size_t begin = s * static_cast<std::size_t>(block), end = std::min(row.size(), begin + static_cast<std::size_t>(block));
+    const std::size_t begin = s * static_cast<std::size_t>(block),
+                      end = std::min(row.size(), begin + static_cast<std::size_t>(block));
     const double amax = block_amax(row.data() + begin, static_cast<std::int64_t>(end - begin));
     const float scale = static_cast<float>(amax * static_cast<double>(static_cast<float>(1.0 / 448.0)));
     ASSERT_EQ(factors[s], scale) << where(row, block, begin);
@@ -90,8 +91,10 @@ void check(const Row& row, int block) {
     for (std::size_t i = begin; i < end; ++i) {
       const float x = value_of(row[i]);
       const float scaled = static_cast<float>(static_cast<double>(x) * static_cast<double>(multiplier));
-      const float scaled2 = std::isinf(amax) ? x * 0.0f : static_cast<float>(std::ldexp(static_cast<double>(x), -power));
-      const int seen = std::isnan(scaled) ? data[i] & 0x7f : data[i], seen2 = std::isnan(scaled2) ? data2[i] & 0x7f : data2[i];
+      const float scaled2 =
+          std::isinf(amax) ? x * 0.0f : static_cast<float>(std::ldexp(static_cast<double>(x), -power));
+      const int seen = std::isnan(scaled) ? data[i] & 0x7f : data[i],
+                seen2 = std::isnan(scaled2) ? data2[i] & 0x7f : data2[i];
       ASSERT_EQ(seen, e4m3_code(scaled)) << where(row, block, i) << " x " << x << " amax " << amax;
       ASSERT_EQ(seen2, e4m3_code(scaled2)) << where(row, block, i) << " x " << x << " amax " << amax;
     }
@@ -128,7 +131,8 @@ TEST(WireFp8, EveryMagnitudeAsTheMaximum) {
   for (int magnitude = 0; magnitude < 0x8000; magnitude += 1) {
     const auto code = static_cast<std::uint16_t>(magnitude);
     const auto next = static_cast<std::uint16_t>((magnitude * 3) % 0x8000 | 0x8000);
-    if (magnitude % 16 == 0 || (magnitude & 0x7f) >= 0x5e) check(Row{code, std::min(next, static_cast<std::uint16_t>(code | 0x8000))}, 32);
+    if (magnitude % 16 == 0 || (magnitude & 0x7f) >= 0x5e)
+      check(Row{code, std::min(next, static_cast<std::uint16_t>(code | 0x8000))}, 32);
   }
 }
 

@@ -19,7 +19,10 @@ std::uint16_t stored16(DType dtype, float value) {
   return static_cast<std::uint16_t>(static_cast<unsigned>(bytes[0]) | static_cast<unsigned>(bytes[1]) << 8);
 }
 
-bool same(float a, float b) { return test::same_element(DType::kFp32, reinterpret_cast<const std::byte*>(&a), reinterpret_cast<const std::byte*>(&b)); }
+bool same(float a, float b) {
+  return test::same_element(DType::kFp32, reinterpret_cast<const std::byte*>(&a),
+                            reinterpret_cast<const std::byte*>(&b));
+}
 
 TEST(WireReference, DecodesAlike) {
   for (unsigned code = 0; code < 65536; ++code) {

@@ -26,13 +26,16 @@ std::uint32_t bits_of(float value) {
   return bits;
 }
 
-bool same(float a, float b) { return bits_of(a) == bits_of(b) || (std::isnan(a) && std::isnan(b)); }
+bool same(float a, float b) {
+  return bits_of(a) == bits_of(b) || (std::isnan(a) && std::isnan(b));
+}
 
 struct RandomRow {
   DType dtype;
   std::vector<std::byte> bytes;
 
-  RandomRow(DType type, std::int64_t n, std::mt19937& random) : dtype(type), bytes(static_cast<std::size_t>(n) * dtype_bytes(type)) {
+  RandomRow(DType type, std::int64_t n, std::mt19937& random)
+      : dtype(type), bytes(static_cast<std::size_t>(n) * dtype_bytes(type)) {
     for (auto& byte : bytes) byte = static_cast<std::byte>(random());  // all bit patterns: denormals, infinities, NaN
   }
   float at(std::int64_t i) const {
@@ -83,7 +86,8 @@ TEST(WireRows, AccumulateWeightedRoundsOnce) {
         accumulate_weighted(dtype, acc.data(), row.bytes.data(), weight, n);
         for (std::int64_t i = 0; i < n; ++i) {
           const float expected = std::fma(weight, row.at(i), before[static_cast<std::size_t>(i)]);
-          ASSERT_TRUE(same(acc[static_cast<std::size_t>(i)], expected)) << name(dtype) << " " << n << " " << i << " " << weight;
+          ASSERT_TRUE(same(acc[static_cast<std::size_t>(i)], expected))
+              << name(dtype) << " " << n << " " << i << " " << weight;
         }
         ASSERT_EQ(acc.back(), before.back());
       }
