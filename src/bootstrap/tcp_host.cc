@@ -34,7 +34,7 @@ std::size_t index(int rank) {
 /// When a guest that waits this long from now on must be told that it waited in vain.
 Deadline guest_deadline(std::chrono::nanoseconds patience) {
   const std::chrono::nanoseconds way = std::chrono::milliseconds(250);
-  return Deadline::after(patience - std::min(patience / 10, way));
+  return Deadline::after(patience - std::min(patience / 4, way));
 }
 
 }  // namespace
