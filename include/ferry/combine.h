@@ -29,8 +29,8 @@ struct CombineArgs {
 
   Tensor bias0,
       bias1;  ///< optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks
-  /// Optional (*): float32 in the shape of DispatchResult::topk_weights; each rank's values return to [T, K] and are summed over
-  /// ranks in ascending order (a choice has one owner, so this restores its value; used by backward passes).
+  /// Optional (*): float32 in the shape of DispatchResult::topk_weights; each choice's value returns from
+  /// its rank to [T, K] (0 for a choice that has none); values at other ranks' choices are not looked at. For backward passes.
   Tensor topk_weights;
 
   Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous: written and returned

@@ -30,9 +30,10 @@ struct GroupLimits {
   std::int64_t hidden = 7168;    ///< widest row, in elements of the widest payload dtype below
   DType dtype = DType::kBf16;    ///< widest payload and combine dtype
   std::int64_t extra_bytes = 0;  ///< per token, for payload blocks beyond the row and its fp8 scales
-  std::int64_t recv_rows = 0;    ///< rows of the receive window, throughput mode; 0 = worst case, nothing can overflow
-  int max_slots = 0;             ///< places of experts over all ranks; 0 = those of the default placement
-  int num_flights = 2;           ///< calls in flight of each kind, at least 1
+  std::int64_t recv_rows =
+      0;                ///< rows of the receive window, throughput mode; 0 = worst case (for alignments up to 128)
+  int max_slots = 0;    ///< places of experts over all ranks; 0 = those of the default placement
+  int num_flights = 2;  ///< calls in flight of each kind, at least 1
 };
 
 /// Switches for tests: they change timing, never results.
@@ -103,8 +104,9 @@ struct StepTrace {
 /// A result with Output::kWindow stays valid until this rank starts the dispatch `num_flights` later. Results own a share of
 /// the memory, so using one for longer reads stale rows but never unmapped memory.
 ///
-/// After an Error(timeout | peer_lost | mismatch) the call it came from is over on this rank and the group goes on with the
-/// next call; invalid_argument leaves the group as it was before the call.
+/// After an Error(timeout | peer_lost | mismatch | overflow) the call it came from is over on this rank and the group goes on
+/// with the next call; invalid_argument found before the call leaves the group as it was. If only some ranks made or failed a
+/// call, they may be out of step: their next calls end in named errors until the membership changes or another group is made.
 class Group {
  public:
   /// Collective over the meeting.

@@ -14,8 +14,9 @@
 namespace ferry {
 
 /// Plain data in one block of memory without pointers (layout: docs/handle.md), owned by the handle or lent by the caller.
-/// Copies share the block. A handle may be used by any number of combines and cached dispatches of the group that made it,
-/// also after its receive window was reused, until the membership of the group changes.
+/// Copies share the block; lent memory must outlive all of them. A handle may be used by any number of combines and cached
+/// dispatches of the group that made it, also after its receive window was reused. After masks changed, combine still takes it
+/// (ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.
 class Handle {
  public:
   Handle() = default;
@@ -41,6 +42,7 @@ class Handle {
   /// Used by the library to build a handle over memory; `owner` keeps it alive (null: the caller lends it).
   Handle(std::shared_ptr<const void> owner, std::span<std::byte> bytes) : owner_(std::move(owner)), bytes_(bytes) {}
   std::span<std::byte> mutable_bytes() const noexcept { return bytes_; }
+  const std::shared_ptr<const void>& owner() const noexcept { return owner_; }
 
  private:
   std::shared_ptr<const void> owner_;

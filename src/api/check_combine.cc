@@ -21,24 +21,13 @@ constexpr const char* kFunction = "ferry::Group::combine";
 }
 
 void check_memory(const char* argument, const Tensor& tensor) {
-  if (tensor.data == nullptr && tensor.num_elements() > 0) refuse(kFunction, argument, "a null pointer", "memory");
+  ferry::check_memory(kFunction, argument, tensor);
 }
 
-void check_handle(const GroupState& group, const CombineArgs& args) {
-  if (args.handle == nullptr || !args.handle->valid())
-    refuse(kFunction, "handle", "absent", "the handle of a dispatch");
-  const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
-  if (header.magic != HandleHeader::kMagic)
-    refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
-  if (header.rank != group.runtime->rank || header.num_ranks != group.runtime->topology.num_ranks()) {
-    refuse(kFunction, "handle", fmt::format("of rank {} of {}", header.rank, header.num_ranks),
-           fmt::format("of rank {} of {}", group.runtime->rank, group.runtime->topology.num_ranks()));
-  }
-  if (header.rails_digest != group.windows().rails.digest()) {
-    unsupported(
-        "masks changed which ranks forward between nodes since the dispatch, so its rows cannot return; dispatch "
-        "again");
-  }
+void check_rails(const GroupState& group, const HandleHeader& header) {
+  if (header.rails_digest == group.windows().rails.digest()) return;
+  unsupported(
+      "masks changed which ranks forward between nodes since the dispatch, so its rows cannot return; dispatch again");
 }
 
 /// x by layout; more rows than the handle knows are allowed, fewer are not.
@@ -146,7 +135,12 @@ std::uint64_t digest_of(const CombineCall& call) {
       .add(call.args.reduction.group)
       .add(call.args.reduction.order)
       .add(call.args.weighting);
-  return digest.add(call.has_topk_weights).add(call.top_k).add(call.handle.mode()).add(call.handle.layout()).value();
+  return digest.add(call.has_topk_weights)
+      .add(call.top_k)
+      .add(call.handle.mode())
+      .add(call.handle.layout())
+      .add(call.handle_epoch)
+      .value();
 }
 
 }  // namespace
@@ -155,7 +149,9 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
   if (args.timeout && args.timeout->count() <= 0)
     refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
-  check_handle(group, args);
+  const HandleHeader& header = check_handle(kFunction, group, args.handle);
+  check_rails(group, header);
+  call.handle_epoch = header.epoch;
   check_x(args);
   check_reduction(args);
   check_topk_weights(args);

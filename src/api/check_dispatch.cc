@@ -47,7 +47,7 @@ void check_matrix(const std::string& argument, const Tensor& tensor, std::int64_
                   const std::string& expected) {
   if (tensor.ndim != 2 || tensor.shape[0] != rows || tensor.shape[1] != columns)
     refuse(kFunction, argument, describe(tensor), expected);
-  if (tensor.data == nullptr && tensor.num_elements() > 0) refuse(kFunction, argument, "a null pointer", "memory");
+  check_memory(kFunction, argument, tensor);
 }
 
 std::int64_t check_payload(const GroupState& group, const DispatchArgs& args) {
@@ -63,6 +63,11 @@ std::int64_t check_payload(const GroupState& group, const DispatchArgs& args) {
       refuse(kFunction, argument, describe(block), "[T, W] with W of at least 1");
     check_matrix(argument, block, num_tokens, block.shape[1],
                  fmt::format("[{}, W], as many rows as payload[0]", num_tokens));
+  }
+  for (const Tensor& block : args.payload) {
+    const std::int64_t widest = group.windows().layout.max_row_bytes();  // before widths are multiplied
+    if (block.shape[1] > widest)
+      refuse(kFunction, "payload", describe(block), fmt::format("rows of at most {} bytes", widest));
   }
   const GroupLimits& limits = group.config.limits;
   const bool throughput = args.mode == Mode::kThroughput;
@@ -106,40 +111,31 @@ wire::RowFormat make_format(const GroupState& group, const DispatchArgs& args) {
   return format;
 }
 
-void check_handle(const GroupState& group, const DispatchArgs& args, const Placement& placement,
+void check_cached(const GroupState& group, const DispatchArgs& args, const Placement& placement,
                   std::int64_t num_tokens) {
   if (args.topk_ids.present()) refuse(kFunction, "topk_ids", "given together with handle", "one of the two");
-  if (!args.handle->valid()) refuse(kFunction, "handle", "empty", "the handle of an earlier dispatch");
-  const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
-  if (header.magic != HandleHeader::kMagic)
-    refuse(kFunction, "handle", "not a handle (its first bytes differ)", "the handle of an earlier dispatch");
-  if (header.rank != group.runtime->rank || header.num_ranks != group.runtime->topology.num_ranks()) {
-    refuse(kFunction, "handle", fmt::format("of rank {} of {}", header.rank, header.num_ranks),
-           fmt::format("of rank {} of {}", group.runtime->rank, group.runtime->topology.num_ranks()));
-  }
+  if (args.renormalise)
+    refuse(kFunction, "renormalise", "set together with handle", "weights that fit the handle's routing");
+  const HandleHeader& header = check_handle(kFunction, group, args.handle);
   if (header.membership != group.windows().membership.number) {
     refuse(
         kFunction, "handle", fmt::format("of membership {}", header.membership),
         fmt::format("of membership {}: dispatch with topk_ids after masks changed", group.windows().membership.number));
   }
-  if (header.placement_digest != placement.digest())
-    refuse(kFunction, "placement", "another than the handle's", "the handle's");
-  if (header.num_tokens != num_tokens)
-    refuse(kFunction, "payload[0]", fmt::format("{} tokens", num_tokens),
-           fmt::format("{}, as the handle's", header.num_tokens));
-  if (header.mode != static_cast<int>(args.mode))
-    refuse(kFunction, "mode", name(args.mode), fmt::format("{}, as the handle's", name(args.handle->mode())));
-  if (header.layout != static_cast<int>(args.layout))
-    refuse(kFunction, "layout", name(args.layout), fmt::format("{}, as the handle's", name(args.handle->layout())));
-  if (args.layout == Layout::kExpertMajor && header.alignment != args.alignment) {
-    refuse(kFunction, "alignment", fmt::to_string(args.alignment),
-           fmt::format("{}, as the handle's", header.alignment));
-  }
-  if (args.expert_capacity != 0 && args.layout == Layout::kExpertPadded &&
-      header.expert_capacity != args.expert_capacity) {
-    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity),
-           fmt::format("{}, as the handle's", header.expert_capacity));
-  }
+  const auto require_same = [](const char* argument, bool same, const std::string& seen, const std::string& handles) {
+    if (!same) refuse(kFunction, argument, seen, fmt::format("{}, as the handle's", handles));
+  };
+  const bool same_capacity = args.layout != Layout::kExpertPadded || args.expert_capacity == 0 ||
+                             header.expert_capacity == args.expert_capacity;
+  const bool same_alignment = args.layout != Layout::kExpertMajor || header.alignment == args.alignment;
+  require_same("placement", header.placement_digest == placement.digest(), "another", "the one");
+  require_same("payload[0]", header.num_tokens == num_tokens, fmt::format("{} tokens", num_tokens),
+               fmt::to_string(header.num_tokens));
+  require_same("mode", args.handle->mode() == args.mode, name(args.mode), name(args.handle->mode()));
+  require_same("layout", args.handle->layout() == args.layout, name(args.layout), name(args.handle->layout()));
+  require_same("alignment", same_alignment, fmt::to_string(args.alignment), fmt::to_string(header.alignment));
+  require_same("expert_capacity", same_capacity, fmt::to_string(args.expert_capacity),
+               fmt::to_string(header.expert_capacity));
 }
 
 int check_ids(const GroupState& group, const DispatchArgs& args, std::int64_t num_tokens) {
@@ -183,7 +179,8 @@ std::uint64_t digest_of(const DispatchCall& call) {
       .add(call.shape.capacity)
       .add(args.renormalise)
       .add(call.has_weights)
-      .add(args.handle != nullptr);
+      .add(call.handle_epoch)
+      .add(args.topk_weights.present());
   return digest.add(call.placement->digest()).value();
 }
 
@@ -207,7 +204,8 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   call.num_tokens = check_payload(group, args);
   call.format = make_format(group, args);
   if (args.handle != nullptr) {
-    check_handle(group, args, *call.placement, call.num_tokens);
+    check_cached(group, args, *call.placement, call.num_tokens);
+    call.handle_epoch = HandleView(args.handle->mutable_bytes()).header().epoch;
     call.cached = *args.handle;
     call.top_k = args.handle->top_k();
   } else {
@@ -218,6 +216,10 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
     if (args.topk_weights.dtype != DType::kFp32)
       refuse(kFunction, "topk_weights", describe(args.topk_weights), expected);
     check_matrix("topk_weights", args.topk_weights, call.num_tokens, call.top_k, expected);
+  }
+  if (reinterpret_cast<std::uintptr_t>(args.handle_memory.data()) % 16 != 0) {
+    refuse(kFunction, "handle_memory", fmt::format("at address {}", static_cast<void*>(args.handle_memory.data())),
+           "at a multiple of 16 bytes");
   }
   call.has_weights = args.topk_weights.present() ||
                      (args.handle != nullptr && HandleView(args.handle->mutable_bytes()).header().has_weights != 0);

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include <cstring>
+#include <random>
 
 #include "api/group_state.h"
 #include "core/check.h"
@@ -64,26 +65,41 @@ std::vector<std::byte> to_bytes(const std::vector<std::pair<std::string, std::st
   return {begin, begin + text.size()};
 }
 
-void check_agreement(Meeting& meeting, const std::vector<std::pair<std::string, std::string>>& mine,
-                     std::chrono::nanoseconds timeout) {
-  const auto everyone = meeting.all_gather(to_bytes(mine), timeout);
+/// Refuses if rank `rank` has other lines than this one; the first that differs goes into the message.
+void compare_lines(int rank, const std::string& theirs, int my_rank,
+                   const std::vector<std::pair<std::string, std::string>>& mine) {
+  std::size_t at = 0;
+  for (const auto& [key, value] : mine) {
+    const std::size_t end = theirs.find('\n', at);
+    const std::string line = theirs.substr(at, end == std::string::npos ? end : end - at);
+    if (line != key + "=" + value) {
+      Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank,
+                                                    line, my_rank, key, value));
+      error.step = "meet";
+      error.peers.push_back({.rank = rank});
+      throw error;
+    }
+    at = end == std::string::npos ? theirs.size() : end + 1;
+  }
+}
+
+/// Ranks compare what must be equal; returns rank 0's random number, by which handles know their group.
+std::uint64_t agree(Meeting& meeting, const std::vector<std::pair<std::string, std::string>>& mine,
+                    std::chrono::nanoseconds timeout) {
+  std::random_device random;
+  std::uint64_t number = static_cast<std::uint64_t>(random()) << 32 | random();
+  std::vector<std::byte> bytes = to_bytes(mine);
+  const auto* begin = reinterpret_cast<const std::byte*>(&number);
+  bytes.insert(bytes.begin(), begin, begin + sizeof(number));
+  const auto everyone = meeting.all_gather(bytes, timeout);
   for (int rank = 0; rank < meeting.size(); ++rank) {
     const auto& theirs = everyone[static_cast<std::size_t>(rank)];
-    const std::string text(reinterpret_cast<const char*>(theirs.data()), theirs.size());
-    std::size_t at = 0;
-    for (const auto& [key, value] : mine) {
-      const std::size_t end = text.find('\n', at);
-      const std::string line = text.substr(at, end == std::string::npos ? end : end - at);
-      if (line != key + "=" + value) {
-        Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank,
-                                                      line, meeting.rank(), key, value));
-        error.step = "meet";
-        error.peers.push_back({.rank = rank});
-        throw error;
-      }
-      at = end == std::string::npos ? text.size() : end + 1;
-    }
+    const std::size_t text_at = std::min(theirs.size(), sizeof(number));
+    compare_lines(rank, {reinterpret_cast<const char*>(theirs.data()) + text_at, theirs.size() - text_at},
+                  meeting.rank(), mine);
   }
+  std::memcpy(&number, everyone[0].data(), sizeof(number));
+  return number;
 }
 
 void check_backend(const GroupConfig& config) {
@@ -116,7 +132,7 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   auto placement = std::make_shared<const Placement>(
       config.placement ? *config.placement : Placement::contiguous(config.limits.num_experts, meeting.size()));
   const auto lines = agreement(config, topology, *placement);
-  check_agreement(meeting, lines, config.timeout);
+  const std::uint64_t group = agree(meeting, lines, config.timeout);
   Digest digest;
   for (std::byte byte : to_bytes(lines)) digest.add(static_cast<std::uint8_t>(byte));
 
@@ -125,6 +141,7 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   if (settings.test.max_signal_delay_ns == 0) settings.test.max_signal_delay_ns = environment.test_delay_ns.value_or(0);
   auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout),
                                            make_engine(topology, settings.test), settings.test);
+  runtime->group = group;
   auto backend = make_host_backend(*runtime);
   auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime),
                                             std::move(backend), digest.value());

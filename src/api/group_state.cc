@@ -64,13 +64,19 @@ void GroupState::refresh_windows() {
     masks_ = wanted.masked;
     next_membership_ = wanted.number;
   } else if (windows_ && windows_->membership.masked == masks_) {
-    return;
+    runtime->masked_now = masks_;  // a rank masked and taken back before any call is waited for again
+    // A peer whose first try to open the windows of this membership failed has opened others.
+    const std::optional<std::uint32_t> reopened = runtime->reopened_as(*windows_);
+    if (!reopened) return;
+    next_membership_ = wanted.number = *reopened;
   }
   runtime->masked_now = masks_;
   const Rails rails(runtime->topology, wanted.masked);
   const WindowLayout layout = make_window_layout(config, runtime->topology, *placement, rails);
   ++next_membership_;  // also if opening fails: a second try must not meet notices of the first
-  auto windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout);
+  auto windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout, windows_.get());
+  counters_.epoch = windows->first_epoch;
+  counters_.dispatches = counters_.combines = counters_.exchanges = 0;  // no call in flight uses the fresh windows
   for (auto& call : dispatches_) {
     if (call && !call->over) old_dispatches_.push_back(std::move(call));
     call = nullptr;
@@ -81,6 +87,9 @@ void GroupState::refresh_windows() {
   }
   replace_windows(std::move(windows));
   rejoining_ = false;
+  const auto is_finished = [](const auto& old) { return old->over || (old->dropped && old->forward_posted); };
+  std::erase_if(old_dispatches_, is_finished);
+  std::erase_if(old_combines_, is_finished);
 }
 
 /// Forwards what has arrived for others, for every call in flight.
@@ -127,6 +136,7 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* oper
            fmt::format("fewer than num_flights = {}: receive one first", config.limits.num_flights));
   }
   const std::shared_ptr<CallType> call = flight;
+  call->discard = true;  // what the caller lent for results may be gone
   try {
     receive_it(*call);
   } catch (const Error& error) {
@@ -138,15 +148,34 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* oper
 template <typename CallType>
 void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count) {
   const auto flight = static_cast<std::size_t>((count + 1) % flights.size());
-  free_flight(flights[flight], call.operation == "dispatch" ? "dispatch_send" : "combine_send",
+  free_flight(flights[flight], call.kind == CallKind::kCombine ? "combine_send" : "dispatch_send",
               [this](CallType& old) { receive_now(old); });
   ++count;
   call.windows = windows_;
   call.epoch = ++counters_.epoch;
   call.flight = static_cast<int>(flight);
   call.memory = std::make_shared<ResultMemory>();
-  call.memory->keep = windows_->own_memory();
+  call.memory->keep.push_back(windows_->own_memory());
   runtime->announce(call);
+}
+
+/// A call that ranks did not agree about counts for none of them, so that flights stay in step.
+void GroupState::end_failed(Call& call, const Error& error) {
+  call.over = true;
+  if (error.code() == ErrorCode::kOverflow && call.kind == CallKind::kCombine && call.windows == windows_) {
+    // The rank that could not take its rows has no handle and makes no such call.
+    --counters_.epoch;
+    --counters_.combines;
+    windows_->last_combine[static_cast<std::size_t>(call.flight)] = static_cast<CombineCall&>(call).flight_used_before;
+    return;
+  }
+  if (error.code() != ErrorCode::kMismatch || call.windows != windows_) return;
+  if (call.kind == CallKind::kCombine) {
+    --counters_.combines;
+    return;
+  }
+  --counters_.dispatches;
+  if (call.kind == CallKind::kDispatch) --counters_.exchanges;
 }
 
 std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
@@ -154,7 +183,7 @@ std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args
   Busy busy(*this, kFunction);
   require_open(kFunction);
   auto call = std::make_shared<DispatchCall>();
-  call->operation = "dispatch";
+  call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
   fill_dispatch(*this, args, *call);
   begin(*call, dispatches_, counters_.dispatches);
@@ -163,8 +192,8 @@ std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args
   try {
     backend->route(*call);
     backend->dispatch_send(*call);
-  } catch (...) {
-    call->over = true;
+  } catch (const Error& error) {
+    end_failed(*call, error);
     throw;
   }
   call->sent = true;
@@ -176,15 +205,15 @@ std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
   Busy busy(*this, kFunction);
   require_open(kFunction);
   auto call = std::make_shared<CombineCall>();
-  call->operation = "combine";
+  call->kind = CallKind::kCombine;
   refresh_windows();
   fill_combine(*this, args, *call);
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;
   try {
     backend->combine_send(*call);
-  } catch (...) {
-    call->over = true;
+  } catch (const Error& error) {
+    end_failed(*call, error);
     throw;
   }
   call->sent = true;
@@ -199,8 +228,8 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receiv
   if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
   try {
     receive_it(*call);
-  } catch (...) {
-    call->over = true;
+  } catch (const Error& error) {
+    end_failed(*call, error);
     last_trace = call->trace;
     throw;
   }
@@ -259,7 +288,6 @@ void GroupState::check() {
     throw error;
   }
   Call here;
-  here.operation = "check";
   here.windows = windows_;
   here.epoch = counters_.epoch;
   runtime->check_aborted(here, "ferry::Group::check", *windows_);
@@ -279,6 +307,12 @@ void GroupState::replace_windows(std::shared_ptr<Windows> windows) {
 void GroupState::close() {
   if (closed_) return;
   closed_ = true;
+  // Rows of others that are here already are handed on; more than that would be waiting.
+  try {
+    forward_all();
+  } catch (const Error&) {
+    // The peers concerned see that this rank is gone.
+  }
   // What was handed to the engine belongs to calls that peers may still be in; carrying it out is local work.
   runtime->drain(std::chrono::seconds(1));
   dispatches_.clear();

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/handle_layout.h"
 #include "backend/runtime.h"
 #include "ferry/group.h"
 
@@ -59,6 +60,7 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   void free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive);
   template <typename CallType, typename Receive>
   auto receive(const std::shared_ptr<CallType>& call, Receive&& receive_it);
+  void end_failed(Call& call, const Error& error);
   void forward_all();
   void receive_now(DispatchCall& call);
   void receive_now(CombineCall& call);
@@ -83,6 +85,10 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
 /// Refusals before anything moves; `fill_*` writes what follows from the arguments into the call.
 std::string why_not_dispatch(const GroupState& group, const DispatchArgs& args);
 std::string why_not_combine(const GroupState& group, const CombineArgs& args);
+/// The header of a handle that this group made; refuses anything else.
+const HandleHeader& check_handle(const char* function, const GroupState& group, const Handle* handle);
+/// Refuses null and misaligned memory.
+void check_memory(const char* function, const std::string& argument, const Tensor& tensor);
 void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call);
 void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall& call);
 

@@ -10,7 +10,11 @@ namespace {
 
 HandleView view_of(const Handle& handle) {
   if (!handle.valid()) refuse("ferry::Handle", "handle", "empty", "the handle of a dispatch");
-  return HandleView(handle.mutable_bytes());
+  const HandleView view(handle.mutable_bytes());
+  if (handle.bytes().size() < sizeof(HandleHeader) || view.header().magic != HandleHeader::kMagic) {
+    refuse("ferry::Handle", "handle", "not a handle", "the handle of a dispatch");
+  }
+  return view;
 }
 
 }  // namespace

@@ -38,6 +38,24 @@ double miss(int num_experts, int held, int top_k) {
 
 }  // namespace
 
+namespace {
+
+/// Refuses limits whose regions together could not be counted in 64 bits, let alone mapped: above 2^46 bytes.
+void check_size(const GroupLimits& limits, int num_ranks) {
+  const double row =
+      static_cast<double>(limits.hidden) * static_cast<double>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
+      static_cast<double>(limits.extra_bytes) + 16.0 * limits.max_top_k + 64.0;
+  const double tokens = static_cast<double>(std::max(limits.max_tokens, limits.max_latency_tokens)) * num_ranks;
+  const double rows = static_cast<double>(limits.recv_rows) + tokens * limits.max_top_k * 4.0 +
+                      tokens * static_cast<double>(std::max(limits.num_experts, limits.max_slots));
+  const double bytes = rows * row * limits.num_flights;
+  constexpr double kMost = 70368744177664.0;  // 2^46
+  if (bytes > kMost)
+    refuse(kFunction, "limits", fmt::format("about {:.3g} bytes", bytes), fmt::format("at most {:.3g}", kMost));
+}
+
+}  // namespace
+
 void check_limits(const GroupConfig& config, const Topology& topology) {
   const GroupLimits& limits = config.limits;
   if (!config.placement) check_range("num_experts", limits.num_experts, 1, 1 << 20);
@@ -50,7 +68,8 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   check_range("max_slots", limits.max_slots, 0, 1 << 20);
   check_range("num_flights", limits.num_flights, 1, 64);
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;
-  if (limits.recv_rows == 0) check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
+  check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
+  check_size(limits, topology.num_ranks());
   const int num_ranks = topology.num_ranks();
   if (config.placement && config.placement->num_ranks() != num_ranks) {
     refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()),

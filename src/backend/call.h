@@ -9,7 +9,6 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <string_view>
 #include <vector>
 
 #include "backend/windows.h"
@@ -26,7 +25,7 @@ namespace ferry {
 class ResultMemory {
  public:
   void* allocate(std::int64_t bytes);
-  std::shared_ptr<const void> keep;  ///< windows or handle that views point into
+  std::vector<std::shared_ptr<const void>> keep;  ///< window and handle that views point into
 
  private:
   struct Free {
@@ -35,18 +34,23 @@ class ResultMemory {
   std::vector<std::unique_ptr<std::byte[], Free>> blocks_;
 };
 
+enum class CallKind : std::uint8_t { kNone, kDispatch, kCombine, kLatencyDispatch };
+const char* name(CallKind kind) noexcept;
+
 /// What every call has.
 struct Call {
-  std::string_view operation;  ///< "dispatch" or "combine"
+  CallKind kind = CallKind::kNone;
   std::shared_ptr<Windows> windows;
   std::uint64_t epoch = 0;
   int flight = 0;
   std::chrono::nanoseconds timeout{};
-  std::uint64_t digest = 0;  ///< of the arguments that must agree
-  bool sent = false;         ///< the send half is done
-  bool received = false;     ///< receive() was called
-  bool dropped = false;      ///< nobody will receive it; the group does when it needs the flight
-  bool over = false;         ///< received, or failed: nothing is owed any more
+  std::uint64_t digest = 0;        ///< of the arguments that must agree
+  std::uint64_t handle_epoch = 0;  ///< of the dispatch that made the handle this call uses, 0 without one
+  bool sent = false;               ///< the send half is done
+  bool received = false;           ///< receive() was called
+  bool discard = false;            ///< finish what is owed to peers, hand nothing out
+  bool dropped = false;            ///< nobody will receive it; the group does when it needs the flight
+  bool over = false;               ///< received, or failed: nothing is owed any more
   std::vector<StepTrace> trace;
 
   /// The value of a signal of this call: epoch << 24 | count.
@@ -86,6 +90,7 @@ struct DispatchCall : Call {
 
   std::vector<ForwardProgress> forwards;
   std::vector<std::byte> forward_records;  ///< TokenMeta of every row that passed through, by source
+  std::vector<std::int32_t> forwarded_to;  ///< [R] rows handed on to each rank
   bool forward_posted = false;
 
   DispatchResult result;
@@ -98,9 +103,10 @@ struct CombineCall : Call {
   std::int64_t num_tokens = 0;  ///< T
   int top_k = 0;
   std::int64_t hidden = 0;
-  std::int64_t row_bytes = 0;     ///< of a row, without padding
-  std::int64_t slot_bytes = 0;    ///< of a returned row with what follows it
-  bool has_topk_weights = false;  ///< K float32 of combined weights follow each returned row
+  std::int64_t row_bytes = 0;            ///< of a row, without padding
+  std::uint64_t flight_used_before = 0;  ///< epoch of the flight's last combine
+  std::int64_t slot_bytes = 0;           ///< of a returned row with what follows it
+  bool has_topk_weights = false;         ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;
 

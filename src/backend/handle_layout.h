@@ -17,6 +17,8 @@ struct HandleHeader {
 
   std::uint64_t magic = kMagic;
   std::int64_t total_bytes = 0;
+  std::uint64_t group = 0;         ///< random number of the group that made it
+  std::uint64_t epoch = 0;         ///< of the dispatch that made it, the same on all ranks
   std::uint64_t rails_digest = 0;  ///< who forwarded; a combine under other rails cannot return rows
   std::uint64_t placement_digest = 0;
   std::int32_t rank = 0, num_ranks = 0, num_nodes = 0, num_slots = 0;

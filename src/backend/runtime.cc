@@ -24,7 +24,15 @@ std::atomic_ref<std::uint64_t> word_at(std::byte* address) {
   return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(address));
 }
 
-enum Activity : std::uint64_t { kActivityDispatch = 1, kActivityCombine = 2 };
+std::string describe_activity(std::uint64_t word) {
+  if (word == 0) return "no call yet";
+  return fmt::format("call {} {}", word >> kEpochShift, name(static_cast<CallKind>(word & 0xff)));
+}
+
+/// What a rank has begun.
+std::uint64_t activity_word(const Call& call) {
+  return call.epoch << kEpochShift | static_cast<std::uint64_t>(call.kind);
+}
 
 }  // namespace
 
@@ -123,8 +131,7 @@ const CallNote& Runtime::note_of(const Call& call, bool combine, int writer) con
 }
 
 void Runtime::announce(const Call& call) {
-  const std::uint64_t what =
-      call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
+  const std::uint64_t what = activity_word(call);
   const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, rank);
   word_at(call.windows->own(offset)).store(what, std::memory_order_release);
   for (int peer : call.windows->live) {
@@ -135,13 +142,10 @@ void Runtime::announce(const Call& call) {
   }
 }
 
-std::string Runtime::activity_of(const Windows& windows, int peer) const {
+std::uint64_t Runtime::activity_of(const Windows& windows, int peer) const {
   const std::int64_t offset = windows.layout.signal(Signal::kActivity, 0, peer);
   std::byte* address = windows.peer(peer, offset);
-  const std::uint64_t what =
-      word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
-  if (what == 0) return "no call yet";
-  return fmt::format("call {} {}", what >> kEpochShift, (what & 0xff) == kActivityDispatch ? "dispatch" : "combine");
+  return word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
 }
 
 bool Runtime::reached(const Call& call, const Wait& wait, std::uint64_t& seen) const {
@@ -183,13 +187,18 @@ void Runtime::wait_completed(const Call& call, const char* step, std::uint64_t s
   wait_until(call, step, [&] { return engine->channel(0).completed() >= submitted_total; });
 }
 
+bool Runtime::abort_seen(const Windows& windows) const {
+  return word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire) != 0;
+}
+
 void Runtime::check_aborted(const Call& call, const char* step, const Windows& windows) {
   const std::uint64_t who = word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire);
   if (who == 0 && !aborted()) return;
-  if (who == 0 || who == static_cast<std::uint64_t>(rank) + 1) spread_abort_by_network(windows);
+  if (!abort_spread_) spread_abort_by_network(windows);
+  abort_spread_ = true;
   Error error(ErrorCode::kAborted,
               fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
-                          who == 0 ? rank : static_cast<int>(who) - 1, call.epoch, call.operation));
+                          who == 0 ? rank : static_cast<int>(who) - 1, call.epoch, name(call.kind)));
   error.step = step;
   error.epoch = call.epoch;
   throw error;
@@ -202,30 +211,48 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     if (const auto broken = engine->poll_error())
       throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);
   }
+  check_refusals(call, step, waits);
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
-    // A peer posts what it owes to one call before it announces the next, so an announcement that is ahead, read before a
-    // second look at the signal, shows that the signal will not come.
-    const std::string doing = activity_of(*call.windows, one.peer);
-    const std::uint64_t ahead = word_at([&] {
-                                  const std::int64_t offset =
-                                      call.windows->layout.signal(Signal::kActivity, 0, one.peer);
-                                  std::byte* address = call.windows->peer(one.peer, offset);
-                                  return address != nullptr ? address : call.windows->own(offset);
-                                }())
-                                    .load(std::memory_order_acquire);
-    const std::uint64_t mine =
-        call.epoch << kEpochShift | (call.operation == "dispatch" ? kActivityDispatch : kActivityCombine);
-    const bool other_kind = ahead >> kEpochShift == call.epoch && ahead != mine;
-    if (other_kind && !reached(call, one, seen))
-      throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
-    if (mesh->gone(one.peer) && !reached(call, one, seen))
-      throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
+    // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part.
+    const std::uint64_t activity = activity_of(*call.windows, one.peer);
+    const bool other_kind = activity >> kEpochShift == call.epoch && activity != activity_word(call);
+    const bool finished = has_finished(call, one.peer);
+    const bool gone = mesh->gone(one.peer);
+    if ((!other_kind && !finished && !gone) || reached(call, one, seen)) continue;
+    if (finished)
+      throw failure(ErrorCode::kMismatch, call, step, waits,
+                    fmt::format("rank {} has finished this call: its arguments differ", one.peer));
+    if (other_kind) throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
+    throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
   }
   if (waited_ns > limit.count())
     throw failure(ErrorCode::kTimeout, call, step, waits,
                   fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
+}
+
+/// A peer reports that it has read a call's regions when its part is over, so nothing more will come from it.
+bool Runtime::has_finished(const Call& call, int peer) const {
+  if (call.kind == CallKind::kDispatch) return false;  // route has compared the arguments
+  const Signal read = call.kind == CallKind::kCombine ? Signal::kCombineRead : Signal::kDispatchRead;
+  return signal(*call.windows, read, call.flight, peer) >= call.total(0);
+}
+
+/// A peer that could not take the rows of the latency dispatch (overflow) has said so with its read signal, and will not take
+/// part in the combine that belongs to it.
+void Runtime::check_refusals(const Call& call, const char* step, std::span<const Wait> waits) const {
+  if (call.kind != CallKind::kCombine) return;
+  const std::uint64_t refusal = call.handle_epoch << kEpochShift | 1;
+  for (const Wait& one : waits) {
+    std::uint64_t seen = 0;
+    if (reached(call, one, seen)) continue;
+    for (int flight = 0; flight < call.windows->layout.num_flights(); ++flight) {
+      if (signal(*call.windows, Signal::kDispatchRead, flight, one.peer) != refusal) continue;
+      throw failure(ErrorCode::kOverflow, call, step, waits,
+                    fmt::format("rank {} got more rows than expert_capacity in call {}", one.peer, call.handle_epoch));
+    }
+  }
 }
 
 Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits,
@@ -235,14 +262,16 @@ Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
-    peers.push_back(
-        {.rank = one.peer, .seen = seen, .wanted = one.wanted, .activity = activity_of(*call.windows, one.peer)});
+    peers.push_back({.rank = one.peer,
+                     .seen = seen,
+                     .wanted = one.wanted,
+                     .activity = describe_activity(activity_of(*call.windows, one.peer))});
     const PeerWait& peer = peers.back();
     list += fmt::format("{}rank {} ({}: seen call {} count {}, wanted call {} count {}; it is in {})",
                         list.empty() ? "" : ", ", peer.rank, name(one.kind), peer.seen >> kEpochShift,
                         peer.seen & 0xffffff, peer.wanted >> kEpochShift, peer.wanted & 0xffffff, peer.activity);
   }
-  Error error(code, fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, call.operation,
+  Error error(code, fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, name(call.kind),
                                 list.empty() ? "failed" : "waits for ", list, why));
   error.step = step;
   error.epoch = call.epoch;
@@ -272,6 +301,20 @@ void Runtime::drain(std::chrono::nanoseconds limit) {
   while (engine->channel(0).completed() < engine->channel(0).submitted() && Clock::now() < deadline) {
     std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
+}
+
+const char* name(CallKind kind) noexcept {
+  switch (kind) {
+    case CallKind::kNone:
+      return "call";
+    case CallKind::kDispatch:
+      return "dispatch";
+    case CallKind::kCombine:
+      return "combine";
+    case CallKind::kLatencyDispatch:
+      return "latency dispatch";
+  }
+  return "?";
 }
 
 const char* name(Signal kind) noexcept {

@@ -33,6 +33,7 @@ class Runtime {
           TestOptions test);
 
   const int rank;
+  std::uint64_t group = 0;  ///< random number that all ranks of the group share; handles carry it
   const Topology topology;
   std::unique_ptr<Mesh> mesh;           ///< null after leave()
   std::shared_ptr<net::Engine> engine;  ///< null on a single node
@@ -45,7 +46,9 @@ class Runtime {
   /// Opens the windows of a membership; collective over its members.
   std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout,
                                         const CallCounters& counters, std::uint64_t config_digest,
-                                        std::chrono::nanoseconds timeout);
+                                        std::chrono::nanoseconds timeout, const Windows* before);
+  /// The number under which a member has opened windows of the same membership anew, if one has (its first try failed).
+  std::optional<std::uint32_t> reopened_as(const Windows& windows) const;
   struct Rejoin {
     Membership membership;
     CallCounters counters;
@@ -78,6 +81,7 @@ class Runtime {
   /// only the network reaches.
   void abort() { aborted_.store(true, std::memory_order_release); }
   bool aborted() const { return aborted_.load(std::memory_order_acquire); }
+  bool abort_seen(const Windows& windows) const;
   void check_aborted(const Call& call, const char* step, const Windows& windows);
   /// Tells the peers of this node; may be called from any thread.
   void spread_abort_in_node(const Windows& windows) const;
@@ -94,9 +98,12 @@ class Runtime {
   void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                   std::chrono::nanoseconds limit);
   void check_notices(const Call& call, const char* step);
+  void collect_notices();
+  bool has_finished(const Call& call, int peer) const;
+  void check_refusals(const Call& call, const char* step, std::span<const Wait> waits) const;
   Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits,
                 const std::string& why) const;
-  std::string activity_of(const Windows& windows, int peer) const;
+  std::uint64_t activity_of(const Windows& windows, int peer) const;
   bool reached(const Call& call, const Wait& wait, std::uint64_t& seen) const;
   void spread_abort_by_network(const Windows& windows);
   void delay_signal();
@@ -104,6 +111,7 @@ class Runtime {
 
   friend class WindowOpener;
   std::atomic<bool> aborted_{false};
+  bool abort_spread_ = false;
   TestOptions test_;
   std::uint64_t random_ = 0;
   bool oversubscribed_ = false;

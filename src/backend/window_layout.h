@@ -43,7 +43,11 @@ struct CallNote {
 };
 static_assert(sizeof(CallNote) == 64);
 
-enum CallStatus : std::int64_t { kCallGood = 0, kCallBadId = 1 };
+enum CallStatus : std::int64_t {
+  kCallGood = 0,
+  kCallBadId = 1,
+  kCallRefused = 2,  ///< combine: a rail peer found that rank `where` of its node disagrees about the arguments
+};
 
 class WindowLayout {
  public:

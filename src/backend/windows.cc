@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 
@@ -97,11 +98,13 @@ Windows::~Windows() {
 /// Builds one Windows; a class so that its parts can share the arguments.
 class WindowOpener {
  public:
-  WindowOpener(Runtime& runtime, Windows& windows, NoticeHeader header, std::chrono::nanoseconds timeout)
-      : runtime_(runtime), windows_(windows), header_(header), timeout_(timeout) {}
+  WindowOpener(Runtime& runtime, Windows& windows, NoticeHeader header, std::chrono::nanoseconds timeout,
+               const Windows* before)
+      : runtime_(runtime), windows_(windows), header_(header), timeout_(timeout), before_(before) {}
 
   void open() {
     windows_.engine_ = runtime_.engine;
+    windows_.first_epoch = header_.counters.epoch;
     windows_.memory_ = runtime_.mesh->allocate(static_cast<std::size_t>(windows_.layout.total_bytes()));
     send_notices();
     const auto deadline = std::chrono::steady_clock::now() + timeout_;
@@ -113,8 +116,11 @@ class WindowOpener {
     while (!missing.empty()) {
       std::erase_if(missing, [&](int peer) { return receive_from(peer); });
       if (missing.empty()) break;
-      if (runtime_.aborted())
+      if (runtime_.aborted() || (before_ != nullptr && runtime_.abort_seen(*before_))) {
         throw Error(ErrorCode::kAborted, "ferry: the group was aborted while windows were opened");
+      }
+      // A peer may first want to receive a call whose rows pass through this rank.
+      if (runtime_.progress) runtime_.progress();
       if (std::chrono::steady_clock::now() > deadline)
         fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -141,6 +147,7 @@ class WindowOpener {
       if (theirs.header.number < header_.number) continue;
       check_agreement(peer, theirs);
       adopt(peer, notice->memory, theirs.description);
+      windows_.first_epoch = std::max(windows_.first_epoch, theirs.header.counters.epoch);
       return true;
     }
     if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
@@ -162,10 +169,6 @@ class WindowOpener {
       disagree(fmt::format("it is in membership {} and masks {}, this rank is in membership {} and masks {}",
                            theirs.header.number, list_masked(theirs.masked), header_.number,
                            list_masked(windows_.membership.masked)));
-    }
-    if (theirs.header.counters.epoch != header_.counters.epoch) {
-      disagree(
-          fmt::format("it has begun {} calls, this rank {}", theirs.header.counters.epoch, header_.counters.epoch));
     }
   }
 
@@ -196,40 +199,55 @@ class WindowOpener {
   Windows& windows_;
   NoticeHeader header_;
   std::chrono::nanoseconds timeout_;
+  const Windows* before_;
 };
 
 std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, const WindowLayout& layout,
                                                const CallCounters& counters, std::uint64_t config_digest,
-                                               std::chrono::nanoseconds timeout) {
+                                               std::chrono::nanoseconds timeout, const Windows* before) {
   auto windows = std::make_shared<Windows>(membership, rank, topology, layout, layout.num_flights());
   NoticeHeader header;
   header.number = membership.number;
   header.counters = counters;
   header.config_digest = config_digest;
   header.num_ranks = static_cast<std::uint64_t>(topology.num_ranks());
-  WindowOpener(*this, *windows, header, timeout).open();
+  WindowOpener(*this, *windows, header, timeout, before).open();
   return windows;
 }
 
 Runtime::Rejoin Runtime::wait_for_rejoin(std::chrono::nanoseconds timeout) {
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (std::chrono::steady_clock::now() < deadline) {
+  while (std::chrono::steady_clock::now() < deadline && !aborted()) {
+    collect_notices();
+    std::optional<Rejoin> newest;
     for (int peer = 0; peer < topology.num_ranks(); ++peer) {
-      if (peer == rank) continue;
-      while (std::optional<Notice> notice = next_notice(peer)) {
-        const MembershipNotice theirs = unpack(*notice, peer, topology.num_ranks());
-        if (theirs.header.left_out != 0) continue;
-        if (!notice->memory) continue;
-        early_notices_[static_cast<std::size_t>(peer)].push_back(std::move(*notice));
-        return {{theirs.header.number, theirs.masked}, theirs.header.counters};
-      }
+      const auto& notices = early_notices_[static_cast<std::size_t>(peer)];
+      if (notices.empty()) continue;
+      const MembershipNotice theirs = unpack(notices.back(), peer, topology.num_ranks());
+      if (theirs.header.left_out != 0 || (newest && newest->membership.number >= theirs.header.number)) continue;
+      newest = Rejoin{{theirs.header.number, theirs.masked}, theirs.header.counters};
     }
+    if (newest) return *newest;  // notices of earlier memberships are dropped when the windows are opened
+    if (progress) progress();
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  Error error(ErrorCode::kTimeout,
+  Error error(aborted() ? ErrorCode::kAborted : ErrorCode::kTimeout,
               fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
   error.step = "meet";
   throw error;
+}
+
+std::optional<std::uint32_t> Runtime::reopened_as(const Windows& windows) const {
+  std::optional<std::uint32_t> number;
+  for (int peer : windows.live) {
+    for (const Notice& notice : early_notices_[static_cast<std::size_t>(peer)]) {
+      const MembershipNotice theirs = unpack(notice, peer, topology.num_ranks());
+      const bool newer = theirs.header.number > number.value_or(windows.membership.number);
+      if (newer && theirs.header.left_out == 0 && theirs.masked == windows.membership.masked)
+        number = theirs.header.number;
+    }
+  }
+  return number;
 }
 
 std::optional<Notice> Runtime::next_notice(int peer) {
@@ -242,24 +260,32 @@ std::optional<Notice> Runtime::next_notice(int peer) {
   return mesh->poll(peer);
 }
 
-void Runtime::check_notices(const Call& call, const char* step) {
+void Runtime::collect_notices() {
   for (int peer = 0; peer < topology.num_ranks(); ++peer) {
     if (peer == rank) continue;
-    std::optional<Notice> notice = mesh->poll(peer);
-    if (!notice) continue;
-    const MembershipNotice theirs = unpack(*notice, peer, topology.num_ranks());
-    early_notices_[static_cast<std::size_t>(peer)].push_back(std::move(*notice));
+    while (std::optional<Notice> notice = mesh->poll(peer)) {
+      early_notices_[static_cast<std::size_t>(peer)].push_back(std::move(*notice));
+    }
+  }
+}
+
+void Runtime::check_notices(const Call& call, const char* step) {
+  collect_notices();
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    const auto& notices = early_notices_[static_cast<std::size_t>(peer)];
+    if (notices.empty()) continue;
+    const MembershipNotice theirs = unpack(notices.back(), peer, topology.num_ranks());
     if (theirs.header.number <= call.windows->membership.number) continue;
-    // A call sent before a change of membership may be received after it: only a rank that has not made the change itself
-    // is in disagreement.
-    if (theirs.header.left_out == 0 && theirs.masked == masked_now) continue;
+    // A peer that began this call before it changed the membership owes it nothing more than any other peer does.
+    if (theirs.header.left_out == 0 && theirs.header.counters.epoch >= call.epoch) continue;
     Error error(
         ErrorCode::kMismatch,
         theirs.header.left_out != 0
             ? fmt::format("{}: rank {} has left this rank ({}) out since membership {}", step, peer, rank,
                           theirs.header.number)
-            : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {}", step, peer,
-                          theirs.header.number, list_masked(theirs.masked), call.windows->membership.number));
+            : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {} and masks {}",
+                          step, peer, theirs.header.number, list_masked(theirs.masked), call.windows->membership.number,
+                          list_masked(masked_now)));
     error.step = step;
     error.epoch = call.epoch;
     error.peers.push_back({.rank = peer});

@@ -57,6 +57,8 @@ class Windows {
   /// Commands to the network that still read a flight's staging (or a parity's counts): channel count to wait for.
   std::vector<std::uint64_t> dispatch_staging_busy, combine_staging_busy;
   std::uint64_t counts_busy[2] = {0, 0};
+  /// Calls that the furthest member had begun when these windows were opened: everybody counts on from there.
+  std::uint64_t first_epoch = 0;
 
  private:
   friend class WindowOpener;

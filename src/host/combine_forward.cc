@@ -25,7 +25,9 @@ class ReturnForwarder {
         acc_(static_cast<std::size_t>(call.hidden)),
         ranks_(static_cast<std::size_t>(call.top_k)) {}
 
-  void forward_source(int source) {
+  /// Returns how many rows of this node's ranks went into what was sent.
+  std::int64_t forward_source(int source) {
+    counted_ = 0;
     const WindowLayout& layout = call_.windows->layout;
     const std::int64_t stream = layout.combine_forward(call_.flight) +
                                 call_.windows->rails.source_index(runtime_.rank, source) * layout.return_stream_bytes();
@@ -40,16 +42,21 @@ class ReturnForwarder {
         send(source, from, to, place);
       } else if (is_flat(call_)) {
         for (int k = 0; k < call_.top_k; ++k) {
-          if (owners_.nodes()[k] == my_node_ && is_here(owners_.ranks()[k])) send(source, from, to, k);
+          if (owners_.nodes()[k] != my_node_ || !is_here(owners_.ranks()[k])) continue;
+          send(source, from, to, k);
+          ++counted_;
         }
       } else {
         const int count = owners_.ranks_of_node(my_node_, false, ranks_.data());
         for (int i = 0; i < count; ++i) {
-          if (is_here(ranks_[static_cast<std::size_t>(i)]))
-            send(source, from, to, owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]));
+          const std::int32_t rank = ranks_[static_cast<std::size_t>(i)];
+          if (!is_here(rank)) continue;
+          send(source, from, to, owners_.place_of_rank(rank));
+          ++counted_;
         }
       }
     }
+    return counted_;
   }
 
  private:
@@ -65,6 +72,7 @@ class ReturnForwarder {
     const std::int64_t weights_at = wire::padded(call_.row_bytes);
     for (int i = 0; i < count; ++i) {
       if (!is_here(ranks_[static_cast<std::size_t>(i)])) continue;
+      ++counted_;
       const std::byte* row =
           call_.windows->own(from + owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]) * call_.slot_bytes);
       wire::accumulate(call_.args.x.dtype, acc_.data(), row, call_.hidden);
@@ -90,7 +98,20 @@ class ReturnForwarder {
   int my_node_;
   std::vector<float> acc_;
   std::vector<std::int32_t> ranks_;
+  std::int64_t counted_ = 0;
 };
+
+// A count that satisfies every wait of the call: what comes with it is a refusal.
+constexpr std::int64_t kAllCounted = 0xffffff;
+
+/// A rank of this node whose arguments differ from this rank's, -1 if there is none. Its rows must not be added up or sent on.
+int find_disagreement(const Runtime& runtime, const CombineCall& call) {
+  for (int peer : call.windows->node_peers) {
+    const CallNote& note = runtime.note_of(call, true, peer);
+    if (peer != runtime.rank && note.epoch == call.epoch && note.digest != call.digest) return peer;
+  }
+  return -1;
+}
 
 bool all_rows_are_here(const Runtime& runtime, const CombineCall& call) {
   return std::all_of(call.windows->node_peers.begin(), call.windows->node_peers.end(), [&](int peer) {
@@ -109,9 +130,15 @@ bool combine_forward(Runtime& runtime, CombineCall& call) {
   if (sources.empty()) return true;
   StepScope scope(call, "combine_forward");
   ReturnForwarder forwarder(runtime, call, scope);
+  const int disagreeing = find_disagreement(runtime, call);
   for (int source : sources) {
-    forwarder.forward_source(source);
-    runtime.post(call, source, Signal::kCombineNetwork, call.total(0));
+    if (disagreeing >= 0) {
+      const CallNote note{.status = kCallRefused, .where = disagreeing};
+      runtime.send_note(call, true, note, std::span(&source, 1));
+      runtime.post(call, source, Signal::kCombineNetwork, call.total(kAllCounted));
+      continue;
+    }
+    runtime.post(call, source, Signal::kCombineNetwork, call.total(forwarder.forward_source(source)));
   }
   call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)] = runtime.submitted();
   return true;

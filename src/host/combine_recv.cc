@@ -16,6 +16,16 @@ namespace {
 
 constexpr const char* kStep = "combine_recv";
 
+/// Rows that the ranks of another node give to the rail peer for this rank's tokens; ranks left out give none.
+std::int64_t rows_from_node(const Runtime& runtime, const CombineCall& call, const HandleView& handle, int node) {
+  std::int64_t rows = 0;
+  for (int rank : call.windows->live) {
+    if (runtime.topology.node_of(rank) != node || runtime.masked_now[static_cast<std::size_t>(rank)] != 0) continue;
+    rows += is_flat(call) ? handle.choices_to()[rank] : handle.tokens_to()[rank];
+  }
+  return rows;
+}
+
 /// Who posts to this rank: the ranks that return straight, and the rail peer in each other node.
 std::vector<Wait> expected_signals(const Runtime& runtime, const CombineCall& call, const HandleView& handle) {
   const int my_node = runtime.topology.node_of(runtime.rank);
@@ -28,25 +38,43 @@ std::vector<Wait> expected_signals(const Runtime& runtime, const CombineCall& ca
   for (int node = 0; node < runtime.topology.num_nodes(); ++node) {
     if (node == my_node || handle.tokens_to_node()[node] == 0) continue;
     const int rail = call.windows->rails.rail(runtime.rank, node);
-    if (rail >= 0) waits.push_back({rail, Signal::kCombineNetwork, call.total(0)});
+    if (rail >= 0)
+      waits.push_back({rail, Signal::kCombineNetwork, call.total(rows_from_node(runtime, call, handle, node))});
   }
   return waits;
+}
+
+/// A rail peer that was left out while it had rows of live ranks to send back leaves stale slots behind.
+void check_rails(const Runtime& runtime, const CombineCall& call, std::span<const Wait> waits) {
+  for (const Wait& wait : waits) {
+    if (wait.kind != Signal::kCombineNetwork || runtime.masked_now[static_cast<std::size_t>(wait.peer)] == 0) continue;
+    if (runtime.signal(*call.windows, wait.kind, call.flight, wait.peer) >= wait.wanted) continue;
+    Error error(ErrorCode::kPeerLost,
+                fmt::format("{}: call {}: rank {} was left out while rows of its node came back through it", kStep,
+                            call.epoch, wait.peer));
+    error.step = kStep;
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = wait.peer});
+    throw error;
+  }
 }
 
 void check_notes(const Runtime& runtime, const CombineCall& call, std::span<const Wait> waits) {
   for (const Wait& wait : waits) {
     if (runtime.masked_now[static_cast<std::size_t>(wait.peer)] != 0) continue;
     const CallNote& note = runtime.note_of(call, true, wait.peer);
-    if (note.epoch != call.epoch || note.digest == call.digest) continue;
+    const bool refused = note.status == kCallRefused;
+    if (note.epoch != call.epoch || (note.digest == call.digest && !refused)) continue;
+    const int other = refused ? static_cast<int>(note.where) : wait.peer;
     Error error(
         ErrorCode::kMismatch,
         fmt::format(
             "ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
             "weighting or topk_weights)",
-            call.epoch, wait.peer));
+            call.epoch, other));
     error.step = kStep;
     error.epoch = call.epoch;
-    error.peers.push_back({.rank = wait.peer});
+    error.peers.push_back({.rank = other});
     throw error;
   }
 }
@@ -202,12 +230,15 @@ void receive(Runtime& runtime, CombineCall& call, StepScope& scope) {
   const HandleView handle(call.handle.mutable_bytes());
   const std::vector<Wait> waits = expected_signals(runtime, call, handle);
   runtime.wait(call, kStep, waits);
+  check_rails(runtime, call, waits);
   check_notes(runtime, call, waits);
-  make_outputs(call);
-  TokenSummer summer(runtime, call);
-  for (std::int64_t t = 0; t < call.num_tokens; ++t) summer.sum(t);
-  scope.rows = call.num_tokens;
-  scope.bytes = call.num_tokens * call.row_bytes;
+  if (!call.discard) {
+    make_outputs(call);
+    TokenSummer summer(runtime, call);
+    for (std::int64_t t = 0; t < call.num_tokens; ++t) summer.sum(t);
+    scope.rows = call.num_tokens;
+    scope.bytes = call.num_tokens * call.row_bytes;
+  }
   // Rows of other nodes' tokens may still have to pass through this rank.
   if (returns_straight(call) || call.windows->rails.sources_of(runtime.rank).empty()) return;
   std::vector<Wait> owed;

@@ -6,6 +6,7 @@
 // or straight through the network (latency).
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "backend/trace.h"
 #include "host/combine_common.h"
@@ -25,7 +26,7 @@ void wait_for_free_slots(Runtime& runtime, CombineCall& call) {
     for (int peer : call.windows->live) waits.push_back({peer, Signal::kCombineRead, last << 24});
     runtime.wait(call, kStep, waits);
   }
-  last = call.epoch;
+  call.flight_used_before = std::exchange(last, call.epoch);
   runtime.wait_completed(call, kStep, call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
 }
 
@@ -158,9 +159,10 @@ class RowReturner {
     for (int k = 0; k < call_.top_k; ++k) {
       to[k] = 0.0f;
       if (only >= 0 && k != only) continue;
+      if (owners_.ranks()[k] != runtime_.rank) continue;
       if (call_.handle.layout() == Layout::kRankMajor) {
         to[k] = values[n * weights.strides[0] + k * weights.strides[1]];
-      } else if (owners_.ranks()[k] == runtime_.rank) {
+      } else {
         const std::int32_t row = record.rows()[k];
         to[k] = weights.ndim == 1 ? values[row * weights.strides[0]]
                                   : values[row / call_.handle.expert_capacity() * weights.strides[0] +
@@ -201,9 +203,7 @@ void return_rows_of(Runtime& runtime, CombineCall& call, const HandleView& handl
   }
 }
 
-}  // namespace
-
-void combine_send(Runtime& runtime, CombineCall& call) {
+void send(Runtime& runtime, CombineCall& call) {
   StepScope scope(call, kStep);
   const HandleView handle(call.handle.mutable_bytes());
   wait_for_free_slots(runtime, call);
@@ -220,6 +220,18 @@ void combine_send(Runtime& runtime, CombineCall& call) {
     if (in_node && !returns_straight(call)) runtime.post(call, peer, Signal::kCombineForward, call.total(0));
   }
   call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)] = runtime.submitted();
+}
+
+}  // namespace
+
+void combine_send(Runtime& runtime, CombineCall& call) {
+  try {
+    send(runtime, call);
+  } catch (...) {
+    // This rank reads nothing of this call any more; without the credit its peers could not use the flight again.
+    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kCombineRead, call.total(0));
+    throw;
+  }
 }
 
 }  // namespace ferry::host

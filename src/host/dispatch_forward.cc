@@ -3,6 +3,7 @@
 //
 // Step 3, dispatch_forward: rows that came over the network for ranks of this node are handed on to their owners, as they
 // arrive. Throughput mode only: in latency mode every source reaches every destination itself.
+#include <algorithm>
 #include <cstring>
 
 #include "backend/trace.h"
@@ -34,6 +35,7 @@ void forward_row(Runtime& runtime, DispatchCall& call, std::byte* record_at, Ste
     const std::int64_t bytes = wire::TokenMeta::bytes(call.top_k);
     runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[k] * bytes,
                   record_at + call.format.row_bytes, bytes);
+    ++call.forwarded_to[static_cast<std::size_t>(peer)];
     ++scope.rows;
     scope.bytes += call.format.row_bytes;
   }
@@ -47,6 +49,7 @@ bool dispatch_forward(Runtime& runtime, DispatchCall& call) {
   const std::int64_t meta_bytes = wire::TokenMeta::bytes(call.top_k);
   const std::int64_t record_bytes = call.format.row_bytes + meta_bytes;
   const std::int64_t stream_bytes = windows.layout.stream_bytes();
+  call.forwarded_to.resize(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
   bool complete = true;
   std::int64_t first_record = 0;
   for (std::size_t index = 0; index < call.forwards.size(); ++index) {
@@ -57,7 +60,8 @@ bool dispatch_forward(Runtime& runtime, DispatchCall& call) {
       call.forward_records.resize(static_cast<std::size_t>(total * meta_bytes));
     }
     const std::uint64_t seen = runtime.signal(windows, Signal::kDispatchNetwork, call.flight, progress.source);
-    const std::int64_t arrived = seen >> 24 == call.epoch ? static_cast<std::int64_t>(seen & 0xffffff) : 0;
+    const std::int64_t arrived =
+        seen >> 24 == call.epoch ? std::min(progress.expected, static_cast<std::int64_t>(seen & 0xffffff)) : 0;
     if (progress.done < arrived) {
       StepScope scope(call, "dispatch_forward");
       const std::int64_t stream =
@@ -70,12 +74,15 @@ bool dispatch_forward(Runtime& runtime, DispatchCall& call) {
       }
     }
     first_record += progress.expected;
-    // A source that was left out meanwhile will send no more; dispatch_recv of its destinations says so.
+    // A source that was left out meanwhile will send no more. The counts posted then fall short of what its destinations
+    // wait for: they find out by their own masks or their deadline, never by stale rows.
     const bool absent = runtime.masked_now[static_cast<std::size_t>(progress.source)] != 0;
     complete = complete && (progress.done == progress.expected || absent);
   }
   if (!complete) return false;
-  for (int peer : windows.node_peers) runtime.post(call, peer, Signal::kDispatchForwarded, call.total(0));
+  for (int peer : windows.node_peers) {
+    runtime.post(call, peer, Signal::kDispatchForwarded, call.total(call.forwarded_to[static_cast<std::size_t>(peer)]));
+  }
   call.forward_posted = true;
   return true;
 }

@@ -22,15 +22,16 @@ constexpr const char* kStep = "dispatch_recv";
 /// Rows are compact, so a rank that was left out while its rows (or rows that it hands on) were on the way leaves holes.
 void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
   const int my_node = runtime.topology.node_of(runtime.rank);
-  const auto has_come = [&](int peer, Signal kind) {
-    return runtime.signal(*call.windows, kind, call.flight, peer) >= call.total(0);
+  const auto has_come = [&](int peer, Signal kind, std::int32_t count) {
+    return runtime.signal(*call.windows, kind, call.flight, peer) >= call.total(count);
   };
   for (int peer : call.windows->live) {
     const auto index = static_cast<std::size_t>(peer);
     if (runtime.masked_now[index] == 0) continue;
     const bool in_node = runtime.topology.node_of(peer) == my_node;
-    const bool own_rows = call.tokens_from[index] == 0 || (in_node && has_come(peer, Signal::kDispatchRows));
-    const bool handed_on = call.forwarded_from[index] == 0 || has_come(peer, Signal::kDispatchForwarded);
+    const bool own_rows = call.tokens_from[index] == 0 || (in_node && has_come(peer, Signal::kDispatchRows, 0));
+    const bool handed_on =
+        call.forwarded_from[index] == 0 || has_come(peer, Signal::kDispatchForwarded, call.forwarded_from[index]);
     if (own_rows && handed_on) continue;
     Error error(ErrorCode::kPeerLost,
                 fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again", kStep,
@@ -47,7 +48,8 @@ void wait_for_rows(Runtime& runtime, DispatchCall& call) {
   for (int peer : call.windows->node_peers) {
     const auto index = static_cast<std::size_t>(peer);
     if (call.tokens_from[index] > 0) waits.push_back({peer, Signal::kDispatchRows, call.total(0)});
-    if (call.forwarded_from[index] > 0) waits.push_back({peer, Signal::kDispatchForwarded, call.total(0)});
+    const std::int32_t handed_on = call.forwarded_from[index];
+    if (handed_on > 0) waits.push_back({peer, Signal::kDispatchForwarded, call.total(handed_on)});
   }
   runtime.wait(call, kStep, waits);
   // Rows of others may still have to pass through this rank, also if it receives none itself.
@@ -63,6 +65,7 @@ void wait_for_rows(Runtime& runtime, DispatchCall& call) {
 
 void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   wait_for_rows(runtime, call);
+  if (call.discard) return;
   const WindowLayout& layout = call.windows->layout;
   ResultRows out(call, call.windows->own(layout.recv(call.flight)), layout.recv_rows());
   const HandleView handle = make_handle(runtime, call);
@@ -151,6 +154,7 @@ void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader
 
 void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   wait_for_slots(runtime, call);
+  if (call.discard) return;
   const SlotReader slots(call);
   count_arrivals(runtime, call, slots);
   const WindowLayout& layout = call.windows->layout;
@@ -182,30 +186,32 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   scope.rows = call.num_rows;
 }
 
-/// The latency slots of this call are free for the flight's next one, whether or not the call went well.
-void report_read(Runtime& runtime, DispatchCall& call) {
-  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(0));
+/// The latency slots of this call are free for the flight's next one, whether or not the call went well. A count of 1 tells
+/// the peers that this rank could not take its rows (overflow), so that they need not wait for its part of the combine.
+void report_read(Runtime& runtime, DispatchCall& call, std::int64_t refused) {
+  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(refused));
 }
 
 }  // namespace
 
 void dispatch_recv(Runtime& runtime, DispatchCall& call) {
   StepScope scope(call, kStep);
+  const WindowLayout& layout = call.windows->layout;
   if (call.args.mode == Mode::kThroughput) {
     receive_throughput(runtime, call, scope);
-    make_result(runtime, call, call.windows->own(call.windows->layout.recv(call.flight)),
-                call.windows->layout.recv_rows());
+    if (!call.discard) make_result(runtime, call, call.windows->own(layout.recv(call.flight)), layout.recv_rows());
     return;
   }
   try {
     receive_latency(runtime, call, scope);
-    make_result(runtime, call, call.windows->own(call.windows->layout.latency_out(call.flight)),
-                call.windows->layout.latency_out_rows());
-  } catch (...) {
-    report_read(runtime, call);
+    if (!call.discard) {
+      make_result(runtime, call, call.windows->own(layout.latency_out(call.flight)), layout.latency_out_rows());
+    }
+  } catch (const Error& error) {
+    report_read(runtime, call, error.code() == ErrorCode::kOverflow ? 1 : 0);
     throw;
   }
-  report_read(runtime, call);
+  report_read(runtime, call, 0);
 }
 
 }  // namespace ferry::host

@@ -14,6 +14,8 @@ namespace {
 
 HandleHeader make_header(const Runtime& runtime, const DispatchCall& call) {
   HandleHeader header;
+  header.group = runtime.group;
+  header.epoch = call.epoch;
   header.rails_digest = call.windows->rails.digest();
   header.placement_digest = call.placement->digest();
   header.rank = runtime.rank;
@@ -214,6 +216,16 @@ void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
 
 HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
   const HandleHeader header = make_header(runtime, call);
+  if (call.cached.valid() && HandleView(call.cached.mutable_bytes()).header().num_rows != call.num_rows) {
+    Error error(
+        ErrorCode::kPeerLost,
+        fmt::format("ferry::Group::dispatch: call {}: {} rows came, the handle knows {}: a rank was left out on "
+                    "the way; dispatch with topk_ids",
+                    call.epoch, call.num_rows, HandleView(call.cached.mutable_bytes()).header().num_rows));
+    error.step = "dispatch_recv";
+    error.epoch = call.epoch;
+    throw error;
+  }
   if (call.cached.valid() && !call.args.topk_weights.present()) {
     call.result.handle = call.cached;  // the records that arrive are the ones it holds
     return HandleView(call.cached.mutable_bytes());
@@ -243,6 +255,15 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
 }
 
 void check_note(const DispatchCall& call, int source, const CallNote& note) {
+  if (note.epoch != call.epoch) {
+    // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived.
+    Error error(ErrorCode::kMismatch, fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to call {}",
+                                                  call.epoch, source, note.epoch));
+    error.step = "route";
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = source});
+    throw error;
+  }
   if (note.status == kCallBadId) {
     Error error(
         ErrorCode::kInvalidArgument,
@@ -277,6 +298,7 @@ void make_result(const Runtime& runtime, DispatchCall& call, std::byte* base, st
   if (rank_major) make_choices(runtime, call, view, num_rows);
   if (!rank_major && call.has_weights) make_row_weights(runtime, call, view, num_rows);
   make_counts(call, view);
+  call.memory->keep.push_back(call.result.handle.owner());  // counts and offsets are views of the handle
   call.result.owner = call.memory;
 }
 

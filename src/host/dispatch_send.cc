@@ -4,8 +4,11 @@
 // Step 2, dispatch_send: encode a row once and store it at each destination. Throughput: inside the node straight into the
 // row where it belongs, for another node once into the staging region and from there, in chunks, to the rail peer. Latency:
 // into the slots that this rank has at every destination, whatever its node.
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "backend/trace.h"
 #include "host/host_backend.h"
@@ -157,7 +160,18 @@ void wait_for_free_slots(Runtime& runtime, DispatchCall& call) {
     for (int peer : call.windows->live) waits.push_back({peer, Signal::kDispatchRead, last << 24});
     runtime.wait(call, kStep, waits);
   }
-  last = call.epoch;
+  const std::uint64_t before = std::exchange(last, call.epoch);
+  for (int peer : call.windows->live) {
+    if (before == 0 || runtime.signal(*call.windows, Signal::kDispatchRead, call.flight, peer) != (before << 24 | 1))
+      continue;
+    // Every rank sees the same reports, so every rank refuses this call alike.
+    Error error(ErrorCode::kOverflow,
+                fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, peer, before));
+    error.step = kStep;
+    error.epoch = call.epoch;
+    error.peers.push_back({.rank = peer});
+    throw error;
+  }
 }
 
 void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
@@ -208,10 +222,13 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
 
 void dispatch_send(Runtime& runtime, DispatchCall& call) {
   StepScope scope(call, kStep);
-  if (call.args.mode == Mode::kThroughput) {
-    send_throughput(runtime, call, scope);
-  } else {
+  if (call.args.mode == Mode::kThroughput) return send_throughput(runtime, call, scope);
+  try {
     send_latency(runtime, call, scope);
+  } catch (...) {
+    // This rank reads nothing of this call any more; without the credit its peers could not use the flight again.
+    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(0));
+    throw;
   }
 }
 

@@ -27,6 +27,8 @@ class HostBackend final : public Backend {
 
 namespace ferry {
 
-std::unique_ptr<Backend> make_host_backend(Runtime& runtime) { return std::make_unique<host::HostBackend>(runtime); }
+std::unique_ptr<Backend> make_host_backend(Runtime& runtime) {
+  return std::make_unique<host::HostBackend>(runtime);
+}
 
 }  // namespace ferry

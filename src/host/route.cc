@@ -214,6 +214,21 @@ class RowPlan {
     }
   }
 
+  /// A rank that gave up on this call meanwhile may have overwritten its counts for the exchange after next.
+  void check_still_the_same() const {
+    const Signal kind = call_.exchange % 2 == 0 ? Signal::kCountsEven : Signal::kCountsOdd;
+    for (int source : call_.windows->live) {
+      if (runtime_.signal(*call_.windows, kind, call_.flight, source) == call_.total(0)) continue;
+      Error error(
+          ErrorCode::kMismatch,
+          fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to another call", call_.epoch, source));
+      error.step = kStep;
+      error.epoch = call_.epoch;
+      error.peers.push_back({.rank = source});
+      throw error;
+    }
+  }
+
   /// What this rank will receive, and forward for others.
   void note_arrivals() {
     const Topology& topology = runtime_.topology;
@@ -349,6 +364,7 @@ void route(Runtime& runtime, DispatchCall& call) {
   plan.check_capacity();
   plan.note_arrivals();
   plan.assign_rows();
+  plan.check_still_the_same();
 }
 
 }  // namespace ferry::host

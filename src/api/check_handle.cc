@@ -1,0 +1,57 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A handle lies in memory that the caller may have lent, stored or mixed up: nothing in it is believed before it was checked.
+#include <fmt/format.h>
+
+#include "api/group_state.h"
+#include "core/check.h"
+
+namespace ferry {
+namespace {
+
+bool is_complete(std::span<const std::byte> bytes, const HandleHeader& header) {
+  const bool counts = header.num_ranks >= 0 && header.num_nodes >= 0 && header.num_slots >= 0 && header.top_k >= 0 &&
+                      header.num_local_experts >= 0 && header.num_tokens >= 0 && header.num_rows >= 0 &&
+                      header.num_forwarded >= 0;
+  const auto size = static_cast<std::int64_t>(bytes.size());
+  // Bounds before products: no part can have more elements than the memory has bytes.
+  const bool bounded =
+      header.num_tokens <= size && header.num_rows <= size && header.num_forwarded <= size && header.top_k <= size;
+  return counts && bounded && header.total_bytes == HandleView::bytes_for(header) && header.total_bytes <= size;
+}
+
+}  // namespace
+
+const HandleHeader& check_handle(const char* function, const GroupState& group, const Handle* handle) {
+  if (handle == nullptr || !handle->valid()) refuse(function, "handle", "absent", "the handle of a dispatch");
+  if (handle->bytes().size() < sizeof(HandleHeader)) {
+    refuse(function, "handle", fmt::format("{} bytes", handle->bytes().size()),
+           fmt::format("at least {}", sizeof(HandleHeader)));
+  }
+  const HandleHeader& header = HandleView(handle->mutable_bytes()).header();
+  if (header.magic != HandleHeader::kMagic)
+    refuse(function, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
+  if (!is_complete(handle->bytes(), header))
+    refuse(function, "handle", "cut short or damaged", "all its bytes as a dispatch wrote them");
+  const Runtime& runtime = *group.runtime;
+  if (header.group != runtime.group || header.num_ranks != runtime.topology.num_ranks() ||
+      header.num_nodes != runtime.topology.num_nodes()) {
+    refuse(function, "handle", "of another group", "one that this group made");
+  }
+  if (header.rank != runtime.rank)
+    refuse(function, "handle", fmt::format("of rank {}", header.rank), fmt::format("of rank {}", runtime.rank));
+  return header;
+}
+
+void check_memory(const char* function, const std::string& argument, const Tensor& tensor) {
+  if (tensor.num_elements() == 0) return;
+  if (tensor.data == nullptr) refuse(function, argument, "a null pointer", "memory");
+  const std::size_t element = dtype_bytes(tensor.dtype);
+  if (reinterpret_cast<std::uintptr_t>(tensor.data) % element != 0) {
+    refuse(function, argument, fmt::format("at address {}", tensor.data),
+           fmt::format("at a multiple of {} bytes, as {} needs", element, name(tensor.dtype)));
+  }
+}
+
+}  // namespace ferry
