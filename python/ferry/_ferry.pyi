@@ -7,12 +7,14 @@ from typing import Any, overload
 
 import ferry.values
 
+
 class Array:
     """
-    A dense array of up to three dimensions in memory that Ferry, or whoever made it, owns.
+    A dense array of up to three dimensions in memory that Ferry, or whoever made
+    it, owns.
 
-    What calls return are Arrays: views that keep their memory mapped for as long as they, or anything made from them, live;
-    also after the group was closed. How long the *contents* of a window view stay is said at Group.
+    What calls return are Arrays: views that keep their memory mapped for as long as they, or anything made from them,
+    live; also after the group was closed. How long the *contents* of a window view stay is said at Group.
 
     np.asarray(a) and a.numpy() give a numpy.ndarray of the same memory, with bf16, fp8 and UE8M0 as ml_dtypes types.
     torch.from_dlpack(a), jax.dlpack.from_dlpack(a) and cupy.from_dlpack(a) work for all dtypes that those know;
@@ -21,6 +23,7 @@ class Array:
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
     @property
     def strides(self) -> tuple[int, ...]:
         """In elements, not bytes."""
@@ -33,6 +36,7 @@ class Array:
 
     @property
     def ndim(self) -> int: ...
+
     @property
     def size(self) -> int:
         """Number of elements."""
@@ -47,19 +51,24 @@ class Array:
 
     @property
     def readonly(self) -> bool: ...
+
     def numpy(self) -> Any:
         """A numpy.ndarray of the same memory."""
 
     def view(self, dtype: str) -> Array:
         """The same memory with another dtype of the same size."""
 
-    def tolist(self) -> list:
+    def tolist(self) -> list[Any]:
         """Nested lists of Python numbers."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any: ...
+
     def __dlpack__(self, **arguments: Any) -> Any: ...
+
     def __dlpack_device__(self) -> tuple[int, int]: ...
+
     def __len__(self) -> int: ...
+
     def __getitem__(self, index: Any, /) -> Any:
         """As numpy.ndarray.__getitem__."""
 
@@ -72,22 +81,23 @@ def typed(array: ferry.values.ArrayLike, dtype: str) -> Array:
     """
     Says what the elements of an array stand for.
 
-    array: anything with __dlpack__ or the buffer protocol. dtype: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8", "int32"
-    or "int64" (also the names of NumPy and ml_dtypes), of the same size as the elements. For frameworks without such a type:
-    typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an Array of the same memory.
-    Raises Error("invalid_argument") if the sizes differ.
+    array: anything with __dlpack__ or the buffer protocol. dtype: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8",
+    "int32" or "int64" (also the names of NumPy and ml_dtypes), of the same size as the elements. For frameworks without
+    such a type: typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an
+    Array of the same memory. Raises Error("invalid_argument") if the sizes differ.
     """
 
 class Reduction:
     """
     How the rows of one token are added up in combine.
 
-    group: "choice" (no groups), "rank", or "node" (by rank, then by node). order: groups follow each other "ascending" by rank or
-    node, or by the position of their "last_choice". A stage starts at +0 (the last one at bias0 + bias1, in float32), adds its
-    terms in order and rounds once to the dtype of the rows.
+    group: "choice" (no groups), "rank", or "node" (by rank, then by node). order: groups follow each other "ascending"
+    by rank or node, or by the position of their "last_choice". A stage starts at +0 (the last one at bias0 + bias1, in
+    float32), adds its terms in order and rounds once to the dtype of the rows.
     """
 
-    def __init__(self, group: str = "rank", order: str = "ascending") -> None: ...
+    def __init__(self, group: str = 'rank', order: str = 'ascending') -> None: ...
+
     @staticmethod
     def flat() -> Reduction:
         """
@@ -104,11 +114,16 @@ class Reduction:
 
     @property
     def group(self) -> str: ...
+
     @property
     def order(self) -> str: ...
+
     def __eq__(self, other: object, /) -> bool: ...
+
     def __hash__(self) -> int: ...
+
     def __str__(self) -> str: ...
+
     def __repr__(self) -> str: ...
 
 class Topology:
@@ -134,8 +149,10 @@ class Topology:
 
     @property
     def num_ranks(self) -> int: ...
+
     @property
     def num_nodes(self) -> int: ...
+
     def node_of(self, rank: int) -> int:
         """Node of a rank; raises IndexError out of range, as all look-ups here."""
 
@@ -143,6 +160,7 @@ class Topology:
         """Position of a rank in its node."""
 
     def node_size(self, node: int) -> int: ...
+
     def first_rank(self, node: int) -> int:
         """Lowest rank of a node; first_rank(num_nodes) is the number of ranks."""
 
@@ -150,7 +168,9 @@ class Topology:
         """Sizes of the nodes, e.g. "4+4"."""
 
     def __eq__(self, other: object, /) -> bool: ...
+
     def __hash__(self) -> int: ...
+
     def __repr__(self) -> str: ...
 
 class Placement:
@@ -172,16 +192,24 @@ class Placement:
 
     @property
     def num_experts(self) -> int: ...
+
     @property
     def num_ranks(self) -> int: ...
+
     @property
     def num_slots(self) -> int: ...
+
     @property
     def max_local_experts(self) -> int: ...
+
     def first_slot(self, rank: int) -> int: ...
+
     def num_local_experts(self, rank: int) -> int: ...
+
     def rank_of_slot(self, slot: int) -> int: ...
+
     def expert_of_slot(self, slot: int) -> int: ...
+
     def slots_of(self, expert: int) -> list[int]:
         """Slots that hold copies of an expert, in the order given."""
 
@@ -191,8 +219,11 @@ class Placement:
         """
 
     def digest(self) -> int: ...
+
     def __eq__(self, other: object, /) -> bool: ...
+
     def __hash__(self) -> int: ...
+
     def __repr__(self) -> str: ...
 
 class Meeting:
@@ -202,8 +233,10 @@ class Meeting:
 
     @property
     def rank(self) -> int: ...
+
     @property
     def size(self) -> int: ...
+
     def all_gather(self, mine: bytes, timeout: float = 60.0) -> list[bytes]:
         """
         Everybody's bytes, by rank; sizes may differ. Collective. Raises Error("bootstrap" or "timeout") that names the ranks that did not come within `timeout` seconds.
@@ -214,9 +247,7 @@ def meet_in_process(size: int) -> list[Meeting]:
     Meeting places for ranks that are threads of this process: element r belongs to rank r.
     """
 
-def meet_over_tcp(
-    rank: int, size: int, *, address: str = "127.0.0.1", port: int, token: str = "", timeout: float = 60.0
-) -> Meeting:
+def meet_over_tcp(rank: int, size: int, *, address: str = '127.0.0.1', port: int, token: str = '', timeout: float = 60.0) -> Meeting:
     """
     Rank 0 listens at address:port, the others connect and retry until `timeout` seconds have passed. token: shared secret of the job; strangers without it are turned away. Raises Error("bootstrap" or "timeout").
     """
@@ -233,74 +264,73 @@ def meet_through(rank: int, size: int, all_gather: Callable[[bytes], Sequence[by
 
 class GroupConfig:
     """
-    The largest calls that a group must carry, which fix its memory, and its choices. Equal on all ranks.
+    The largest calls that a group must carry, which fix its memory, and its choices.
+    Equal on all ranks.
 
-    num_experts: global experts of the default placement. max_tokens, max_latency_tokens: per rank and call, of throughput and
-    latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row, in elements of `dtype`, the
-    widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the row and its fp8 scales. recv_rows: rows of
-    the receive window in throughput mode, 0 = worst case, where nothing can overflow. max_slots: places of experts over all ranks,
-    0 = those of the default placement. num_flights: calls in flight of each kind.
+    num_experts: global experts of the default placement. max_tokens, max_latency_tokens: per rank and call, of
+    throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
+    in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
+    row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case, where nothing can
+    overflow. max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
+    flight of each kind.
 
-    topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine.
-    placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback". timeout: seconds, of every
-    wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before every signal; changes no result.
+    topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
+    machine. placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback".
+    timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before
+    every signal; changes no result.
     """
 
-    def __init__(
-        self,
-        *,
-        num_experts: int,
-        max_tokens: int = 4096,
-        max_latency_tokens: int = 128,
-        max_top_k: int = 8,
-        hidden: int = 7168,
-        dtype: str = "bf16",
-        extra_bytes: int = 0,
-        recv_rows: int = 0,
-        max_slots: int = 0,
-        num_flights: int = 2,
-        topology: Topology | Sequence[int] | None = None,
-        placement: Placement | None = None,
-        backend: str = "auto",
-        network: str = "auto",
-        timeout: float = 100.0,
-        test_seed: int = 0,
-        test_max_signal_delay_ns: int = 0,
-    ) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+
     @property
     def num_experts(self) -> int: ...
+
     @property
     def max_tokens(self) -> int: ...
+
     @property
     def max_latency_tokens(self) -> int: ...
+
     @property
     def max_top_k(self) -> int: ...
+
     @property
     def hidden(self) -> int: ...
+
     @property
     def extra_bytes(self) -> int: ...
+
     @property
     def recv_rows(self) -> int: ...
+
     @property
     def max_slots(self) -> int: ...
+
     @property
     def num_flights(self) -> int: ...
+
     @property
     def dtype(self) -> str: ...
+
     @property
     def topology(self) -> Topology | None: ...
+
     @property
     def placement(self) -> Placement | None: ...
+
     @property
     def backend(self) -> str: ...
+
     @property
     def network(self) -> str: ...
+
     @property
     def timeout(self) -> float:
         """Seconds."""
 
     @property
     def test_seed(self) -> int: ...
+
     @property
     def test_max_signal_delay_ns(self) -> int: ...
 
@@ -309,10 +339,13 @@ class RegionPlan:
 
     @property
     def name(self) -> str: ...
+
     @property
     def offset_bytes(self) -> int: ...
+
     @property
     def bytes(self) -> int: ...
+
     def __repr__(self) -> str: ...
 
 class MemoryPlan:
@@ -320,8 +353,10 @@ class MemoryPlan:
 
     @property
     def regions(self) -> list[RegionPlan]: ...
+
     @property
     def total_bytes(self) -> int: ...
+
     @property
     def recv_rows(self) -> int:
         """Rows of the receive window of one flight."""
@@ -346,15 +381,14 @@ class TrafficPlan:
 
     @property
     def combine_node_bytes(self) -> float: ...
+
     @property
     def combine_network_bytes(self) -> float:
         """
         per_node: one row per (token, node); per_rank: per (token, rank); flat: per choice.
         """
 
-def traffic_plan(
-    config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int
-) -> TrafficPlan:
+def traffic_plan(config: GroupConfig, topology: Topology, reduction: Reduction | str, tokens: int, top_k: int) -> TrafficPlan:
     """
     Bytes for `tokens` tokens per rank with `top_k` distinct experts drawn uniformly; rows of hidden x dtype of the limits.
     """
@@ -380,6 +414,7 @@ class GroupStatistics:
 
     @property
     def network_commands(self) -> int: ...
+
     @property
     def network_bytes(self) -> int: ...
 
@@ -392,10 +427,13 @@ class StepTrace:
 
     @property
     def rows(self) -> int: ...
+
     @property
     def bytes(self) -> int: ...
+
     @property
     def seconds(self) -> float: ...
+
     def __repr__(self) -> str: ...
 
 class Handle:
@@ -405,8 +443,10 @@ class Handle:
 
     @property
     def layout(self) -> str: ...
+
     @property
     def mode(self) -> str: ...
+
     @property
     def num_tokens(self) -> int:
         """T: tokens that this rank dispatched."""
@@ -425,6 +465,7 @@ class Handle:
 
     @property
     def num_local_experts(self) -> int: ...
+
     @property
     def expert_capacity(self) -> int:
         """Rows per expert of expert_padded, else 0."""
@@ -445,27 +486,32 @@ class Handle:
 
     @property
     def nbytes(self) -> int: ...
+
     def source_token(self, row: int) -> int:
         """Index at its source of rank-major row `row`."""
 
     def __bytes__(self) -> bytes: ...
+
     def __repr__(self) -> str: ...
 
 class DispatchResult:
     """
-    What arrived. N = rows received, Nx = expert rows with padding, C = capacity, E_local = local experts.
+    What arrived. N = rows received, Nx = expert rows with padding, C = capacity,
+    E_local = local experts.
 
     rank_major: payload[b] [N, W_b], one row per (token, this rank), ordered by (source rank, source token).
     expert_major: payload[b] [Nx, W_b], experts ascending, inside an expert by (source rank, source token, choice).
     expert_padded: payload[b] [E_local, C, W_b], the same order inside an expert.
 
-    Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are unspecified unless
-    zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of a window view (output="window")
-    show this call until the rank starts the dispatch num_flights later, and stay mapped for as long as they live.
+    Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are
+    unspecified unless zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of
+    a window view (output="window") show this call until the rank starts the dispatch num_flights later, and stay mapped
+    for as long as they live.
     """
 
     @property
     def layout(self) -> str: ...
+
     @property
     def payload(self) -> tuple[Array, ...]:
         """The blocks that were given, then the scales that a codec added."""
@@ -476,6 +522,7 @@ class DispatchResult:
 
     @property
     def handle(self) -> Handle: ...
+
     @property
     def topk_ids(self) -> Array | None:
         """
@@ -545,230 +592,105 @@ class PendingCombine:
 
 class Group:
     """
-    One rank's end of the ranks that dispatch and combine together. Everything hangs on it; there are no globals.
+    One rank's end of the ranks that dispatch and combine together. Everything hangs on
+    it; there are no globals.
 
-    Group(meeting, num_experts=..., ...) takes the keywords of GroupConfig, or one as `config`. Making it is collective over the
-    meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "timeout").
+    Group(meeting, num_experts=..., ...) takes the keywords of GroupConfig, or one as `config`. Making it is collective
+    over the meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "timeout").
 
-    Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come in any order.
-    One thread at a time may use a group (others get an Error), except abort(), which any thread may call. Waits give the GIL away.
+    Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come
+    in any order. One thread at a time may use a group (others get an Error), except abort(), which any thread may call.
+    Waits give the GIL away.
 
-    A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share of the
-    memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
+    A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
+    of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
-    After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on with the next
-    call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes itself.
+    After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on
+    with the next call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes
+    itself.
     """
 
-    def __init__(
-        self,
-        meeting: Meeting,
-        config: GroupConfig | None = None,
-        *,
-        num_experts: int = ...,
-        max_tokens: int = ...,
-        max_latency_tokens: int = ...,
-        max_top_k: int = ...,
-        hidden: int = ...,
-        dtype: str = ...,
-        extra_bytes: int = ...,
-        recv_rows: int = ...,
-        max_slots: int = ...,
-        num_flights: int = ...,
-        topology: Topology | Sequence[int] | None = ...,
-        placement: Placement | None = ...,
-        backend: str = ...,
-        network: str = ...,
-        timeout: float = ...,
-        test_seed: int = ...,
-        test_max_signal_delay_ns: int = ...,
-    ) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+
     @property
     def rank(self) -> int: ...
+
     @property
     def size(self) -> int: ...
+
     @property
     def topology(self) -> Topology: ...
+
     @property
     def placement(self) -> Placement: ...
+
     @property
     def config(self) -> GroupConfig: ...
-    def dispatch(
-        self,
-        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
-        topk_ids: ferry.values.ArrayLike | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        *,
-        handle: Handle | None = None,
-        mode: str = "throughput",
-        layout: str = "rank_major",
-        codec: str = "none",
-        scale_block: int = 128,
-        alignment: int = 1,
-        expert_capacity: int = 0,
-        zero_padding: bool = False,
-        renormalise: bool = False,
-        host_counts: bool = True,
-        output: str = "window",
-        placement: Placement | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> DispatchResult:
+
+    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> DispatchResult:
         """
-        Sends every token's row to the ranks that own its experts and returns what arrived here.
+        Sends every token's row to the ranks that own its experts and returns what
+        arrived here.
 
-        payload: an array or a list of arrays [T, W_b], any strides: the row itself (bf16, fp16, fp32, fp8_e4m3, bytes), then its scales
-        and any further bytes. Only the first can be coded on the way. topk_ids: [T, K] int32 or int64, global expert ids, negative = no
-        choice; None with `handle`. topk_weights: [T, K] float32, optional, travels with the tokens. handle: of an earlier dispatch, to route
-        exactly as it did, without counting.
+        payload: an array or a list of arrays [T, W_b], any strides: the row itself (bf16, fp16, fp32, fp8_e4m3, bytes),
+        then its scales and any further bytes. Only the first can be coded on the way. topk_ids: [T, K] int32 or int64,
+        global expert ids, negative = no choice; None with `handle`. topk_weights: [T, K] float32, optional, travels with
+        the tokens. handle: of an earlier dispatch, to route exactly as it did, without counting.
 
-        mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec: "none", or
-        "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128 or 32), float32 or powers of
-        two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity: rows per expert of expert_padded, 0 = the most
-        that can come. renormalise: scale the live weights up by what masked ranks would have had. host_counts: shape the results exactly.
-        output: "window" (a view) or "owned". placement: None: the group's. num_sms: ignored by the host backend. timeout: seconds, of
-        every wait of this call; None: the group's.
+        mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec:
+        "none", or "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128
+        or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity:
+        rows per expert of expert_padded, 0 = the most that can come. renormalise: scale the live weights up by what masked
+        ranks would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None:
+        the group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
 
-        Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The GIL is given
-        away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves, "overflow", "timeout", "peer_lost",
-        "mismatch", "aborted".
+        Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
+        GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
+        "overflow", "timeout", "peer_lost", "mismatch", "aborted".
         """
 
-    def dispatch_send(
-        self,
-        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
-        topk_ids: ferry.values.ArrayLike | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        *,
-        handle: Handle | None = None,
-        mode: str = "throughput",
-        layout: str = "rank_major",
-        codec: str = "none",
-        scale_block: int = 128,
-        alignment: int = 1,
-        expert_capacity: int = 0,
-        zero_padding: bool = False,
-        renormalise: bool = False,
-        host_counts: bool = True,
-        output: str = "window",
-        placement: Placement | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> PendingDispatch:
+    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingDispatch:
         """
-        The first half of dispatch, with the same arguments: returns a PendingDispatch as soon as the rows are sent.
+        The first half of dispatch, with the same arguments: returns a PendingDispatch
+        as soon as the rows are sent.
 
-        All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this returns. Dropping
-        the result is safe: the group then receives the rows itself and throws them away.
+        All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this
+        returns. Dropping the result is safe: the group then receives the rows itself and throws them away.
         """
 
     @overload
-    def why_not(
-        self,
-        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
-        topk_ids: ferry.values.ArrayLike | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        *,
-        handle: Handle | None = None,
-        mode: str = "throughput",
-        layout: str = "rank_major",
-        codec: str = "none",
-        scale_block: int = 128,
-        alignment: int = 1,
-        expert_capacity: int = 0,
-        zero_padding: bool = False,
-        renormalise: bool = False,
-        host_counts: bool = True,
-        output: str = "window",
-        placement: Placement | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> str:
+    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
 
     @overload
-    def why_not(
-        self,
-        *,
-        x: ferry.values.ArrayLike,
-        handle: Handle,
-        reduction: Reduction | str = "per_rank",
-        weights: ferry.values.ArrayLike | str | None = None,
-        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        out: ferry.values.ArrayLike | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> str:
+    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(
-        self,
-        payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike],
-        topk_ids: ferry.values.ArrayLike | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        *,
-        handle: Handle | None = None,
-        mode: str = "throughput",
-        layout: str = "rank_major",
-        codec: str = "none",
-        scale_block: int = 128,
-        alignment: int = 1,
-        expert_capacity: int = 0,
-        zero_padding: bool = False,
-        renormalise: bool = False,
-        host_counts: bool = True,
-        output: str = "window",
-        placement: Placement | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> int:
+    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
-    def combine(
-        self,
-        x: ferry.values.ArrayLike,
-        handle: Handle,
-        *,
-        reduction: Reduction | str = "per_rank",
-        weights: ferry.values.ArrayLike | str | None = None,
-        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        out: ferry.values.ArrayLike | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> CombineResult:
+    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> CombineResult:
         """
         Returns the experts' results to their tokens and sums them.
 
-        x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H]; rows
-        beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction: "flat" (expert layouts only), "per_rank",
-        "per_node" or a Reduction. weights, expert layouts only: "dispatch" multiplies each choice's row with the weight that travelled
-        with the dispatch, an array [T, K] float32 gives them here, on the token's side. bias: an array [T, H] of the dtype of x or float32,
-        or a pair of them, added on the token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K].
-        out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
+        x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded
+        [E_local, C, H]; rows beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction:
+        "flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
+        multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
+        here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
+        token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K]. out: an array
+        [T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
 
-        Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and kind of
-        weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
+        Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
+        kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
         """
 
-    def combine_send(
-        self,
-        x: ferry.values.ArrayLike,
-        handle: Handle,
-        *,
-        reduction: Reduction | str = "per_rank",
-        weights: ferry.values.ArrayLike | str | None = None,
-        bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None,
-        topk_weights: ferry.values.ArrayLike | None = None,
-        out: ferry.values.ArrayLike | None = None,
-        num_sms: int = 0,
-        timeout: float | None = None,
-    ) -> PendingCombine:
+    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingCombine:
         """
-        The first half of combine, with the same arguments: returns a PendingCombine as soon as the rows are sent.
+        The first half of combine, with the same arguments: returns a PendingCombine as
+        soon as the rows are sent.
 
         x may be changed once this returns; the biases and `out` belong to the call until it was received.
         """
@@ -808,6 +730,7 @@ class Group:
         """Seconds and bytes of each step of the last call on this rank."""
 
     def __enter__(self) -> Group: ...
+
     def __exit__(self, *exception: object) -> None: ...
 
 class Capability:
@@ -815,8 +738,10 @@ class Capability:
 
     @property
     def name(self) -> str: ...
+
     @property
     def usable(self) -> bool: ...
+
     @property
     def detail(self) -> str:
         """What was found, or the reason why not."""
