@@ -184,7 +184,39 @@ std::uint64_t digest_of(const DispatchCall& call) {
   return digest.add(call.placement->digest()).value();
 }
 
+void check_handle_memory(const GroupState& group, const DispatchCall& call) {
+  const std::span<std::byte> memory = call.args.handle_memory;
+  if (memory.empty()) return;
+  const std::int64_t most = most_handle_bytes(group, call);
+  if (static_cast<std::int64_t>(memory.size()) < most) {
+    refuse(kFunction, "handle_memory", fmt::format("{} bytes", memory.size()),
+           fmt::format("at least {} (Group::handle_bytes)", most));
+  }
+  if (reinterpret_cast<std::uintptr_t>(memory.data()) % 16 != 0) {
+    refuse(kFunction, "handle_memory", fmt::format("at address {}", static_cast<void*>(memory.data())),
+           "at a multiple of 16 bytes");
+  }
+}
+
 }  // namespace
+
+std::int64_t most_handle_bytes(const GroupState& group, const DispatchCall& call) {
+  const Topology& topology = group.runtime->topology;
+  const WindowLayout& layout = group.windows().layout;
+  HandleHeader header;
+  header.num_ranks = topology.num_ranks();
+  header.num_nodes = topology.num_nodes();
+  header.num_slots = call.placement->num_slots();
+  header.top_k = call.top_k;
+  header.num_local_experts = call.placement->num_local_experts(group.runtime->rank);
+  header.has_weights = call.has_weights ? 1 : 0;
+  header.num_tokens = call.num_tokens;
+  header.num_rows = layout.recv_tokens(call.args.mode);
+  if (call.args.mode == Mode::kThroughput) {
+    header.num_forwarded = layout.forward_sources() * group.config.limits.max_tokens;
+  }
+  return HandleView::bytes_for(header);
+}
 
 void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call) {
   check_mode(group, args);
@@ -217,15 +249,12 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
       refuse(kFunction, "topk_weights", describe(args.topk_weights), expected);
     check_matrix("topk_weights", args.topk_weights, call.num_tokens, call.top_k, expected);
   }
-  if (reinterpret_cast<std::uintptr_t>(args.handle_memory.data()) % 16 != 0) {
-    refuse(kFunction, "handle_memory", fmt::format("at address {}", static_cast<void*>(args.handle_memory.data())),
-           "at a multiple of 16 bytes");
-  }
   call.has_weights = args.topk_weights.present() ||
                      (args.handle != nullptr && HandleView(args.handle->mutable_bytes()).header().has_weights != 0);
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
                 .capacity = resolve_capacity(group, args, *call.placement)};
+  check_handle_memory(group, call);
   call.digest = digest_of(call);
 }
 

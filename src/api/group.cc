@@ -60,22 +60,11 @@ std::string Group::why_not(const CombineArgs& args) const {
 
 std::size_t Group::handle_bytes(const DispatchArgs& args) const {
   state_->require_open("ferry::Group::handle_bytes");
+  DispatchArgs without_memory = args;
+  without_memory.handle_memory = {};
   DispatchCall call;
-  fill_dispatch(*state_, args, call);
-  const Topology& topology = state_->runtime->topology;
-  HandleHeader header;
-  header.num_ranks = topology.num_ranks();
-  header.num_nodes = topology.num_nodes();
-  header.num_slots = call.placement->num_slots();
-  header.top_k = call.top_k;
-  header.num_local_experts = call.placement->num_local_experts(state_->runtime->rank);
-  header.has_weights = call.has_weights ? 1 : 0;
-  header.num_tokens = call.num_tokens;
-  const WindowLayout& layout = state_->windows().layout;
-  header.num_rows = layout.recv_tokens(args.mode);
-  if (args.mode == Mode::kThroughput)
-    header.num_forwarded = layout.forward_sources() * state_->config.limits.max_tokens;
-  return static_cast<std::size_t>(HandleView::bytes_for(header));
+  fill_dispatch(*state_, without_memory, call);
+  return static_cast<std::size_t>(most_handle_bytes(*state_, call));
 }
 
 void Group::mask(int rank) {

@@ -90,6 +90,8 @@ const HandleHeader& check_handle(const char* function, const GroupState& group, 
 /// Refuses null and misaligned memory.
 void check_memory(const char* function, const std::string& argument, const Tensor& tensor);
 void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call);
+/// Largest handle that a dispatch can make.
+std::int64_t most_handle_bytes(const GroupState& group, const DispatchCall& call);
 void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall& call);
 
 /// Throws Error(invalid_argument) for limits that make no sense.

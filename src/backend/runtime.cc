@@ -243,7 +243,7 @@ bool Runtime::has_finished(const Call& call, int peer) const {
 /// part in the combine that belongs to it.
 void Runtime::check_refusals(const Call& call, const char* step, std::span<const Wait> waits) const {
   if (call.kind != CallKind::kCombine) return;
-  const std::uint64_t refusal = call.handle_epoch << kEpochShift | 1;
+  const std::uint64_t refusal = call.handle_epoch << kEpochShift | kReadRefused;
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;

@@ -49,6 +49,13 @@ enum CallStatus : std::int64_t {
   kCallRefused = 2,  ///< combine: a rail peer found that rank `where` of its node disagrees about the arguments
 };
 
+/// Counts of the dispatch read signal: how the call went at its writer.
+enum ReadCount : std::int64_t {
+  kReadWell = 0,
+  kReadRefused = 1,        ///< more rows came than expert_capacity: nothing was handed out
+  kReadRefusedBefore = 2,  ///< not taken up, because a peer had refused the flight's last call
+};
+
 class WindowLayout {
  public:
   /// `max_sources`: most sources that one rail peer receives for (0 on a single node).

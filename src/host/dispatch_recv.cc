@@ -186,8 +186,8 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   scope.rows = call.num_rows;
 }
 
-/// The latency slots of this call are free for the flight's next one, whether or not the call went well. A count of 1 tells
-/// the peers that this rank could not take its rows (overflow), so that they need not wait for its part of the combine.
+/// The latency slots of this call are free for the flight's next one, whether or not the call went well. The count tells
+/// the peers if this rank could not take its rows, so that they need not wait for its part of the combine.
 void report_read(Runtime& runtime, DispatchCall& call, std::int64_t refused) {
   for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(refused));
 }
@@ -208,10 +208,10 @@ void dispatch_recv(Runtime& runtime, DispatchCall& call) {
       make_result(runtime, call, call.windows->own(layout.latency_out(call.flight)), layout.latency_out_rows());
     }
   } catch (const Error& error) {
-    report_read(runtime, call, error.code() == ErrorCode::kOverflow ? 1 : 0);
+    report_read(runtime, call, error.code() == ErrorCode::kOverflow ? kReadRefused : kReadWell);
     throw;
   }
-  report_read(runtime, call, 0);
+  report_read(runtime, call, kReadWell);
 }
 
 }  // namespace ferry::host

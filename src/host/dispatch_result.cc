@@ -236,14 +236,6 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
     owner = std::make_shared<ResultMemory>();
     memory = {static_cast<std::byte*>(owner->allocate(header.total_bytes)),
               static_cast<std::size_t>(header.total_bytes)};
-  } else if (static_cast<std::int64_t>(memory.size()) < header.total_bytes) {
-    Error error(
-        ErrorCode::kInvalidArgument,
-        fmt::format("ferry::Group::dispatch: handle_memory is {} bytes, expected at least {} (Group::handle_bytes)",
-                    memory.size(), header.total_bytes));
-    error.step = "dispatch_recv";
-    error.argument = "handle_memory";
-    throw error;
   }
   memory = memory.first(static_cast<std::size_t>(header.total_bytes));
   call.result.handle = Handle(owner, memory);

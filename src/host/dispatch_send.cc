@@ -161,10 +161,12 @@ void wait_for_free_slots(Runtime& runtime, DispatchCall& call) {
     runtime.wait(call, kStep, waits);
   }
   const std::uint64_t before = std::exchange(last, call.epoch);
+  if (before == 0) return;
   for (int peer : call.windows->live) {
-    if (before == 0 || runtime.signal(*call.windows, Signal::kDispatchRead, call.flight, peer) != (before << 24 | 1))
-      continue;
-    // Every rank sees the same reports, so every rank refuses this call alike.
+    // A peer that refused this call already, for the same reason, has overwritten the report of the last one.
+    const std::uint64_t seen = runtime.signal(*call.windows, Signal::kDispatchRead, call.flight, peer);
+    if (seen != (before << 24 | kReadRefused) && seen != call.total(kReadRefusedBefore)) continue;
+    // Every rank sees one of the two from the same peer, so every rank refuses this call alike.
     Error error(ErrorCode::kOverflow,
                 fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, peer, before));
     error.step = kStep;
@@ -225,9 +227,10 @@ void dispatch_send(Runtime& runtime, DispatchCall& call) {
   if (call.args.mode == Mode::kThroughput) return send_throughput(runtime, call, scope);
   try {
     send_latency(runtime, call, scope);
-  } catch (...) {
+  } catch (const Error& error) {
     // This rank reads nothing of this call any more; without the credit its peers could not use the flight again.
-    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(0));
+    const std::int64_t count = error.code() == ErrorCode::kOverflow ? kReadRefusedBefore : kReadWell;
+    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(count));
     throw;
   }
 }
