@@ -26,8 +26,9 @@ x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_m
 "flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
 multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
 here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
-token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K]. out: an array
-[T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
+token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
+K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of
+this call; None: the group's.
 
 Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
 kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";

@@ -35,9 +35,10 @@ Waits give the GIL away.
 A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
 of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
-After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on
-with the next call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes
-itself.)";
+After an Error with code "timeout", "peer_lost", "mismatch" or "overflow" the call is over on this rank and the
+group goes on with the next call; "invalid_argument" found before the call leaves the group as it was. If only some
+ranks made or failed a call, they may be out of step: their next calls end in named errors until the membership
+changes or another group is made. A group is a context manager that closes itself.)";
 
 constexpr const char* kInitSignature =
     "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: "

@@ -38,7 +38,8 @@ void bind_handle(nb::module_& module) {
   nb::class_<Handle>(
       module, "Handle",
       "What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the "
-      "group that made it, also after its receive window was reused, until the group's membership changes.")
+      "group that made it, also after its receive window was reused. After masks changed, combine still takes it "
+      "(ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.")
       .def_prop_ro("layout", [](const Handle& self) { return name(self.layout()); })
       .def_prop_ro("mode", [](const Handle& self) { return name(self.mode()); })
       .def_prop_ro("num_tokens", &Handle::num_tokens, "T: tokens that this rank dispatched.")
