@@ -159,7 +159,7 @@ void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& f
   runtime->announce(call);
 }
 
-/// A call that ranks did not agree about counts for none of them, so that flights stay in step.
+/// A call whose kind ranks did not agree about counts for none of them, so that flights stay in step.
 void GroupState::end_failed(Call& call, const Error& error) {
   call.over = true;
   if (error.code() == ErrorCode::kOverflow && call.kind == CallKind::kCombine && call.windows == windows_) {
@@ -169,7 +169,9 @@ void GroupState::end_failed(Call& call, const Error& error) {
     windows_->last_combine[static_cast<std::size_t>(call.flight)] = static_cast<CombineCall&>(call).flight_used_before;
     return;
   }
-  if (error.code() != ErrorCode::kMismatch || call.windows != windows_) return;
+  // Where only the arguments differ, everybody has counted the call, and slow ranks may still read what belongs to it.
+  if (error.code() != ErrorCode::kMismatch || call.windows != windows_ || !runtime->ranks_make_other_calls(call))
+    return;
   if (call.kind == CallKind::kCombine) {
     --counters_.combines;
     return;

@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <cstring>
 #include <thread>
 
@@ -32,6 +33,10 @@ std::string describe_activity(std::uint64_t word) {
 /// What a rank has begun.
 std::uint64_t activity_word(const Call& call) {
   return call.epoch << kEpochShift | static_cast<std::uint64_t>(call.kind);
+}
+
+bool is_other_kind(std::uint64_t activity, const Call& call) {
+  return activity >> kEpochShift == call.epoch && activity != activity_word(call);
 }
 
 }  // namespace
@@ -148,6 +153,11 @@ std::uint64_t Runtime::activity_of(const Windows& windows, int peer) const {
   return word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
 }
 
+bool Runtime::ranks_make_other_calls(const Call& call) const {
+  return std::any_of(call.windows->live.begin(), call.windows->live.end(),
+                     [&](int peer) { return is_other_kind(activity_of(*call.windows, peer), call); });
+}
+
 bool Runtime::reached(const Call& call, const Wait& wait, std::uint64_t& seen) const {
   if (masked_now[static_cast<std::size_t>(wait.peer)] != 0 || call.windows->membership.is_masked(wait.peer))
     return true;
@@ -217,7 +227,7 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     if (reached(call, one, seen)) continue;
     // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part.
     const std::uint64_t activity = activity_of(*call.windows, one.peer);
-    const bool other_kind = activity >> kEpochShift == call.epoch && activity != activity_word(call);
+    const bool other_kind = is_other_kind(activity, call);
     const bool finished = has_finished(call, one.peer);
     const bool gone = mesh->gone(one.peer);
     if ((!other_kind && !finished && !gone) || reached(call, one, seen)) continue;

@@ -75,6 +75,8 @@ class Runtime {
   std::uint64_t signal(const Windows& windows, Signal kind, int flight, int writer) const;
   std::uint64_t submitted() const { return engine ? engine->channel(0).submitted() : 0; }
 
+  /// True if a peer has begun a call of another kind under this call's epoch.
+  bool ranks_make_other_calls(const Call& call) const;
   /// Says what this rank is doing, for the messages of others.
   void announce(const Call& call);
   /// Raises the abort flag; may be called from any thread. This rank's waits end; the first that does tells the peers that
