@@ -9,6 +9,7 @@
 int main() {
   const ferry::Topology topology = ferry::Topology::split(8, 3);
   const auto meetings = ferry::meet_in_process(1);
-  std::printf("ferry %s, topology %s, %d rank\n", ferry::version(), topology.describe().c_str(), meetings.front()->size());
+  std::printf("ferry %s, topology %s, %d rank\n", ferry::version(), topology.describe().c_str(),
+              meetings.front()->size());
   return topology.num_nodes() == 3 ? 0 : 1;
 }

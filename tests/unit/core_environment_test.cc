@@ -60,9 +60,13 @@ TEST(Environment, FerryPortComesFirst) {
   EXPECT_EQ(read({{"MASTER_PORT", "29500"}, {"FERRY_PORT", "4000"}}).meeting_port(), 4000);
 }
 
-TEST(Environment, EmptyIsUnset) { EXPECT_FALSE(read({{"RANK", ""}, {"FERRY_PORT", ""}}).ferry_port.has_value()); }
+TEST(Environment, EmptyIsUnset) {
+  EXPECT_FALSE(read({{"RANK", ""}, {"FERRY_PORT", ""}}).ferry_port.has_value());
+}
 
-TEST(Environment, TheProcessCanBeRead) { EXPECT_NO_THROW(Environment::read()); }
+TEST(Environment, TheProcessCanBeRead) {
+  EXPECT_NO_THROW(Environment::read());
+}
 
 struct Refusal {
   Variables variables;
