@@ -175,7 +175,9 @@ TEST_P(Mismatch, MasksThatDiffer) {
     if (rank.rank == 1) group.mask(0);
     const Outcome outcome = outcome_of([&] { round_trip(group, reference, rank.rank, kDeadline); });
     board.meet(1, rank.size);
-    require_error(outcome, {ErrorCode::kMismatch}, kDeadline, "masks that differ");
+    // A rank that nobody but those it left out disagrees with only sees that the others do not come.
+    require_error(outcome, {ErrorCode::kMismatch, ErrorCode::kTimeout}, 2 * kDeadline, "masks that differ");
+    require(rank.rank != 2 || outcome.is(ErrorCode::kMismatch), "a rank that left out nobody: " + outcome.text());
     require(outcome.text().find("membership") != std::string::npos, "it does not name the membership: " + outcome.text());
   });
 }
