@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The shortest whole trip: four ranks as threads send their tokens to experts and get them back. Each expert returns its rows
-// as they are, so a token comes back as often as it was sent: once per choice.
+// The shortest whole trip: four ranks as threads send their tokens to experts and get them back. Each expert returns
+// its rows as they are, so a token comes back as often as it was sent: once per choice.
 #include <cstdio>
 #include <exception>
 #include <thread>
@@ -15,7 +15,9 @@ namespace {
 constexpr int kRanks = 4, kTokens = 3, kHidden = 8, kTopK = 2, kExperts = 8;
 
 bool run_rank(ferry::Meeting& meeting) {
-  ferry::Group group = ferry::Group::create({.limits = {.num_experts = kExperts, .max_tokens = kTokens, .hidden = kHidden, .dtype = ferry::DType::kFp32}}, meeting);
+  ferry::Group group = ferry::Group::create(
+      {.limits = {.num_experts = kExperts, .max_tokens = kTokens, .hidden = kHidden, .dtype = ferry::DType::kFp32}},
+      meeting);
   std::vector<float> x(kTokens * kHidden, static_cast<float>(group.rank() + 1));
   std::vector<std::int32_t> ids = {0, 7, 3, 4, 5, 2};  // two experts for each token
 
@@ -31,7 +33,8 @@ bool run_rank(ferry::Meeting& meeting) {
   ferry::CombineResult result = group.combine(back);
 
   const auto* out = static_cast<const float*>(result.out.data);
-  std::printf("rank %d got %lld rows and has %.0f back\n", group.rank(), static_cast<long long>(arrived.handle.num_rows()), out[0]);
+  std::printf("rank %d got %lld rows and has %.0f back\n", group.rank(),
+              static_cast<long long>(arrived.handle.num_rows()), out[0]);
   return out[0] == kTopK * x[0];
 }
 

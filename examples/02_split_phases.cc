@@ -24,7 +24,11 @@ ferry::DispatchArgs arguments(std::vector<float>& x, std::vector<std::int32_t>& 
 }
 
 bool run_rank(ferry::Meeting& meeting) {
-  ferry::GroupLimits limits{.num_experts = kExperts, .max_tokens = kTokens, .max_latency_tokens = kTokens, .hidden = kHidden, .dtype = ferry::DType::kFp32};
+  ferry::GroupLimits limits{.num_experts = kExperts,
+                            .max_tokens = kTokens,
+                            .max_latency_tokens = kTokens,
+                            .hidden = kHidden,
+                            .dtype = ferry::DType::kFp32};
   ferry::Group group = ferry::Group::create({.limits = limits}, meeting);
 
   // A batch cut in two halves; both are under way while this rank works.
@@ -52,7 +56,8 @@ bool run_rank(ferry::Meeting& meeting) {
   // Token 0 has two choices, token 3 one.
   const auto* one = static_cast<const float*>(first_result.out.data);
   const auto* two = static_cast<const float*>(second_result.out.data);
-  std::printf("rank %d: %.0f and %.0f, with one choice dropped %.0f and %.0f\n", group.rank(), one[0], two[0], one[3 * kHidden], two[3 * kHidden]);
+  std::printf("rank %d: %.0f and %.0f, with one choice dropped %.0f and %.0f\n", group.rank(), one[0], two[0],
+              one[3 * kHidden], two[3 * kHidden]);
   return one[0] == 2 && two[0] == 4 && one[3 * kHidden] == 1 && two[3 * kHidden] == 2;
 }
 

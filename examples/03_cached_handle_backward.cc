@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Training: the backward of combine is a dispatch with the same handle, the backward of dispatch a combine. The layer is
-// out = sum over choices of w * (scale of the expert) * x, so every gradient can be checked by hand.
+// Training: the backward of combine is a dispatch with the same handle, the backward of dispatch a combine. The layer
+// is out = sum over choices of w * (scale of the expert) * x, so every gradient can be checked by hand.
 #include <cstdio>
 #include <exception>
 #include <thread>
@@ -15,7 +15,9 @@ namespace {
 constexpr int kRanks = 2, kTokens = 2, kHidden = 4, kTopK = 2, kExperts = 4;
 
 /// What expert e does to a row.
-float scale_of(int expert) { return static_cast<float>(expert + 1); }
+float scale_of(int expert) {
+  return static_cast<float>(expert + 1);
+}
 
 /// A copy of the rows of an expert_major result, each times the scale of its expert.
 std::vector<float> through_experts(const ferry::DispatchResult& arrived, int first_expert) {
@@ -26,14 +28,16 @@ std::vector<float> through_experts(const ferry::DispatchResult& arrived, int fir
   std::vector<float> y(arrived.payload[0].shape[0] * kHidden);
   for (std::size_t e = 0; e < counts.size(); ++e) {
     for (std::int64_t row = offsets[e]; row < offsets[e] + counts[e]; ++row) {
-      for (int h = 0; h < kHidden; ++h) y[row * kHidden + h] = scale_of(first_expert + static_cast<int>(e)) * rows[row * stride + h];
+      for (int h = 0; h < kHidden; ++h)
+        y[row * kHidden + h] = scale_of(first_expert + static_cast<int>(e)) * rows[row * stride + h];
     }
   }
   return y;
 }
 
 bool run_rank(ferry::Meeting& meeting) {
-  ferry::GroupLimits limits{.num_experts = kExperts, .max_tokens = kTokens, .hidden = kHidden, .dtype = ferry::DType::kFp32};
+  ferry::GroupLimits limits{
+      .num_experts = kExperts, .max_tokens = kTokens, .hidden = kHidden, .dtype = ferry::DType::kFp32};
   ferry::Group group = ferry::Group::create({.limits = limits}, meeting);
   const int first_expert = group.placement().first_slot(group.rank());
   std::vector<float> x(kTokens * kHidden, 1.0f);
@@ -63,7 +67,8 @@ bool run_rank(ferry::Meeting& meeting) {
   again.handle = &arrived.handle;
   again.layout = send.layout;
   const ferry::DispatchResult arrived_gradients = group.dispatch(again);
-  // ... through the experts, times the weights that came with the forward; and dL/dw is the product with the expert's row ...
+  // ... through the experts, times the weights that came with the forward; and dL/dw is the product with the expert's
+  // row ...
   std::vector<float> dx = through_experts(arrived_gradients, first_expert);
   std::vector<float> dw(static_cast<std::size_t>(arrived.payload[0].shape[0]));
   const auto* dy = static_cast<const float*>(arrived_gradients.payload[0].data);
@@ -82,9 +87,11 @@ bool run_rank(ferry::Meeting& meeting) {
   const auto* x_gradients = static_cast<const float*>(grads.out.data);
   const auto* weight_gradients = static_cast<const float*>(grads.topk_weights.data);
 
-  std::printf("rank %d: out %.2f, dx %.2f, dw %.0f %.0f\n", group.rank(), out[0], x_gradients[0], weight_gradients[0], weight_gradients[1]);
+  std::printf("rank %d: out %.2f, dx %.2f, dw %.0f %.0f\n", group.rank(), out[0], x_gradients[0], weight_gradients[0],
+              weight_gradients[1]);
   const float expected = 0.25f * scale_of(0) + 0.75f * scale_of(2);
-  return out[0] == expected && x_gradients[0] == expected && weight_gradients[0] == kHidden * scale_of(0) && weight_gradients[1] == kHidden * scale_of(2);
+  return out[0] == expected && x_gradients[0] == expected && weight_gradients[0] == kHidden * scale_of(0) &&
+         weight_gradients[1] == kHidden * scale_of(2);
 }
 
 }  // namespace

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// `ferry demo`: a real mixture-of-experts layer on a real text, spread over ranks, compared with the same layer in one process.
+// `ferry demo`: a real mixture-of-experts layer on a real text, spread over ranks, compared with the same layer in one
+// process.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -50,11 +51,8 @@ void run_rank(RankPort& port, const DemoOptions& options, const std::vector<Demo
   port.set_stop([&group] { group.abort(); });
   const std::unique_ptr<RankPort, void (*)(RankPort*)> take_back(&port, [](RankPort* p) { p->set_stop({}); });
   for (std::uint32_t i = 0; i < cases.size(); ++i) {
-    const auto line_up = [&] {
-      tell(port, {.case_idx = i}, {});
-      port.barrier();
-    };
-    const LayerResult result = run_layer(group, options, cases[i], input, line_up);
+    const LayerHooks hooks{.line_up = [&] { port.barrier(); }, .alive = [&] { tell(port, {.case_idx = i}, {}); }};
+    const LayerResult result = run_layer(group, options, cases[i], input, hooks);
     tell(port, {.case_idx = i, .has_result = 1}, pack(result));
   }
 }
@@ -96,7 +94,9 @@ void verify(DemoReport& report, const std::string& text, Progress& progress) {
   std::vector<LayerInput> inputs;
   for (int rank = 0; rank < options.ranks; ++rank) inputs.push_back(layer_input(options, text, rank));
   const auto show = [&progress](const char* what) {
-    return [&progress, what](double fraction) { progress.show(fmt::format("{} in one process: {:.0f} %", what, fraction * 100)); };
+    return [&progress, what](double fraction) {
+      progress.show(fmt::format("{} in one process: {:.0f} %", what, fraction * 100));
+    };
   };
   const ReferenceResult reference = compute_reference(options, inputs, show("the same layer"));
   const ExactResult exact = compute_exactly(options, inputs, reference.ids, show("the layer in float64"));
@@ -107,12 +107,20 @@ void verify(DemoReport& report, const std::string& text, Progress& progress) {
   }
 }
 
+/// Found out before the work, not after it.
+void check_writable(const std::string& path) {
+  if (path.empty() || std::ofstream(path, std::ios::app)) return;
+  throw std::runtime_error(fmt::format("--json: cannot write '{}', expected a file that can be written", path));
+}
+
 void write_json(const DemoReport& report) {
   if (report.options.json.empty()) return;
   std::ofstream file(report.options.json);
-  file << to_json(report).dump(2) << '\n';
+  file << to_json(report) << '\n';
   file.close();
-  if (!file) throw std::runtime_error(fmt::format("--json: cannot write '{}'; expected a file that can be written", report.options.json));
+  if (!file)
+    throw std::runtime_error(
+        fmt::format("--json: cannot write '{}'; expected a file that can be written", report.options.json));
 }
 
 /// The last line. The exit code says the same.
@@ -143,6 +151,7 @@ int run_demo(DemoOptions options) {
     complete(options);
     cases = demo_cases(options, report.skipped);
     text = read_text(options.text);
+    check_writable(options.json);
   } catch (const std::exception& error) {
     fmt::print(stderr, "ferry demo: {}\n", error.what());
     return kExitBadUsage;
@@ -155,7 +164,7 @@ int run_demo(DemoOptions options) {
   Collector collector(report, cases, progress);
   Launch launch{.num_ranks = options.ranks, .as = options.ranks_as};
   // A rank that is silent because it waits for a lost peer says so within its timeout; only then is silence a failure.
-  launch.silence_limit = std::chrono::nanoseconds(static_cast<std::int64_t>((2 * options.timeout_s + 10) * 1e9));
+  launch.silence_limit = std::chrono::nanoseconds(static_cast<std::int64_t>((options.timeout_s + 5) * 1e9));
   launch.on_message = [&](int rank, std::span<const std::byte> message) { collector.take(rank, message); };
   try {
     const auto failure = run_ranks(launch, [&](RankPort& port) { run_rank(port, options, cases, text); });
@@ -181,7 +190,8 @@ int run_demo(DemoOptions options) {
 }  // namespace
 
 void add_demo_command(CLI::App& app, int& exit_code) {
-  CLI::App* demo = app.add_subcommand("demo", "a mixture-of-experts layer on a text, spread over ranks and checked bit for bit");
+  CLI::App* demo =
+      app.add_subcommand("demo", "a mixture-of-experts layer on a text, spread over ranks and checked bit for bit");
   auto options = std::make_shared<DemoOptions>();
   add_demo_options(*demo, *options);
   demo->callback([options, &exit_code] { exit_code = run_demo(*options); });

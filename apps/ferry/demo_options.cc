@@ -4,8 +4,13 @@
 // Reading and checking the demo's options.
 #include "demo_options.h"
 
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <stdexcept>
+
+#include "names.h"
 
 namespace ferry::app {
 namespace {
@@ -26,11 +31,13 @@ int default_groups(int experts) {
 /// Why a case cannot be run; empty if it can.
 std::string why_not(const DemoOptions& options, const DemoCase& run) {
   if (run.mode == Mode::kLatency && run.layout == Layout::kExpertMajor) {
-    return "latency mode has fixed slots, and expert_major needs counts before rows move; use rank_major or expert_padded, "
+    return "latency mode has fixed slots, and expert_major needs counts before rows move; use rank_major or "
+           "expert_padded, "
            "or --mode throughput";
   }
   if (run.layout == Layout::kRankMajor && options.reduction.group == Reduction::Group::kChoice) {
-    return "flat sums single choices, and a rank_major row is already a sum over the choices of a rank; use expert_major or "
+    return "flat sums single choices, and a rank_major row is already a sum over the choices of a rank; use "
+           "expert_major or "
            "expert_padded, or --reduction per_rank";
   }
   return "";
@@ -38,7 +45,9 @@ std::string why_not(const DemoOptions& options, const DemoCase& run) {
 
 }  // namespace
 
-std::string DemoCase::name() const { return fmt::format("{} {}", ferry::name(mode), ferry::name(layout)); }
+std::string DemoCase::name() const {
+  return fmt::format("{} {}", ferry::name(mode), ferry::name(layout));
+}
 
 GateShape DemoOptions::gate_shape() const {
   return {.hidden = hidden, .num_experts = experts, .num_groups = groups, .num_top_groups = top_groups, .top_k = top_k};
@@ -67,13 +76,16 @@ void add_demo_options(CLI::App& app, DemoOptions& options) {
   add_number(app, "--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
   add_number(app, "--experts", options.experts, 1, kMany, "experts over all ranks");
   add_number(app, "--top-k", options.top_k, 1, 64, "experts per token");
-  add_number(app, "--groups", options.groups, 0, kMany, "expert groups of the gate; 0: eight if that divides the experts");
+  add_number(app, "--groups", options.groups, 0, kMany,
+             "expert groups of the gate; 0: eight if that divides the experts");
   add_number(app, "--top-groups", options.top_groups, 0, kMany, "groups a token may use; 0: half of them");
   add_word(app, "--mode", options.mode, mode_words(), "only this mode (default: both)");
   add_word(app, "--layout", options.layout, layout_words(), "only this layout (default: every legal one)");
   add_word(app, "--codec", options.wire, wire_words(),
-           "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in dispatch");
-  add_word(app, "--reduction", options.reduction, reduction_words(), "order of the sums in combine (default: per_rank)");
+           "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in "
+           "dispatch");
+  add_word(app, "--reduction", options.reduction, reduction_words(),
+           "order of the sums in combine (default: per_rank)");
   add_word(app, "--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
            "who moves the rows (default: auto)");
   app.add_option("--network", options.network, "what links the nodes, for example loopback")->capture_default_str();
@@ -90,8 +102,8 @@ void add_demo_options(CLI::App& app, DemoOptions& options) {
 void complete(DemoOptions& options) {
   const std::int64_t element = static_cast<std::int64_t>(dtype_bytes(options.wire.dtype));
   if (options.hidden * element % 16 != 0) {
-    refuse("--hidden: {} given, expected a multiple of {} (rows of {} are whole 16-byte pieces)", options.hidden, 16 / element,
-           ferry::name(options.wire.dtype));
+    refuse("--hidden: {} given, expected a multiple of {} (rows of {} are whole 16-byte pieces)", options.hidden,
+           16 / element, ferry::name(options.wire.dtype));
   }
   if (options.nodes > options.ranks) {
     refuse("--nodes: {} given, expected at most the number of ranks, {}", options.nodes, options.ranks);
@@ -107,8 +119,8 @@ void complete(DemoOptions& options) {
   const int needed = (options.top_k + group_size - 1) / group_size;
   if (options.top_groups == 0) options.top_groups = std::max((options.groups + 1) / 2, needed);
   if (options.top_groups > options.groups || options.top_groups < needed) {
-    refuse("--top-groups: {} given, expected {} to {} (top-{} out of groups of {})", options.top_groups, needed, options.groups,
-           options.top_k, group_size);
+    refuse("--top-groups: {} given, expected {} to {} (top-{} out of groups of {})", options.top_groups, needed,
+           options.groups, options.top_k, group_size);
   }
 }
 
@@ -134,8 +146,8 @@ std::vector<DemoCase> demo_cases(const DemoOptions& options, std::vector<std::st
     }
   }
   if (cases.empty()) {
-    refuse("--layout: {} given, cannot be run with these options: {}", ferry::name(options.layout.value_or(Layout::kRankMajor)),
-           last_reason);
+    refuse("--layout: {} given, cannot be run with these options: {}",
+           ferry::name(options.layout.value_or(Layout::kRankMajor)), last_reason);
   }
   return cases;
 }

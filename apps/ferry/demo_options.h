@@ -11,7 +11,12 @@
 
 #include "ferry/group.h"
 #include "gate.h"
-#include "names.h"
+#include "ranks.h"
+#include "wire.h"
+
+namespace CLI {
+class App;
+}
 
 namespace ferry::app {
 

@@ -26,11 +26,13 @@ void print_capabilities(const std::vector<Capability>& found) {
 
 void write_json(const std::string& path, const std::vector<Capability>& found) {
   nlohmann::json json = nlohmann::json::array();
-  for (const Capability& one : found) json.push_back({{"name", one.name}, {"usable", one.usable}, {"detail", one.detail}, {"fix", one.fix}});
+  for (const Capability& one : found)
+    json.push_back({{"name", one.name}, {"usable", one.usable}, {"detail", one.detail}, {"fix", one.fix}});
   std::ofstream file(path);
   file << json.dump(2) << '\n';
   file.close();
-  if (!file) throw std::runtime_error(fmt::format("--json: cannot write '{}'; expected a file that can be written", path));
+  if (!file)
+    throw std::runtime_error(fmt::format("--json: cannot write '{}'; expected a file that can be written", path));
 }
 
 int run_doctor(const std::string& json) {

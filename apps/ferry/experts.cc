@@ -22,8 +22,8 @@ std::vector<Real> random_weights(std::int64_t rows, std::int64_t width, std::uin
 }
 
 template <class Real>
-std::vector<Real> product(const std::vector<Real>& in, std::int64_t rows, std::int64_t depth, const std::vector<Real>& weights,
-                          std::int64_t width) {
+std::vector<Real> product(const std::vector<Real>& in, std::int64_t rows, std::int64_t depth,
+                          const std::vector<Real>& weights, std::int64_t width) {
   std::vector<Real> out(static_cast<std::size_t>(rows * width));
   multiply(in.data(), rows, depth, weights.data(), width, out.data());
   return out;
@@ -69,7 +69,8 @@ ExpertRun<Real> expert_forward(const ExpertWeights<Real>& weights, std::vector<R
 }
 
 template <class Real>
-ExpertGradients<Real> expert_backward(const ExpertWeights<Real>& weights, const ExpertRun<Real>& run, const std::vector<Real>& dy) {
+ExpertGradients<Real> expert_backward(const ExpertWeights<Real>& weights, const ExpertRun<Real>& run,
+                                      const std::vector<Real>& dy) {
   const std::int64_t rows = run.num_rows;
   const std::vector<Real> dinner = product(dy, rows, weights.hidden, weights.down_transposed, weights.inner);
   std::vector<Real> dgate(run.gate.size());
@@ -94,7 +95,9 @@ template ExpertWeights<float> make_expert(std::int64_t, std::int64_t, std::uint6
 template ExpertWeights<double> make_expert(std::int64_t, std::int64_t, std::uint64_t, int);
 template ExpertRun<float> expert_forward(const ExpertWeights<float>&, std::vector<float>);
 template ExpertRun<double> expert_forward(const ExpertWeights<double>&, std::vector<double>);
-template ExpertGradients<float> expert_backward(const ExpertWeights<float>&, const ExpertRun<float>&, const std::vector<float>&);
-template ExpertGradients<double> expert_backward(const ExpertWeights<double>&, const ExpertRun<double>&, const std::vector<double>&);
+template ExpertGradients<float> expert_backward(const ExpertWeights<float>&, const ExpertRun<float>&,
+                                                const std::vector<float>&);
+template ExpertGradients<double> expert_backward(const ExpertWeights<double>&, const ExpertRun<double>&,
+                                                 const std::vector<double>&);
 
 }  // namespace ferry::app

@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The experts of the demo's layer: SwiGLU, y = (silu(x Wg) * (x Wu)) Wd, forward and backward. Each output element is summed
-// in a fixed order, so a row gets the same bits on whatever rank and in whatever batch it is computed.
+// The experts of the demo's layer: SwiGLU, y = (silu(x Wg) * (x Wu)) Wd, forward and backward. Each output element is
+// summed in a fixed order, so a row gets the same bits on whatever rank and in whatever batch it is computed.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,7 @@ template <class Real>
 struct ExpertWeights {
   std::int64_t hidden = 0;
   std::int64_t inner = 0;
-  std::vector<Real> gate, up, down;                                   ///< [hidden, inner], [hidden, inner], [inner, hidden]
+  std::vector<Real> gate, up, down;  ///< [hidden, inner], [hidden, inner], [inner, hidden]
   std::vector<Real> gate_transposed, up_transposed, down_transposed;
 };
 /// Made from a seed, so nobody has to store or send weights.
@@ -41,6 +41,7 @@ struct ExpertGradients {
 };
 /// From gradients of y [n, hidden].
 template <class Real>
-ExpertGradients<Real> expert_backward(const ExpertWeights<Real>& weights, const ExpertRun<Real>& run, const std::vector<Real>& dy);
+ExpertGradients<Real> expert_backward(const ExpertWeights<Real>& weights, const ExpertRun<Real>& run,
+                                      const std::vector<Real>& dy);
 
 }  // namespace ferry::app

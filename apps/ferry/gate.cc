@@ -18,7 +18,8 @@ template <class Real>
 std::vector<Real> sigmoid_scores(const GateShape& shape, const std::vector<Real>& gate, const std::vector<Real>& x) {
   const auto num_tokens = static_cast<std::int64_t>(x.size()) / shape.hidden;
   std::vector<Real> scores(static_cast<std::size_t>(num_tokens * shape.num_experts));
-  multiply(x.data(), num_tokens, shape.hidden, gate.data(), static_cast<std::int64_t>(shape.num_experts), scores.data());
+  multiply(x.data(), num_tokens, shape.hidden, gate.data(), static_cast<std::int64_t>(shape.num_experts),
+           scores.data());
   for (Real& score : scores) score = Real(1) / (Real(1) + std::exp(-score));
   return scores;
 }
@@ -61,7 +62,8 @@ std::vector<int> choose_experts(const GateShape& shape, const float* scores) {
 }
 
 template <class Real>
-std::vector<Real> normalised_weights(const GateShape& shape, const std::vector<Real>& scores, const std::vector<std::int32_t>& ids) {
+std::vector<Real> normalised_weights(const GateShape& shape, const std::vector<Real>& scores,
+                                     const std::vector<std::int32_t>& ids) {
   std::vector<Real> weights(ids.size());
   const auto top_k = static_cast<std::size_t>(shape.top_k);
   for (std::size_t first = 0; first < ids.size(); first += top_k) {

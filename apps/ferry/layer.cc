@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The layer: gate, dispatch, experts, combine; then the way back, where the backward of combine is a cached dispatch and the
-// backward of dispatch is a combine.
+// The layer: gate, dispatch, experts, combine; then the way back, where the backward of combine is a cached dispatch
+// and the backward of dispatch is a combine.
 #include "layer.h"
 
 #include <chrono>
@@ -46,7 +46,9 @@ const std::byte* row_address(const Tensor& tensor, std::int64_t row) {
   return data + row * tensor.strides[0] * element;
 }
 
-std::int64_t row_width(const Tensor& tensor) { return tensor.shape[static_cast<std::size_t>(tensor.ndim - 1)]; }
+std::int64_t row_width(const Tensor& tensor) {
+  return tensor.shape[static_cast<std::size_t>(tensor.ndim - 1)];
+}
 
 /// Rows `rows` of a dispatch result as float32, scales applied.
 std::vector<float> read_rows(const DispatchResult& arrived, const std::vector<ExpertRow>& rows) {
@@ -72,7 +74,8 @@ std::vector<float> read_weights(const Tensor& weights) {
   const std::int64_t width = weights.ndim == 2 ? weights.shape[1] : 1;
   const std::int64_t step = weights.ndim == 2 ? weights.strides[1] : 0;
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t i = 0; i < width; ++i) values.push_back(static_cast<const float*>(weights.data)[r * weights.strides[0] + i * step]);
+    for (std::int64_t i = 0; i < width; ++i)
+      values.push_back(static_cast<const float*>(weights.data)[r * weights.strides[0] + i * step]);
   }
   return values;
 }
@@ -84,7 +87,8 @@ void view_rank_major(const DispatchResult& arrived, ExpertView& view) {
   for (std::int64_t n = 0; n < view.num_rows; ++n) {
     for (int k = 0; k < view.top_k; ++k) {
       const std::int32_t local = static_cast<const std::int32_t*>(ids.data)[n * ids.strides[0] + k * ids.strides[1]];
-      if (local >= 0) view.experts.at(static_cast<std::size_t>(local)).push_back({.row = n, .weight = n * view.top_k + k});
+      if (local >= 0)
+        view.experts.at(static_cast<std::size_t>(local)).push_back({.row = n, .weight = n * view.top_k + k});
     }
   }
 }
@@ -116,8 +120,9 @@ ExpertView view_experts(const DispatchResult& arrived, int num_local_experts) {
 /// The class carries one rank through one case.
 class LayerRun {
  public:
-  LayerRun(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input, const std::function<void()>& line_up)
-      : group_(group), options_(options), run_(run), input_(input), line_up_(line_up) {
+  LayerRun(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
+           const LayerHooks& hooks)
+      : group_(group), options_(options), run_(run), input_(input), hooks_(hooks) {
     gate_ = make_gate(options.gate_shape(), options.seed);
     routing_ = route_tokens(options.gate_shape(), gate_, input.x);
     num_local_experts_ = group.placement().num_local_experts(group.rank());
@@ -137,7 +142,7 @@ class LayerRun {
     args.topk_ids = Tensor::contiguous(routing_.ids.data(), DType::kInt32, {options_.tokens, options_.top_k});
     args.topk_weights = Tensor::contiguous(routing_.weights.data(), DType::kFp32, {options_.tokens, options_.top_k});
     args.codec = options_.wire.codec;
-    line_up_();
+    hooks_.line_up();
     const DispatchResult arrived = group_.dispatch(args);
     add_trace(result_.forward);
     handle_ = arrived.handle;
@@ -151,11 +156,13 @@ class LayerRun {
       runs_.push_back(expert_forward(weights, read_rows(arrived, view_.experts[static_cast<std::size_t>(e)])));
       for (float& value : runs_.back().y) value = round_to(options_.wire.dtype, value);
       y.push_back(runs_.back().y);
+      hooks_.alive();
     }
     result_.expert_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 
     CombineArgs back;
-    back.weighting = run_.layout == Layout::kRankMajor ? CombineArgs::Weighting::kNone : CombineArgs::Weighting::kFromDispatch;
+    back.weighting =
+        run_.layout == Layout::kRankMajor ? CombineArgs::Weighting::kNone : CombineArgs::Weighting::kFromDispatch;
     combine(back, y, view_.weights);
     result_.out = decoded(combined_.out);
     add_trace(result_.forward);
@@ -169,7 +176,7 @@ class LayerRun {
     const std::vector<std::byte> rows = encoded(gradients);
     DispatchArgs args = dispatch_args(rows);
     args.handle = &handle_;
-    line_up_();
+    hooks_.line_up();
     const DispatchResult arrived = group_.dispatch(args);
     add_trace(result_.backward);
 
@@ -189,7 +196,8 @@ class LayerRun {
     add_gate_gradients();
   }
 
-  /// Gradients of one expert's input rows; leaves those of its weights as a digest and those of the routing weights in place.
+  /// Gradients of one expert's input rows; leaves those of its weights as a digest and those of the routing weights in
+  /// place.
   std::vector<float> expert_gradients(int e, const DispatchResult& arrived, std::vector<float>& weight_gradients) {
     const auto& rows = view_.experts[static_cast<std::size_t>(e)];
     const auto& run = runs_[static_cast<std::size_t>(e)];
@@ -205,6 +213,7 @@ class LayerRun {
     ExpertGradients<float> gradients = expert_backward(weights, run, dy);
     result_.expert_digests.push_back(digest(gradients.down, digest(gradients.up, digest(gradients.gate))));
     for (float& value : gradients.x) value = round_to(options_.wire.dtype, value);
+    hooks_.alive();
     return std::move(gradients.x);
   }
 
@@ -217,14 +226,16 @@ class LayerRun {
   /// Brings the experts' rows into the layout of the dispatch and sends them back. `weights` (may be empty: 1) are only
   /// needed for rank_major, where the sum over the choices of this rank is the experts' own work.
   void combine(CombineArgs& args, const std::vector<std::vector<float>>& rows, const std::vector<float>& weights) {
-    const std::vector<std::byte> x = run_.layout == Layout::kRankMajor ? summed_by_row(rows, weights) : placed_by_expert(rows);
+    const std::vector<std::byte> x =
+        run_.layout == Layout::kRankMajor ? summed_by_row(rows, weights) : placed_by_expert(rows);
     const auto experts = static_cast<std::int64_t>(num_local_experts_);
     args.x = run_.layout == Layout::kExpertPadded
-                 ? Tensor::contiguous(x.data(), options_.wire.dtype, {experts, experts == 0 ? 0 : view_.num_rows / experts, options_.hidden})
+                 ? Tensor::contiguous(x.data(), options_.wire.dtype,
+                                      {experts, experts == 0 ? 0 : view_.num_rows / experts, options_.hidden})
                  : Tensor::contiguous(x.data(), options_.wire.dtype, {view_.num_rows, options_.hidden});
     args.handle = &handle_;
     args.reduction = options_.reduction;
-    line_up_();
+    hooks_.line_up();
     combined_ = group_.combine(args);
   }
 
@@ -240,11 +251,13 @@ class LayerRun {
   }
 
   /// The first stage of the documented order: choices ascending, acc = fma(w, y, acc) or acc += y, one rounding.
-  std::vector<std::byte> summed_by_row(const std::vector<std::vector<float>>& rows, const std::vector<float>& weights) const {
+  std::vector<std::byte> summed_by_row(const std::vector<std::vector<float>>& rows,
+                                       const std::vector<float>& weights) const {
     std::vector<const float*> row_of_choice(static_cast<std::size_t>(view_.num_rows * view_.top_k));
     for (std::size_t e = 0; e < rows.size(); ++e) {
       for (std::size_t i = 0; i < view_.experts[e].size(); ++i) {
-        row_of_choice[static_cast<std::size_t>(view_.experts[e][i].weight)] = rows[e].data() + static_cast<std::int64_t>(i) * options_.hidden;
+        row_of_choice[static_cast<std::size_t>(view_.experts[e][i].weight)] =
+            rows[e].data() + static_cast<std::int64_t>(i) * options_.hidden;
       }
     }
     std::vector<std::byte> x(static_cast<std::size_t>(view_.num_rows) * row_bytes());
@@ -255,7 +268,8 @@ class LayerRun {
         const auto at = static_cast<std::size_t>(n * view_.top_k + k);
         if (row_of_choice[at] == nullptr) continue;
         for (std::size_t h = 0; h < sum.size(); ++h) {
-          sum[h] = weights.empty() ? sum[h] + row_of_choice[at][h] : std::fma(weights[at], row_of_choice[at][h], sum[h]);
+          sum[h] =
+              weights.empty() ? sum[h] + row_of_choice[at][h] : std::fma(weights[at], row_of_choice[at][h], sum[h]);
         }
       }
       for (float& value : sum) value = round_to(options_.wire.dtype, value);
@@ -277,9 +291,12 @@ class LayerRun {
   Tensor weight_tensor(const std::vector<float>& values) const {
     const auto experts = static_cast<std::int64_t>(num_local_experts_);
     switch (run_.layout) {
-      case Layout::kRankMajor: return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows, options_.top_k});
-      case Layout::kExpertMajor: return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows});
-      default: return Tensor::contiguous(values.data(), DType::kFp32, {experts, experts == 0 ? 0 : view_.num_rows / experts});
+      case Layout::kRankMajor:
+        return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows, options_.top_k});
+      case Layout::kExpertMajor:
+        return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows});
+      default:
+        return Tensor::contiguous(values.data(), DType::kFp32, {experts, experts == 0 ? 0 : view_.num_rows / experts});
     }
   }
 
@@ -308,7 +325,7 @@ class LayerRun {
   const DemoOptions& options_;
   const DemoCase& run_;
   const LayerInput& input_;
-  const std::function<void()>& line_up_;
+  const LayerHooks& hooks_;
   int num_local_experts_ = 0;
   int first_expert_ = 0;
   std::vector<float> gate_;
@@ -329,8 +346,8 @@ LayerInput layer_input(const DemoOptions& options, const std::string& text, int 
 }
 
 LayerResult run_layer(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
-                      const std::function<void()>& line_up) {
-  return LayerRun(group, options, run, input, line_up).run();
+                      const LayerHooks& hooks) {
+  return LayerRun(group, options, run, input, hooks).run();
 }
 
 }  // namespace ferry::app

@@ -37,8 +37,12 @@ struct LayerResult {
 std::vector<std::byte> pack(const LayerResult& result);
 LayerResult unpack_layer_result(std::span<const std::byte> bytes);
 
-/// Collective over the group. `line_up` is called before each call of Ferry, so that times do not hold others' computing.
+struct LayerHooks {
+  std::function<void()> line_up;  ///< called before each call of Ferry, so that times do not hold the others' computing
+  std::function<void()> alive;    ///< called now and then during long computing
+};
+/// Collective over the group.
 LayerResult run_layer(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
-                      const std::function<void()>& line_up);
+                      const LayerHooks& hooks);
 
 }  // namespace ferry::app

@@ -53,7 +53,8 @@ void multiply_two_rows(const Real* in, std::int64_t depth, const Real* weights, 
 }
 
 template <class Real>
-void multiply_column(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width, Real* out) {
+void multiply_column(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width,
+                     Real* out) {
   for (std::int64_t r = 0; r < rows; ++r) {
     Real sum = 0;
     for (std::int64_t i = 0; i < depth; ++i) sum += in[r * depth + i] * weights[i * width];
@@ -62,7 +63,8 @@ void multiply_column(const Real* in, std::int64_t rows, std::int64_t depth, cons
 }
 
 template <class Real, std::size_t Vectors>
-void multiply_stripe(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width, Real* out) {
+void multiply_stripe(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width,
+                     Real* out) {
   constexpr auto kVectors = std::make_index_sequence<Vectors>();
   std::int64_t r = 0;
   for (; r + 2 <= rows; r += 2) multiply_two_rows(in + r * depth, depth, weights, width, out + r * width, kVectors);
@@ -72,10 +74,12 @@ void multiply_stripe(const Real* in, std::int64_t rows, std::int64_t depth, cons
 }  // namespace
 
 template <class Real>
-void multiply(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width, Real* out) {
+void multiply(const Real* in, std::int64_t rows, std::int64_t depth, const Real* weights, std::int64_t width,
+              Real* out) {
   constexpr std::int64_t kLanes = Vector<Real>::kLanes;
   std::int64_t o = 0;
-  for (; o + 4 * kLanes <= width; o += 4 * kLanes) multiply_stripe<Real, 4>(in, rows, depth, weights + o, width, out + o);
+  for (; o + 4 * kLanes <= width; o += 4 * kLanes)
+    multiply_stripe<Real, 4>(in, rows, depth, weights + o, width, out + o);
   for (; o + kLanes <= width; o += kLanes) multiply_stripe<Real, 1>(in, rows, depth, weights + o, width, out + o);
   for (; o < width; ++o) multiply_column(in, rows, depth, weights + o, width, out + o);
 }

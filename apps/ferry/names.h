@@ -15,6 +15,7 @@
 
 #include "ferry/types.h"
 #include "ranks.h"
+#include "wire.h"
 
 namespace ferry::app {
 
@@ -29,9 +30,10 @@ std::string list_words(const Words<Value>& words) {
   return list;
 }
 
-/// An option that takes one of `words`.
+/// An option that takes one of `words`. CLI11 puts the option's name in front of what a check says.
 template <class Value, class Target>
-CLI::Option* add_word(CLI::App& app, const std::string& option, Target& target, const Words<Value>& words, const std::string& help) {
+CLI::Option* add_word(CLI::App& app, const std::string& option, Target& target, const Words<Value>& words,
+                      const std::string& help) {
   return app
       .add_option_function<std::string>(
           option,
@@ -42,11 +44,11 @@ CLI::Option* add_word(CLI::App& app, const std::string& option, Target& target, 
           },
           help)
       ->check(CLI::Validator(
-          [words, option](std::string& seen) {
+          [words](std::string& seen) {
             for (const auto& [word, value] : words) {
               if (word == seen) return std::string();
             }
-            return fmt::format("{}: '{}' given, expected one of {}", option, seen, list_words(words));
+            return fmt::format("'{}' given, expected one of {}", seen, list_words(words));
           },
           ""))
       ->type_name(list_words(words));
@@ -59,7 +61,7 @@ CLI::Option* add_number(CLI::App& app, const std::string& option, Target& target
   return app.add_option(option, target, help)
       ->capture_default_str()
       ->check(CLI::Validator(
-          [option, low, high](std::string& seen) {
+          [low, high](std::string& seen) {
             std::size_t used = 0;
             std::int64_t value = 0;
             try {
@@ -68,7 +70,7 @@ CLI::Option* add_number(CLI::App& app, const std::string& option, Target& target
               used = 0;
             }
             if (used == 0 || used != seen.size() || value < low || value > high) {
-              return fmt::format("{}: '{}' given, expected a whole number from {} to {}", option, seen, low, high);
+              return fmt::format("'{}' given, expected a whole number from {} to {}", seen, low, high);
             }
             return std::string();
           },
@@ -76,16 +78,13 @@ CLI::Option* add_number(CLI::App& app, const std::string& option, Target& target
       ->type_name("N");
 }
 
-/// What a row is on the way: the dtype the layer hands over and how the dispatch codes it.
-struct Wire {
-  std::string name = "bf16";
-  DType dtype = DType::kBf16;
-  Codec codec = Codec::kNone;
-};
-
-inline Words<Mode> mode_words() { return {{"throughput", Mode::kThroughput}, {"latency", Mode::kLatency}}; }
+inline Words<Mode> mode_words() {
+  return {{"throughput", Mode::kThroughput}, {"latency", Mode::kLatency}};
+}
 inline Words<Layout> layout_words() {
-  return {{"rank_major", Layout::kRankMajor}, {"expert_major", Layout::kExpertMajor}, {"expert_padded", Layout::kExpertPadded}};
+  return {{"rank_major", Layout::kRankMajor},
+          {"expert_major", Layout::kExpertMajor},
+          {"expert_padded", Layout::kExpertPadded}};
 }
 inline Words<Reduction> reduction_words() {
   return {{"flat", Reduction::flat()}, {"per_rank", Reduction::per_rank()}, {"per_node", Reduction::per_node()}};
@@ -101,6 +100,8 @@ inline Words<Wire> wire_words() {
           {"fp8", fp8},
           {"fp8_ue8m0", {"fp8_ue8m0", DType::kBf16, Codec::kFp8Ue8m0}}};
 }
-inline Words<RanksAs> ranks_as_words() { return {{"processes", RanksAs::kProcesses}, {"threads", RanksAs::kThreads}}; }
+inline Words<RanksAs> ranks_as_words() {
+  return {{"processes", RanksAs::kProcesses}, {"threads", RanksAs::kThreads}};
+}
 
 }  // namespace ferry::app

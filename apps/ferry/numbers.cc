@@ -14,8 +14,8 @@
 namespace ferry::app {
 namespace {
 
-/// Nearest value with `fraction_bits` behind the leading one and no exponent below `min_exponent`; ties to even. Exact in
-/// double, since the grid is a power of two and the quotient has few bits.
+/// Nearest value with `fraction_bits` behind the leading one and no exponent below `min_exponent`; ties to even. Exact
+/// in double, since the grid is a power of two and the quotient has few bits.
 float round_to_grid(float value, int fraction_bits, int min_exponent) {
   if (value == 0 || !std::isfinite(value)) return value;
   const int exponent = std::max(std::ilogb(value), min_exponent);
@@ -89,9 +89,12 @@ Element element_at(const std::byte* in, std::int64_t index) {
 
 float round_to(DType dtype, float value) {
   switch (dtype) {
-    case DType::kBf16: return round_bf16(value);
-    case DType::kFp16: return round_fp16(value);
-    default: return value;
+    case DType::kBf16:
+      return round_bf16(value);
+    case DType::kFp16:
+      return round_fp16(value);
+    default:
+      return value;
   }
 }
 
@@ -114,11 +117,21 @@ void decode(DType dtype, const std::byte* in, std::int64_t count, float* values)
       case DType::kBf16:
         values[i] = std::bit_cast<float>(static_cast<std::uint32_t>(element_at<std::uint16_t>(in, i)) << 16);
         break;
-      case DType::kFp16: values[i] = fp16_value(element_at<std::uint16_t>(in, i)); break;
-      case DType::kFp32: values[i] = element_at<float>(in, i); break;
-      case DType::kFp8E4m3: values[i] = e4m3[static_cast<unsigned>(in[i])]; break;
-      case DType::kUe8m0: values[i] = ue8m0_value(static_cast<unsigned>(in[i])); break;
-      default: values[i] = std::nanf(""); break;
+      case DType::kFp16:
+        values[i] = fp16_value(element_at<std::uint16_t>(in, i));
+        break;
+      case DType::kFp32:
+        values[i] = element_at<float>(in, i);
+        break;
+      case DType::kFp8E4m3:
+        values[i] = e4m3[static_cast<unsigned>(in[i])];
+        break;
+      case DType::kUe8m0:
+        values[i] = ue8m0_value(static_cast<unsigned>(in[i]));
+        break;
+      default:
+        values[i] = std::nanf("");
+        break;
     }
   }
 }

@@ -59,13 +59,17 @@ std::string human(double bytes) {
 }
 
 void print_memory(const Plan& plan, int num_ranks) {
-  fmt::print("memory of one rank's window{}\n", plan.all_equal ? "" : fmt::format(" (rank {}, the fullest)", plan.fullest_rank));
+  fmt::print("memory of one rank's window{}\n",
+             plan.all_equal ? "" : fmt::format(" (rank {}, the fullest)", plan.fullest_rank));
   fmt::print("{:<32} {:>16} {:>16} {:>10}\n", "region", "offset", "bytes", "");
   for (const RegionPlan& region : plan.fullest.regions) {
-    fmt::print("{:<32} {:>16} {:>16} {:>10}\n", region.name, region.offset_bytes, region.bytes, human(static_cast<double>(region.bytes)));
+    fmt::print("{:<32} {:>16} {:>16} {:>10}\n", region.name, region.offset_bytes, region.bytes,
+               human(static_cast<double>(region.bytes)));
   }
-  fmt::print("{:<32} {:>16} {:>16} {:>10}\n", "one rank", "", plan.fullest.total_bytes, human(static_cast<double>(plan.fullest.total_bytes)));
-  fmt::print("{:<32} {:>16} {:>16} {:>10}\n", fmt::format("all {} ranks", num_ranks), "", plan.all_bytes, human(static_cast<double>(plan.all_bytes)));
+  fmt::print("{:<32} {:>16} {:>16} {:>10}\n", "one rank", "", plan.fullest.total_bytes,
+             human(static_cast<double>(plan.fullest.total_bytes)));
+  fmt::print("{:<32} {:>16} {:>16} {:>10}\n", fmt::format("all {} ranks", num_ranks), "", plan.all_bytes,
+             human(static_cast<double>(plan.all_bytes)));
   fmt::print("rows of the receive window of one flight: {}\n", plan.fullest.recv_rows);
 }
 
@@ -95,13 +99,16 @@ nlohmann::json plan_json(const PlanOptions& options, const Topology& topology, c
 
 /// Prints the traffic of each reduction and adds it to the JSON.
 void add_traffic(const GroupConfig& config, const Topology& topology, std::int64_t tokens, nlohmann::json& json) {
-  fmt::print("\nbytes that a rank sends on average, {} tokens with uniformly random choices, throughput mode\n", tokens);
+  fmt::print("\nbytes that a rank sends on average, {} tokens with uniformly random choices, throughput mode\n",
+             tokens);
   fmt::print("{:<12} {:^31} | {:^31}\n", "", "dispatch", "combine");
-  fmt::print("{:<12} {:>15} {:>15} | {:>15} {:>15}\n", "reduction", "inside node", "between nodes", "inside node", "between nodes");
+  fmt::print("{:<12} {:>15} {:>15} | {:>15} {:>15}\n", "reduction", "inside node", "between nodes", "inside node",
+             "between nodes");
   for (const auto& [word, reduction] : reduction_words()) {
     const TrafficPlan traffic = traffic_plan(config, topology, reduction, tokens, config.limits.max_top_k);
-    fmt::print("{:<12} {:>15} {:>15} | {:>15} {:>15}\n", word, human(traffic.dispatch_node_bytes), human(traffic.dispatch_network_bytes),
-               human(traffic.combine_node_bytes), human(traffic.combine_network_bytes));
+    fmt::print("{:<12} {:>15} {:>15} | {:>15} {:>15}\n", word, human(traffic.dispatch_node_bytes),
+               human(traffic.dispatch_network_bytes), human(traffic.combine_node_bytes),
+               human(traffic.combine_network_bytes));
     json["traffic"].push_back({{"reduction", word},
                                {"tokens", tokens},
                                {"dispatch_node_bytes", traffic.dispatch_node_bytes},
@@ -113,12 +120,13 @@ void add_traffic(const GroupConfig& config, const Topology& topology, std::int64
 
 int run_plan(const PlanOptions& options) {
   if (options.limits.max_top_k > options.limits.num_experts) {
-    fmt::print(stderr, "ferry plan: --top-k: {} given, expected at most the number of experts, {}\n", options.limits.max_top_k,
-               options.limits.num_experts);
+    fmt::print(stderr, "ferry plan: --top-k: {} given, expected at most the number of experts, {}\n",
+               options.limits.max_top_k, options.limits.num_experts);
     return kExitBadUsage;
   }
   if (options.nodes > options.ranks) {
-    fmt::print(stderr, "ferry plan: --nodes: {} given, expected at most the number of ranks, {}\n", options.nodes, options.ranks);
+    fmt::print(stderr, "ferry plan: --nodes: {} given, expected at most the number of ranks, {}\n", options.nodes,
+               options.ranks);
     return kExitBadUsage;
   }
   GroupConfig config;
@@ -134,9 +142,10 @@ int run_plan(const PlanOptions& options) {
   }
   const GroupLimits& limits = options.limits;
   const std::int64_t tokens = options.tokens > 0 ? options.tokens : limits.max_tokens;
-  fmt::print("{} ranks on nodes {}, {} experts, top-{}, {} tokens ({} in latency mode), hidden {} of {}, {} flights\n\n", options.ranks,
-             topology.describe(), limits.num_experts, limits.max_top_k, limits.max_tokens, limits.max_latency_tokens, limits.hidden,
-             name(limits.dtype), limits.num_flights);
+  fmt::print(
+      "{} ranks on nodes {}, {} experts, top-{}, {} tokens ({} in latency mode), hidden {} of {}, {} flights\n\n",
+      options.ranks, topology.describe(), limits.num_experts, limits.max_top_k, limits.max_tokens,
+      limits.max_latency_tokens, limits.hidden, name(limits.dtype), limits.num_flights);
   print_memory(plan, options.ranks);
   nlohmann::json json = plan_json(options, topology, plan);
   add_traffic(config, topology, tokens, json);
@@ -144,7 +153,9 @@ int run_plan(const PlanOptions& options) {
     std::ofstream file(options.json);
     file << json.dump(2) << '\n';
     file.close();
-    if (!file) throw std::runtime_error(fmt::format("--json: cannot write '{}'; expected a file that can be written", options.json));
+    if (!file)
+      throw std::runtime_error(
+          fmt::format("--json: cannot write '{}'; expected a file that can be written", options.json));
   }
   return kExitOk;
 }
@@ -152,7 +163,8 @@ int run_plan(const PlanOptions& options) {
 }  // namespace
 
 void add_plan_command(CLI::App& app, int& exit_code) {
-  CLI::App* plan = app.add_subcommand("plan", "how much memory a configuration needs and how much it puts on the links");
+  CLI::App* plan =
+      app.add_subcommand("plan", "how much memory a configuration needs and how much it puts on the links");
   auto options = std::make_shared<PlanOptions>();
   constexpr std::int64_t kMany = 1 << 24;
   GroupLimits& limits = options->limits;
@@ -160,14 +172,19 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   add_number(*plan, "--nodes", options->nodes, 1, 1 << 16, "nodes that the ranks are split over as evenly as possible");
   add_number(*plan, "--experts", limits.num_experts, 1, kMany, "experts over all ranks");
   add_number(*plan, "--tokens", limits.max_tokens, 0, kMany, "most tokens per rank and call, throughput mode");
-  add_number(*plan, "--latency-tokens", limits.max_latency_tokens, 0, kMany, "most tokens per rank and call, latency mode; 0: without it");
-  add_number(*plan, "--call-tokens", options->tokens, 0, kMany, "tokens of the call whose traffic is shown; 0: the most");
+  add_number(*plan, "--latency-tokens", limits.max_latency_tokens, 0, kMany,
+             "most tokens per rank and call, latency mode; 0: without it");
+  add_number(*plan, "--call-tokens", options->tokens, 0, kMany,
+             "tokens of the call whose traffic is shown; 0: the most");
   add_number(*plan, "--top-k", limits.max_top_k, 1, 1024, "most experts per token");
   add_number(*plan, "--hidden", limits.hidden, 1, kMany, "width of a row");
-  add_word(*plan, "--dtype", limits.dtype, Words<DType>{{"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}},
+  add_word(*plan, "--dtype", limits.dtype,
+           Words<DType>{{"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}},
            "widest dtype of rows (default: bf16)");
-  add_number(*plan, "--extra-bytes", limits.extra_bytes, 0, kMany, "per token, for blocks beyond the row and its scales");
-  add_number(*plan, "--recv-rows", limits.recv_rows, 0, std::int64_t{1} << 40, "rows of the receive window; 0: the worst case");
+  add_number(*plan, "--extra-bytes", limits.extra_bytes, 0, kMany,
+             "per token, for blocks beyond the row and its scales");
+  add_number(*plan, "--recv-rows", limits.recv_rows, 0, std::int64_t{1} << 40,
+             "rows of the receive window; 0: the worst case");
   add_number(*plan, "--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
   add_number(*plan, "--flights", limits.num_flights, 1, 64, "calls in flight");
   plan->add_option("--json", options->json, "write it to this file as well")->type_name("FILE");

@@ -11,7 +11,9 @@
 
 namespace ferry::app {
 
-const char* name(RanksAs as) noexcept { return as == RanksAs::kProcesses ? "processes" : "threads"; }
+const char* name(RanksAs as) noexcept {
+  return as == RanksAs::kProcesses ? "processes" : "threads";
+}
 
 BlamedFailure describe_exception(int rank, std::exception_ptr exception) {
   try {
@@ -19,7 +21,8 @@ BlamedFailure describe_exception(int rank, std::exception_ptr exception) {
   } catch (const Error& error) {
     const bool victim = error.code() == ErrorCode::kTimeout || error.code() == ErrorCode::kPeerLost ||
                         error.code() == ErrorCode::kAborted || error.code() == ErrorCode::kBootstrap;
-    return {{.rank = rank, .reason = fmt::format("rank {}: {}", rank, error.what())}, victim ? Blame::kVictim : Blame::kOwnError};
+    return {{.rank = rank, .reason = fmt::format("rank {}: {}", rank, error.what())},
+            victim ? Blame::kVictim : Blame::kOwnError};
   } catch (const std::exception& error) {
     return {{.rank = rank, .reason = fmt::format("rank {}: {}", rank, error.what())}, Blame::kOwnError};
   } catch (...) {

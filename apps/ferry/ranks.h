@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Starts ranks of one machine as processes or threads, collects what they send, and notices when one dies or falls silent.
+// Starts ranks of one machine as processes or threads, collects what they send, and notices when one dies or falls
+// silent.
 #pragma once
 
 #include <chrono>
@@ -33,15 +34,15 @@ class RankPort {
   virtual void send(std::span<const std::byte> message) = 0;
   /// Waits for all ranks. For lining up what is measured; not a substitute for any wait of the library.
   virtual void barrier() = 0;
-  /// What ends this rank's waits from outside (Group::abort) once another rank has failed; empty takes it back. Only threads
-  /// need it: processes can be killed.
+  /// What ends this rank's waits from outside (Group::abort) once another rank has failed; empty takes it back. Only
+  /// threads need it: processes can be killed.
   virtual void set_stop(std::function<void()> stop) = 0;
 };
 
 struct Launch {
   int num_ranks = 1;
   RanksAs as = RanksAs::kProcesses;
-  /// No sign of life from any rank for this long: the run is given up.
+  /// No sign of life for this long from a rank that others wait for, or from all: the run is given up.
   std::chrono::nanoseconds silence_limit = std::chrono::seconds(60);
   std::function<void(int rank, std::span<const std::byte> message)> on_message{};
 };
@@ -53,7 +54,8 @@ struct RunFailure {
 };
 
 /// Runs `body` once per rank and waits. Empty if every rank came to its end. As processes it must be called before the
-/// program has any other thread. An exception that leaves `body` is that rank's failure; the other ranks are then ended.
+/// program has any other thread. An exception that leaves `body` is that rank's failure; the other ranks are then
+/// ended.
 std::optional<RunFailure> run_ranks(const Launch& launch, const std::function<void(RankPort&)>& body);
 
 }  // namespace ferry::app

@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Ranks as processes, forked from this program. Each has a socket pair to its parent; frames on it carry messages, barriers,
-// failures and the all-gather that the parent plays for the ranks' meeting. The socket's end tells that a rank has died.
+// Ranks as processes, forked from this program. Each has a socket pair to its parent; frames on it carry messages,
+// barriers, failures and the all-gather that the parent plays for the ranks' meeting. The socket's end tells that a
+// rank has died.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
@@ -34,7 +35,9 @@ struct FrameHead {
   std::uint64_t bytes = 0;
 };
 
-std::span<const std::byte> as_bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
+std::span<const std::byte> as_bytes_of(const std::string& text) {
+  return std::as_bytes(std::span(text));
+}
 
 [[noreturn]] void throw_errno(const char* what) {
   throw std::runtime_error(fmt::format("{}: {}", what, std::strerror(errno)));
@@ -127,19 +130,22 @@ class ProcessPort final : public RankPort {
   std::unique_ptr<Meeting> meeting_;
 };
 
-[[noreturn]] void run_child(int socket, int rank, const Launch& launch, const std::function<void(RankPort&)>& body, pid_t parent) {
+[[noreturn]] void run_child(int socket, int rank, const Launch& launch, const std::function<void(RankPort&)>& body,
+                            pid_t parent) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != parent) ::_exit(1);  // it died before the line above
   int status = 0;
   try {
-    ProcessPort port(socket, rank, launch.num_ranks, launch.silence_limit);
+    // The parent gives up first, because it knows who is missing.
+    ProcessPort port(socket, rank, launch.num_ranks, launch.silence_limit + std::chrono::seconds(30));
     try {
       body(port);
       write_frame(socket, FrameKind::kDone, 0, {});
     } catch (...) {
       status = 1;
       const BlamedFailure failure = describe_exception(rank, std::current_exception());
-      write_frame(socket, FrameKind::kFailed, static_cast<std::uint32_t>(failure.blame), as_bytes_of(failure.failure.reason));
+      write_frame(socket, FrameKind::kFailed, static_cast<std::uint32_t>(failure.blame),
+                  as_bytes_of(failure.failure.reason));
     }
   } catch (...) {
     status = 1;  // the parent sees the socket's end
@@ -155,6 +161,7 @@ struct Child {
   std::optional<Bytes> gathering;
   bool done = false;    ///< it said that it is, or that it failed
   bool killed = false;  ///< by us
+  Clock::time_point last_sign = Clock::now();
 };
 
 /// The parent's side: all children, killed and waited for on every way out.
@@ -199,16 +206,11 @@ class Children {
   }
 
   std::optional<RunFailure> watch() {
-    auto last_sign = Clock::now();
     std::optional<Clock::time_point> stop_at;
     while (any_open()) {
-      if (poll_once()) last_sign = Clock::now();
+      poll_once();
       const auto now = Clock::now();
-      if (!failure_ && now - last_sign > launch_.silence_limit) {
-        const auto seconds = std::chrono::duration<double>(launch_.silence_limit).count();
-        keep_worse(failure_, {{.reason = fmt::format("no rank gave a sign of life for {:.0f} s", seconds)}, Blame::kOwnError});
-        break;
-      }
+      if (!failure_) check_silence(now);
       if (failure_ && !stop_at) stop_at = now + kGrace;
       if (stop_at && now >= *stop_at) break;
     }
@@ -229,12 +231,37 @@ class Children {
     for (Child& child : children_) {
       if (child.pid <= 0) continue;
       child.killed = true;
-      ::kill(child.pid, SIGKILL);  // also one that said it was done: it has nothing left to do, but could have been stopped
+      ::kill(child.pid,
+             SIGKILL);  // also one that said it was done: it has nothing left to do, but could have been stopped
     }
   }
 
-  /// Takes what has arrived. True if anything did.
-  bool poll_once() {
+  /// Blames a rank that has been silent for too long: while others wait for it in a gather, or with everybody else.
+  void check_silence(Clock::time_point now) {
+    int silent = -1;
+    int num_silent = 0;
+    int num_open = 0;
+    bool others_wait = false;
+    for (std::size_t r = 0; r < children_.size(); ++r) {
+      const Child& child = children_[r];
+      if (child.socket < 0) continue;
+      ++num_open;
+      others_wait = others_wait || child.gathering.has_value();
+      if (child.gathering || now - child.last_sign <= launch_.silence_limit) continue;
+      ++num_silent;
+      if (silent < 0) silent = static_cast<int>(r);
+    }
+    if (num_silent == 0 || (num_silent < num_open && !others_wait)) return;
+    const auto seconds = std::chrono::duration<double>(launch_.silence_limit).count();
+    const std::string others = num_silent > 1 ? fmt::format(" and {} more", num_silent - 1) : "";
+    keep_worse(failure_,
+               {{.rank = silent,
+                 .reason = fmt::format("rank {}{} gave no sign of life for {:.0f} s", silent, others, seconds)},
+                Blame::kOwnError});
+  }
+
+  /// Takes what has arrived.
+  void poll_once() {
     std::vector<pollfd> ready;
     std::vector<int> ranks;
     for (std::size_t r = 0; r < children_.size(); ++r) {
@@ -242,11 +269,10 @@ class Children {
       ready.push_back({.fd = children_[r].socket, .events = POLLIN, .revents = 0});
       ranks.push_back(static_cast<int>(r));
     }
-    if (::poll(ready.data(), ready.size(), 100) <= 0) return false;
+    if (::poll(ready.data(), ready.size(), 100) <= 0) return;
     for (std::size_t i = 0; i < ready.size(); ++i) {
       if (ready[i].revents != 0) take(ranks[i]);
     }
-    return true;
   }
 
   void take(int rank) {
@@ -255,6 +281,7 @@ class Children {
     const ssize_t got = ::recv(child.socket, buffer, sizeof(buffer), MSG_DONTWAIT);
     if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (got <= 0) return bury(rank);
+    child.last_sign = Clock::now();
     child.received.insert(child.received.end(), buffer, buffer + got);
     std::size_t used = 0;
     FrameHead head;
@@ -279,10 +306,13 @@ class Children {
         break;
       case FrameKind::kFailed:
         child.done = true;
-        keep_worse(failure_, {{.rank = rank, .reason = std::string(reinterpret_cast<const char*>(body.data()), body.size())},
-                              static_cast<Blame>(head.detail)});
+        keep_worse(failure_,
+                   {{.rank = rank, .reason = std::string(reinterpret_cast<const char*>(body.data()), body.size())},
+                    static_cast<Blame>(head.detail)});
         break;
-      case FrameKind::kDone: child.done = true; break;
+      case FrameKind::kDone:
+        child.done = true;
+        break;
     }
   }
 
@@ -295,6 +325,7 @@ class Children {
     const Bytes joined = join(parts);
     for (Child& child : children_) {
       child.gathering.reset();
+      child.last_sign = Clock::now();
       try {
         write_frame(child.socket, FrameKind::kGather, 0, joined);
       } catch (const std::runtime_error&) {
@@ -313,9 +344,10 @@ class Children {
     ::waitpid(child.pid, &status, 0);
     child.pid = -1;
     if (child.killed) return;
-    const std::string how = WIFSIGNALED(status)
-                                ? fmt::format("was killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)))
-                                : fmt::format("ended with status {} without an answer", WEXITSTATUS(status));
+    const std::string how =
+        WIFSIGNALED(status)
+            ? fmt::format("was killed by signal {} ({})", WTERMSIG(status), ::strsignal(WTERMSIG(status)))
+            : fmt::format("ended with status {} without an answer", WEXITSTATUS(status));
     keep_worse(failure_, {{.rank = rank, .reason = fmt::format("rank {} {}", rank, how)}, Blame::kDeath});
   }
 

@@ -76,7 +76,8 @@ class ThreadPort final : public RankPort {
   std::unique_ptr<Meeting> meeting_;
 };
 
-void run_one(const std::shared_ptr<Shared>& shared, std::unique_ptr<Meeting> meeting, const std::function<void(RankPort&)>& body) {
+void run_one(const std::shared_ptr<Shared>& shared, std::unique_ptr<Meeting> meeting,
+             const std::function<void(RankPort&)>& body) {
   std::optional<BlamedFailure> failure;
   {
     ThreadPort port(shared, std::move(meeting));
@@ -101,7 +102,8 @@ void stop_all(Shared& shared) {
   shared.changed.notify_all();
 }
 
-/// Waits for the threads, hands messages on, and stops everybody when one fails or all are silent. True if all have ended.
+/// Waits for the threads, hands messages on, and stops everybody when one fails or all are silent. True if all have
+/// ended.
 bool watch(const Launch& launch, const std::shared_ptr<Shared>& shared) {
   std::unique_lock lock(shared->mutex);
   std::optional<Clock::time_point> stop_at;
@@ -117,7 +119,8 @@ bool watch(const Launch& launch, const std::shared_ptr<Shared>& shared) {
     const auto now = Clock::now();
     if (!shared->failure && now - shared->last_sign > launch.silence_limit) {
       const auto seconds = std::chrono::duration<double>(launch.silence_limit).count();
-      keep_worse(shared->failure, {{.reason = fmt::format("no rank gave a sign of life for {:.0f} s", seconds)}, Blame::kOwnError});
+      keep_worse(shared->failure,
+                 {{.reason = fmt::format("no rank gave a sign of life for {:.0f} s", seconds)}, Blame::kOwnError});
     }
     if (shared->failure && !stop_at) stop_at = now + kGrace;
     if (stop_at && now >= *stop_at && !shared->stopping) {
@@ -125,7 +128,8 @@ bool watch(const Launch& launch, const std::shared_ptr<Shared>& shared) {
       give_up_at = now + std::chrono::seconds(10);
     }
     if (give_up_at && now >= *give_up_at) return false;
-    if (shared->num_running > 0 && shared->messages.empty()) shared->changed.wait_for(lock, std::chrono::milliseconds(100));
+    if (shared->num_running > 0 && shared->messages.empty())
+      shared->changed.wait_for(lock, std::chrono::milliseconds(100));
   }
   return true;
 }
@@ -138,7 +142,8 @@ std::optional<RunFailure> run_as_threads(const Launch& launch, const std::functi
   shared->num_running = launch.num_ranks;
   std::vector<std::thread> threads;
   for (auto& meeting : meetings) {
-    threads.emplace_back([shared, &body, mine = std::move(meeting)]() mutable { run_one(shared, std::move(mine), body); });
+    threads.emplace_back(
+        [shared, &body, mine = std::move(meeting)]() mutable { run_one(shared, std::move(mine), body); });
   }
   const bool all_ended = watch(launch, shared);
   for (auto& thread : threads) all_ended ? thread.join() : thread.detach();

@@ -23,7 +23,8 @@ namespace {
 constexpr int kScaleBlock = 128;
 
 /// Calls `work(i)` for all i on the machine's cores; `on_progress` only from the calling thread.
-void for_each_in_parallel(int count, const std::function<void(int)>& work, const std::function<void(double)>& on_progress) {
+void for_each_in_parallel(int count, const std::function<void(int)>& work,
+                          const std::function<void(double)>& on_progress) {
   std::atomic<int> next{0};
   std::mutex mutex;
   std::exception_ptr failure;
@@ -62,7 +63,8 @@ class OneProcess {
   static constexpr bool kFollows = std::is_same_v<Real, float>;
 
  public:
-  OneProcess(const DemoOptions& options, const std::vector<LayerInput>& inputs, const std::function<void(double)>& on_progress)
+  OneProcess(const DemoOptions& options, const std::vector<LayerInput>& inputs,
+             const std::function<void(double)>& on_progress)
       : options_(options), on_progress_(on_progress), top_k_(options.top_k), hidden_(options.hidden) {
     const std::vector<float> gate = make_gate(options.gate_shape(), options.seed);
     gate_.assign(gate.begin(), gate.end());
@@ -119,12 +121,14 @@ class OneProcess {
         [this](int e) {
           const auto& choices = choices_[static_cast<std::size_t>(e)];
           std::vector<Real> x(choices.size() * static_cast<std::size_t>(hidden_));
-          for (std::size_t i = 0; i < choices.size(); ++i) travel(choices[i] / top_k_, x.data() + static_cast<std::int64_t>(i) * hidden_);
+          for (std::size_t i = 0; i < choices.size(); ++i)
+            travel(choices[i] / top_k_, x.data() + static_cast<std::int64_t>(i) * hidden_);
           auto& run = runs_[static_cast<std::size_t>(e)];
           run = expert_forward(make_expert<Real>(hidden_, options_.inner(), options_.seed, e), std::move(x));
           for (Real& value : run.y) value = settle(value);
           for (std::size_t i = 0; i < choices.size(); ++i) {
-            std::copy_n(run.y.data() + static_cast<std::int64_t>(i) * hidden_, hidden_, y_.data() + choices[i] * hidden_);
+            std::copy_n(run.y.data() + static_cast<std::int64_t>(i) * hidden_, hidden_,
+                        y_.data() + choices[i] * hidden_);
           }
         },
         [this](double fraction) { on_progress_(fraction * 0.3); });
@@ -162,11 +166,13 @@ class OneProcess {
           run = {};
           for (std::size_t i = 0; i < choices.size(); ++i) {
             for (std::int64_t h = 0; h < hidden_; ++h) {
-              dx_[static_cast<std::size_t>(choices[i] * hidden_ + h)] = settle(gradients.x[static_cast<std::size_t>(static_cast<std::int64_t>(i) * hidden_ + h)]);
+              dx_[static_cast<std::size_t>(choices[i] * hidden_ + h)] =
+                  settle(gradients.x[static_cast<std::size_t>(static_cast<std::int64_t>(i) * hidden_ + h)]);
             }
           }
           if constexpr (kFollows) {
-            expert_digests_[static_cast<std::size_t>(e)] = digest(gradients.down, digest(gradients.up, digest(gradients.gate)));
+            expert_digests_[static_cast<std::size_t>(e)] =
+                digest(gradients.down, digest(gradients.up, digest(gradients.gate)));
           }
         },
         [this](double fraction) { on_progress_(0.3 + fraction * 0.7); });
@@ -175,7 +181,8 @@ class OneProcess {
   void combine_all(const std::vector<Real>& rows, bool weighted, std::vector<Real>& sums) const {
     sums.resize(static_cast<std::size_t>(num_tokens_ * hidden_));
     for (std::int64_t t = 0; t < num_tokens_; ++t) {
-      for (std::int64_t h = 0; h < hidden_; ++h) sums[static_cast<std::size_t>(t * hidden_ + h)] = combine_element(rows, weighted, t, h);
+      for (std::int64_t h = 0; h < hidden_; ++h)
+        sums[static_cast<std::size_t>(t * hidden_ + h)] = combine_element(rows, weighted, t, h);
     }
   }
 
@@ -210,7 +217,8 @@ class OneProcess {
       }
       if (rank_has_rows) node_sum += settle(rank_sum);
       node_has_rows = node_has_rows || rank_has_rows;
-      const bool last_of_node = rank + 1 == options_.ranks || node_of_rank_[static_cast<std::size_t>(rank + 1)] != node_of_rank_[static_cast<std::size_t>(rank)];
+      const bool last_of_node = rank + 1 == options_.ranks || node_of_rank_[static_cast<std::size_t>(rank + 1)] !=
+                                                                  node_of_rank_[static_cast<std::size_t>(rank)];
       if (!last_of_node) continue;
       if (node_has_rows) total += settle(node_sum);
       node_sum = 0;
@@ -226,10 +234,11 @@ class OneProcess {
     };
     for (int rank = 0; rank < options_.ranks; ++rank) {
       Routing<Real> routing;
-      routing.ids.assign(routing_.ids.begin() + rank * options_.tokens * top_k_, routing_.ids.begin() + (rank + 1) * options_.tokens * top_k_);
+      routing.ids.assign(routing_.ids.begin() + rank * options_.tokens * top_k_,
+                         routing_.ids.begin() + (rank + 1) * options_.tokens * top_k_);
       routing.scores = slice(routing_.scores, rank, options_.tokens * options_.experts);
-      const auto gradients = gate_backward(options_.gate_shape(), gate_, slice(x_, rank, options_.tokens * hidden_), routing,
-                                           slice(weight_gradients_, rank, options_.tokens * top_k_));
+      const auto gradients = gate_backward(options_.gate_shape(), gate_, slice(x_, rank, options_.tokens * hidden_),
+                                           routing, slice(weight_gradients_, rank, options_.tokens * top_k_));
       Real* x_gradients = x_gradients_.data() + rank * options_.tokens * hidden_;
       for (std::size_t i = 0; i < gradients.x.size(); ++i) x_gradients[i] += gradients.x[i];
       if constexpr (kFollows) gate_digests_.push_back(digest(gradients.gate));
@@ -265,8 +274,8 @@ ReferenceResult compute_reference(const DemoOptions& options, const std::vector<
   return result;
 }
 
-ExactResult compute_exactly(const DemoOptions& options, const std::vector<LayerInput>& inputs, const std::vector<std::int32_t>& ids,
-                            const std::function<void(double)>& on_progress) {
+ExactResult compute_exactly(const DemoOptions& options, const std::vector<LayerInput>& inputs,
+                            const std::vector<std::int32_t>& ids, const std::function<void(double)>& on_progress) {
   OneProcess<double> process(options, inputs, on_progress);
   process.run(ids);
   return {.out = std::move(process.out_),

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The demo's layer computed in one process with plain loops: no group, no windows, nothing of Ferry's routing or combining.
+// The demo's layer computed in one process with plain loops: no group, no windows, nothing of Ferry's routing or
+// combining.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,8 @@ struct ExactResult {
   std::vector<double> out, x_gradients, weight_gradients;
 };
 /// In float64 from the same inputs, weights and choices of experts, with no codec and no rounding on the way.
-ExactResult compute_exactly(const DemoOptions& options, const std::vector<LayerInput>& inputs, const std::vector<std::int32_t>& ids,
+ExactResult compute_exactly(const DemoOptions& options, const std::vector<LayerInput>& inputs,
+                            const std::vector<std::int32_t>& ids,
                             const std::function<void(double fraction)>& on_progress);
 
 }  // namespace ferry::app

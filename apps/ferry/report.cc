@@ -4,6 +4,8 @@
 // Printing of the demo's results.
 #include "report.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -11,6 +13,7 @@
 #include <cstdio>
 #include <limits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "ferry/capability.h"
@@ -46,7 +49,8 @@ std::map<std::string, StepTotal> total_steps(const CaseRun& run, std::vector<Ste
 std::string step_columns(const StepTotal& total) {
   if (!total.ran) return fmt::format("{:>8} {:>9} {:>9} {:>7}", "-", "-", "-", "-");
   const std::string rate = total.bytes > 0 && total.seconds > 0 ? fmt::format("{:.2f}", total.gbps()) : "-";
-  return fmt::format("{:>8} {:>9.3f} {:>9.3f} {:>7}", total.rows, static_cast<double>(total.bytes) / 1e6, total.seconds * 1e3, rate);
+  return fmt::format("{:>8} {:>9.3f} {:>9.3f} {:>7}", total.rows, static_cast<double>(total.bytes) / 1e6,
+                     total.seconds * 1e3, rate);
 }
 
 double expert_seconds(const CaseRun& run) {
@@ -68,7 +72,8 @@ void add_distance(Difference& difference, float seen, float wanted) {
   if (std::bit_cast<std::uint32_t>(seen) == std::bit_cast<std::uint32_t>(wanted)) return;
   ++difference.unequal;
   const double distance = std::fabs(static_cast<double>(seen) - static_cast<double>(wanted));
-  difference.largest = std::max(difference.largest, std::isnan(distance) ? std::numeric_limits<double>::infinity() : distance);
+  difference.largest =
+      std::max(difference.largest, std::isnan(distance) ? std::numeric_limits<double>::infinity() : distance);
 }
 
 Difference compare_values(const std::string& what, const CaseRun& run, std::vector<float> LayerResult::*mine,
@@ -82,7 +87,8 @@ Difference compare_values(const std::string& what, const CaseRun& run, std::vect
       if (at >= reference.size()) break;
       add_distance(difference, value, reference[at]);
       const double distance = std::fabs(static_cast<double>(value) - exact[at]);
-      difference.to_exact = std::isnan(distance) ? std::numeric_limits<double>::infinity() : std::max(difference.to_exact, distance);
+      difference.to_exact =
+          std::isnan(distance) ? std::numeric_limits<double>::infinity() : std::max(difference.to_exact, distance);
       error += distance * distance;
       norm += exact[at] * exact[at];
       ++at;
@@ -96,7 +102,8 @@ Difference compare_values(const std::string& what, const CaseRun& run, std::vect
 }
 
 /// Digests are equal or not; how far apart the values are cannot be said.
-Difference compare_digests(const std::string& what, const std::vector<std::uint64_t>& mine, const std::vector<std::uint64_t>& reference) {
+Difference compare_digests(const std::string& what, const std::vector<std::uint64_t>& mine,
+                           const std::vector<std::uint64_t>& reference) {
   Difference difference{.what = what, .has_exact = false};
   difference.count = static_cast<std::int64_t>(reference.size());
   for (std::size_t i = 0; i < reference.size(); ++i) {
@@ -132,9 +139,10 @@ nlohmann::json steps_json(const CaseRun& run, std::vector<StepTrace> LayerResult
 std::vector<Difference> compare(const CaseRun& run, const ReferenceResult& reference, const ExactResult& exact) {
   std::vector<Difference> differences;
   differences.push_back(compare_values("output", run, &LayerResult::out, reference.out, exact.out));
-  differences.push_back(compare_values("input gradients", run, &LayerResult::x_gradients, reference.x_gradients, exact.x_gradients));
   differences.push_back(
-      compare_values("routing-weight gradients", run, &LayerResult::weight_gradients, reference.weight_gradients, exact.weight_gradients));
+      compare_values("input gradients", run, &LayerResult::x_gradients, reference.x_gradients, exact.x_gradients));
+  differences.push_back(compare_values("routing-weight gradients", run, &LayerResult::weight_gradients,
+                                       reference.weight_gradients, exact.weight_gradients));
   std::vector<std::uint64_t> experts, gates;
   for (const LayerResult& rank : run.ranks) {
     experts.insert(experts.end(), rank.expert_digests.begin(), rank.expert_digests.end());
@@ -148,8 +156,8 @@ std::vector<Difference> compare(const CaseRun& run, const ReferenceResult& refer
 std::string first_difference(const DemoCase& run, const std::vector<Difference>& differences) {
   for (const Difference& difference : differences) {
     if (difference.unequal == 0) continue;
-    return fmt::format("{}: {} differ from the computation in one process in {} of {} values, by up to {:g}", run.name(),
-                       difference.what, difference.unequal, difference.count, difference.largest);
+    return fmt::format("{}: {} differ from the computation in one process in {} of {} values, by up to {:g}",
+                       run.name(), difference.what, difference.unequal, difference.count, difference.largest);
   }
   return "";
 }
@@ -159,11 +167,12 @@ void print_header(const DemoReport& report) {
   fmt::print("ferry {} demo: a mixture-of-experts layer, forward and backward, on a text\n", version());
   fmt::print("  ranks   {} as {}, {} {} ({})\n", o.ranks, name(o.ranks_as), o.nodes, o.nodes == 1 ? "node" : "nodes",
              Topology::split(o.ranks, o.nodes).describe());
-  fmt::print("  text    {}: {} tokens of {} bytes, {} per rank\n", o.text, o.ranks * o.tokens, report.text_bytes, o.tokens);
-  fmt::print("  layer   hidden {}, inner {}, {} experts in {} groups (best {}), top-{}\n", o.hidden, o.inner(), o.experts, o.groups,
-             o.top_groups, o.top_k);
-  fmt::print("  wire    backend {}, network {}, rows {}, reduction {}\n", o.backend, o.nodes == 1 ? "none" : o.network, o.wire.name,
-             name(o.reduction));
+  fmt::print("  text    {}: {} tokens of {} bytes, {} per rank\n", o.text, o.ranks * o.tokens, report.text_bytes,
+             o.tokens);
+  fmt::print("  layer   hidden {}, inner {}, {} experts in {} groups (best {}), top-{}\n", o.hidden, o.inner(),
+             o.experts, o.groups, o.top_groups, o.top_k);
+  fmt::print("  wire    backend {}, network {}, rows {}, reduction {}\n", o.backend, o.nodes == 1 ? "none" : o.network,
+             o.wire.name, name(o.reduction));
   for (const std::string& skipped : report.skipped) fmt::print("  left out  {}\n", skipped);
   std::fflush(stdout);
 }
@@ -171,7 +180,8 @@ void print_header(const DemoReport& report) {
 void print_steps(const CaseRun& run) {
   const auto forward = total_steps(run, &LayerResult::forward);
   const auto backward = total_steps(run, &LayerResult::backward);
-  fmt::print("\n{}   (rows and bytes of all ranks, time of the slowest; experts {:.0f} ms)\n", run.run.name(), expert_seconds(run) * 1e3);
+  fmt::print("\n{}   (rows and bytes of all ranks, time of the slowest; experts {:.0f} ms)\n", run.run.name(),
+             expert_seconds(run) * 1e3);
   fmt::print("{:<17} {:^36} | {:^36}\n", "", "forward", "backward");
   const std::string columns = fmt::format("{:>8} {:>9} {:>9} {:>7}", "rows", "MB", "ms", "GB/s");
   fmt::print("{:<17} {} | {}\n", "step", columns, columns);
@@ -179,7 +189,8 @@ void print_steps(const CaseRun& run) {
     const auto found = totals.find(step);
     return found == totals.end() ? StepTotal{} : found->second;
   };
-  for (const char* step : kSteps) fmt::print("{:<17} {} | {}\n", step, step_columns(find(forward, step)), step_columns(find(backward, step)));
+  for (const char* step : kSteps)
+    fmt::print("{:<17} {} | {}\n", step, step_columns(find(forward, step)), step_columns(find(backward, step)));
   std::fflush(stdout);
 }
 
@@ -200,7 +211,8 @@ void print_load(const DemoReport& report) {
       const std::size_t end = std::min(rows.size(), first + kBarsPerLine);
       std::string bars;
       for (std::size_t e = first; e < end; ++e) bars += bar(rows[e], most);
-      const auto sum = std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(first), rows.begin() + static_cast<std::ptrdiff_t>(end), std::int64_t{0});
+      const auto sum = std::accumulate(rows.begin() + static_cast<std::ptrdiff_t>(first),
+                                       rows.begin() + static_cast<std::ptrdiff_t>(end), std::int64_t{0});
       fmt::print("  rank {:<3} experts {:>4} to {:<4} {}  {}\n", r, expert, expert + (end - first) - 1, bars, sum);
       expert += end - first;
     }
@@ -209,30 +221,49 @@ void print_load(const DemoReport& report) {
 }
 
 void print_differences(const DemoReport& report) {
-  fmt::print("\n{:<26} {:<34} {:>9} {:>9} {:>9} | {:>10} {:>9}\n", "", "", "values", "unequal", "largest", "to float64", "relative");
+  fmt::print("\n{:<26} {:<34} {:>9} {:>9} {:>9} | {:>10} {:>9}\n", "", "", "values", "unequal", "largest", "to float64",
+             "relative");
   for (std::size_t i = 0; i < report.differences.size(); ++i) {
     for (const Difference& d : report.differences[i]) {
       const bool first = &d == report.differences[i].data();
-      const std::string exact = d.has_exact ? fmt::format("{:>10.3g} {:>9.2g}", d.to_exact, d.to_exact_relative) : fmt::format("{:>10} {:>9}", "-", "-");
-      fmt::print("{:<26} {:<34} {:>9} {:>9} {:>9.3g} | {}\n", first ? report.cases[i].run.name() : "", d.what, d.count, d.unequal, d.largest, exact);
+      const std::string exact = d.has_exact ? fmt::format("{:>10.3g} {:>9.2g}", d.to_exact, d.to_exact_relative)
+                                            : fmt::format("{:>10} {:>9}", "-", "-");
+      fmt::print("{:<26} {:<34} {:>9} {:>9} {:>9.3g} | {}\n", first ? report.cases[i].run.name() : "", d.what, d.count,
+                 d.unequal, d.largest, exact);
     }
   }
-  fmt::print("unequal and largest: against the same layer in one process, same codec and order of sums; relative: norm of the distance to float64\n");
+  fmt::print(
+      "unequal and largest: against the same layer in one process, same codec and order of sums; relative: norm of the "
+      "distance to float64\n");
   std::fflush(stdout);
 }
 
-nlohmann::json to_json(const DemoReport& report) {
+std::string to_json(const DemoReport& report) {
   const DemoOptions& o = report.options;
   nlohmann::json json = {{"version", version()},
                          {"verified", report.failure.empty()},
                          {"failure", report.failure},
                          {"seconds", report.seconds},
                          {"options",
-                          {{"ranks", o.ranks}, {"nodes", o.nodes}, {"node_sizes", Topology::split(o.ranks, o.nodes).describe()},
-                           {"tokens", o.tokens}, {"hidden", o.hidden}, {"inner", o.inner()}, {"experts", o.experts}, {"top_k", o.top_k},
-                           {"groups", o.groups}, {"top_groups", o.top_groups}, {"codec", o.wire.name}, {"reduction", name(o.reduction)},
-                           {"backend", o.backend}, {"network", o.network}, {"ranks_as", name(o.ranks_as)}, {"text", o.text},
-                           {"text_bytes", report.text_bytes}, {"seed", o.seed}, {"timeout_s", o.timeout_s}}},
+                          {{"ranks", o.ranks},
+                           {"nodes", o.nodes},
+                           {"node_sizes", Topology::split(o.ranks, o.nodes).describe()},
+                           {"tokens", o.tokens},
+                           {"hidden", o.hidden},
+                           {"inner", o.inner()},
+                           {"experts", o.experts},
+                           {"top_k", o.top_k},
+                           {"groups", o.groups},
+                           {"top_groups", o.top_groups},
+                           {"codec", o.wire.name},
+                           {"reduction", name(o.reduction)},
+                           {"backend", o.backend},
+                           {"network", o.network},
+                           {"ranks_as", name(o.ranks_as)},
+                           {"text", o.text},
+                           {"text_bytes", report.text_bytes},
+                           {"seed", o.seed},
+                           {"timeout_s", o.timeout_s}}},
                          {"left_out", report.skipped},
                          {"cases", nlohmann::json::array()}};
   for (std::size_t i = 0; i < report.cases.size(); ++i) {
@@ -253,7 +284,7 @@ nlohmann::json to_json(const DemoReport& report) {
                              {"load", expert_load(run)},
                              {"differences", differences}});
   }
-  return json;
+  return json.dump(2);
 }
 
 }  // namespace ferry::app

@@ -4,7 +4,6 @@
 // What the demo says: tables, bars, differences; on the terminal and as JSON.
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
@@ -23,11 +22,11 @@ struct CaseRun {
 /// One quantity of a case compared with the reference of one process.
 struct Difference {
   std::string what;
-  std::int64_t count = 0;       ///< numbers compared
-  std::int64_t unequal = 0;     ///< with different bits (two NaN are equal)
-  double largest = 0;           ///< largest distance; NaN against a number counts as infinite
-  double to_exact = 0;          ///< largest distance to float64
-  double to_exact_relative = 0; ///< norm of the distance over the norm of the float64 values
+  std::int64_t count = 0;        ///< numbers compared
+  std::int64_t unequal = 0;      ///< with different bits (two NaN are equal)
+  double largest = 0;            ///< largest distance; NaN against a number counts as infinite
+  double to_exact = 0;           ///< largest distance to float64
+  double to_exact_relative = 0;  ///< norm of the distance over the norm of the float64 values
   bool has_exact = true;
 };
 std::vector<Difference> compare(const CaseRun& run, const ReferenceResult& reference, const ExactResult& exact);
@@ -48,6 +47,7 @@ void print_header(const DemoReport& report);
 void print_steps(const CaseRun& run);
 void print_load(const DemoReport& report);
 void print_differences(const DemoReport& report);
-nlohmann::json to_json(const DemoReport& report);
+/// Everything, as one JSON text.
+std::string to_json(const DemoReport& report);
 
 }  // namespace ferry::app

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Looks at the machine: what of Ferry can run here, and what would help where it cannot. Everything is tried and undone.
+// Looks at the machine: what of Ferry can run here, and what would help where it cannot. Everything is tried and
+// undone.
 #include "ferry/capability.h"
 
 #include <dirent.h>
