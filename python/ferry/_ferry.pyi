@@ -270,8 +270,8 @@ class GroupConfig:
     num_experts: global experts of the default placement. max_tokens, max_latency_tokens: per rank and call, of
     throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
     in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
-    row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case, where nothing can
-    overflow. max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
+    row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case (for alignments up
+    to 128). max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
     flight of each kind.
 
     topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
@@ -438,7 +438,7 @@ class StepTrace:
 
 class Handle:
     """
-    What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the group that made it, also after its receive window was reused, until the group's membership changes.
+    What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the group that made it, also after its receive window was reused. After masks changed, combine still takes it (ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.
     """
 
     @property
@@ -605,9 +605,10 @@ class Group:
     A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
     of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
-    After an Error with code "timeout", "peer_lost" or "mismatch" the call is over on this rank and the group goes on
-    with the next call; "invalid_argument" leaves the group as it was before. A group is a context manager that closes
-    itself.
+    After an Error with code "timeout", "peer_lost", "mismatch" or "overflow" the call is over on this rank and the
+    group goes on with the next call; "invalid_argument" found before the call leaves the group as it was. If only some
+    ranks made or failed a call, they may be out of step: their next calls end in named errors until the membership
+    changes or another group is made. A group is a context manager that closes itself.
     """
 
     def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
@@ -680,8 +681,9 @@ class Group:
         "flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
         multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
         here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
-        token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights, returns to [T, K]. out: an array
-        [T, H] of x's dtype to write. timeout: seconds, of every wait of this call; None: the group's.
+        token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
+        K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of
+        this call; None: the group's.
 
         Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
         kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
