@@ -4,6 +4,7 @@
 // Plain loops that say whether a benchmark's result is right: see bench_check.h.
 #include "bench_check.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -47,26 +48,30 @@ std::uint16_t fp16_bits(float value) {
 /// Reads and rounds in the element type of combine.
 class Element {
  public:
-  explicit Element(const std::string& dtype) : dtype_(dtype) {}
+  explicit Element(const std::string& dtype)
+      : type_(dtype == "fp32"   ? Type::kFp32
+              : dtype == "fp16" ? Type::kFp16
+                                : Type::kBf16) {}
 
   float load(const std::byte* row, std::size_t index) const {
-    if (dtype_ == "fp32") {
+    if (type_ == Type::kFp32) {
       float value;
       std::memcpy(&value, row + 4 * index, 4);
       return value;
     }
     std::uint16_t bits;
     std::memcpy(&bits, row + 2 * index, 2);
-    return dtype_ == "fp16" ? small_value(bits, 5, 10, 15) : bf16_value(bits);
+    return type_ == Type::kFp16 ? small_value(bits, 5, 10, 15) : bf16_value(bits);
   }
 
   float round(float value) const {
-    if (dtype_ == "fp32") return value;
-    return dtype_ == "fp16" ? small_value(fp16_bits(value), 5, 10, 15) : bf16_value(bf16_bits(value));
+    if (type_ == Type::kFp32) return value;
+    return type_ == Type::kFp16 ? small_value(fp16_bits(value), 5, 10, 15) : bf16_value(bf16_bits(value));
   }
 
  private:
-  std::string dtype_;
+  enum class Type { kBf16, kFp16, kFp32 };  // not the word: it would be compared for every element
+  Type type_;
 };
 
 /// One term of a token's sum, in the order of its stage.

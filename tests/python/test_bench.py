@@ -84,7 +84,7 @@ def test_several_token_counts_make_several_lines(tmp_path):
     ],
 )
 def test_options_that_make_no_sense_are_refused(option, words):
-    run = bench(*SMALL, option)
+    run = bench("--experts=16", option)
     assert run.returncode == 2
     assert words in run.stdout + run.stderr
 
