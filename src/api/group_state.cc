@@ -162,21 +162,18 @@ void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& f
 /// A call whose kind ranks did not agree about counts for none of them, so that flights stay in step.
 void GroupState::end_failed(Call& call, const Error& error) {
   call.over = true;
-  if (error.code() == ErrorCode::kOverflow && call.kind == CallKind::kCombine && call.windows == windows_) {
-    // The rank that could not take its rows has no handle and makes no such call.
-    --counters_.epoch;
-    --counters_.combines;
-    windows_->last_combine[static_cast<std::size_t>(call.flight)] = static_cast<CombineCall&>(call).flight_used_before;
-    return;
-  }
+  if (call.windows != windows_) return;
+  const auto flight = static_cast<std::size_t>(call.flight);
+  const bool combine = call.kind == CallKind::kCombine;
+  // The rank that could not take the rows of a latency dispatch has no handle and makes no combine.
+  const bool refused_before = combine && error.code() == ErrorCode::kOverflow;
   // Where only the arguments differ, everybody has counted the call, and slow ranks may still read what belongs to it.
-  if (error.code() != ErrorCode::kMismatch || call.windows != windows_ || !runtime->ranks_make_other_calls(call))
-    return;
-  if (call.kind == CallKind::kCombine) {
-    --counters_.combines;
-    return;
-  }
-  --counters_.dispatches;
+  const bool other_kind = error.code() == ErrorCode::kMismatch && runtime->ranks_make_other_calls(call);
+  if (!refused_before && !other_kind) return;
+  if (refused_before) --counters_.epoch;
+  --(combine ? counters_.combines : counters_.dispatches);
+  if (combine) windows_->last_combine[flight] = call.flight_used_before;
+  if (call.kind == CallKind::kLatencyDispatch) windows_->last_latency_dispatch[flight] = call.flight_used_before;
   if (call.kind == CallKind::kDispatch) --counters_.exchanges;
 }
 

@@ -44,13 +44,14 @@ struct Call {
   std::uint64_t epoch = 0;
   int flight = 0;
   std::chrono::nanoseconds timeout{};
-  std::uint64_t digest = 0;        ///< of the arguments that must agree
-  std::uint64_t handle_epoch = 0;  ///< of the dispatch that made the handle this call uses, 0 without one
-  bool sent = false;               ///< the send half is done
-  bool received = false;           ///< receive() was called
-  bool discard = false;            ///< finish what is owed to peers, hand nothing out
-  bool dropped = false;            ///< nobody will receive it; the group does when it needs the flight
-  bool over = false;               ///< received, or failed: nothing is owed any more
+  std::uint64_t digest = 0;              ///< of the arguments that must agree
+  std::uint64_t flight_used_before = 0;  ///< epoch of the flight's last call (latency dispatch, combine)
+  std::uint64_t handle_epoch = 0;        ///< of the dispatch that made the handle this call uses, 0 without one
+  bool sent = false;                     ///< the send half is done
+  bool received = false;                 ///< receive() was called
+  bool discard = false;                  ///< finish what is owed to peers, hand nothing out
+  bool dropped = false;                  ///< nobody will receive it; the group does when it needs the flight
+  bool over = false;                     ///< received, or failed: nothing is owed any more
   std::vector<StepTrace> trace;
 
   /// The value of a signal of this call: epoch << 24 | count.
@@ -103,10 +104,9 @@ struct CombineCall : Call {
   std::int64_t num_tokens = 0;  ///< T
   int top_k = 0;
   std::int64_t hidden = 0;
-  std::int64_t row_bytes = 0;            ///< of a row, without padding
-  std::uint64_t flight_used_before = 0;  ///< epoch of the flight's last combine
-  std::int64_t slot_bytes = 0;           ///< of a returned row with what follows it
-  bool has_topk_weights = false;         ///< K float32 of combined weights follow each returned row
+  std::int64_t row_bytes = 0;     ///< of a row, without padding
+  std::int64_t slot_bytes = 0;    ///< of a returned row with what follows it
+  bool has_topk_weights = false;  ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;
 

@@ -25,18 +25,21 @@ std::atomic_ref<std::uint64_t> word_at(std::byte* address) {
   return std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(address));
 }
 
+// An activity word: epoch << 24 | kinds of the last twelve calls, two bits each, the latest lowest.
+constexpr std::uint64_t kKindBits = 2;
+constexpr std::uint64_t kKindsMask = (std::uint64_t{1} << kEpochShift) - 1;
+
 std::string describe_activity(std::uint64_t word) {
   if (word == 0) return "no call yet";
-  return fmt::format("call {} {}", word >> kEpochShift, name(static_cast<CallKind>(word & 0xff)));
+  return fmt::format("call {} {}", word >> kEpochShift, name(static_cast<CallKind>(word & 3)));
 }
 
-/// What a rank has begun.
-std::uint64_t activity_word(const Call& call) {
-  return call.epoch << kEpochShift | static_cast<std::uint64_t>(call.kind);
-}
-
+/// True if the peer made (or is making) a call of another kind under this call's epoch. It may be some calls ahead.
 bool is_other_kind(std::uint64_t activity, const Call& call) {
-  return activity >> kEpochShift == call.epoch && activity != activity_word(call);
+  const std::uint64_t epoch = activity >> kEpochShift;
+  if (epoch < call.epoch || (epoch - call.epoch + 1) * kKindBits > kEpochShift) return false;
+  const auto kind = static_cast<CallKind>(activity >> ((epoch - call.epoch) * kKindBits) & 3);
+  return kind != CallKind::kNone && kind != call.kind;
 }
 
 }  // namespace
@@ -135,8 +138,23 @@ const CallNote& Runtime::note_of(const Call& call, bool combine, int writer) con
   return *reinterpret_cast<const CallNote*>(call.windows->own(call.windows->layout.note(call.flight, combine, writer)));
 }
 
+void Runtime::report_read(const Call& call, std::int64_t count) {
+  const Signal kind = call.kind == CallKind::kCombine ? Signal::kCombineRead : Signal::kDispatchRead;
+  for (int peer : call.windows->live) post(call, peer, kind, call.total(count));
+}
+
+void Runtime::report_failed(const Call& call, const Error& error) {
+  report_read(call, error.code() == ErrorCode::kMismatch ? kReadDisagreed : kReadGivenUp);
+}
+
 void Runtime::announce(const Call& call) {
-  const std::uint64_t what = activity_word(call);
+  const auto kind = static_cast<std::uint64_t>(call.kind);
+  // A call may have been taken back, or calls been skipped while this rank was left out.
+  if (call.epoch > announced_epoch_ + 1) announced_kinds_ = 0;
+  for (; announced_epoch_ >= call.epoch; --announced_epoch_) announced_kinds_ >>= kKindBits;
+  announced_epoch_ = call.epoch;
+  announced_kinds_ = (announced_kinds_ << kKindBits | kind) & kKindsMask;
+  const std::uint64_t what = call.epoch << kEpochShift | announced_kinds_;
   const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, rank);
   word_at(call.windows->own(offset)).store(what, std::memory_order_release);
   for (int peer : call.windows->live) {
@@ -151,6 +169,16 @@ std::uint64_t Runtime::activity_of(const Windows& windows, int peer) const {
   const std::int64_t offset = windows.layout.signal(Signal::kActivity, 0, peer);
   std::byte* address = windows.peer(peer, offset);
   return word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
+}
+
+/// Why a peer that is done with this call will not send what this rank waits for.
+std::string Runtime::describe_disagreement(const Call& call, int peer) const {
+  for (int other : call.windows->live) {
+    const std::uint64_t activity = activity_of(*call.windows, other);
+    if (!is_other_kind(activity, call)) continue;
+    return fmt::format("ranks are in different calls: rank {} is in {}", other, describe_activity(activity));
+  }
+  return fmt::format("rank {} is done with this call: ranks are in different calls or gave different arguments", peer);
 }
 
 bool Runtime::ranks_make_other_calls(const Call& call) const {
@@ -204,7 +232,7 @@ bool Runtime::abort_seen(const Windows& windows) const {
 void Runtime::check_aborted(const Call& call, const char* step, const Windows& windows) {
   const std::uint64_t who = word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire);
   if (who == 0 && !aborted()) return;
-  if (!abort_spread_) spread_abort_by_network(windows);
+  if (!abort_spread_) spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
   abort_spread_ = true;
   Error error(ErrorCode::kAborted,
               fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
@@ -231,9 +259,7 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     const bool finished = has_finished(call, one.peer);
     const bool gone = mesh->gone(one.peer);
     if ((!other_kind && !finished && !gone) || reached(call, one, seen)) continue;
-    if (finished)
-      throw failure(ErrorCode::kMismatch, call, step, waits,
-                    fmt::format("rank {} has finished this call: its arguments differ", one.peer));
+    if (finished) throw failure(ErrorCode::kMismatch, call, step, waits, describe_disagreement(call, one.peer));
     if (other_kind) throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
     throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
   }
@@ -242,25 +268,29 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
                   fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
 }
 
-/// A peer reports that it has read a call's regions when its part is over, so nothing more will come from it.
+/// A peer whose part of the call went well, or that found a disagreement, will send nothing more.
 bool Runtime::has_finished(const Call& call, int peer) const {
   if (call.kind == CallKind::kDispatch) return false;  // route has compared the arguments
   const Signal read = call.kind == CallKind::kCombine ? Signal::kCombineRead : Signal::kDispatchRead;
-  return signal(*call.windows, read, call.flight, peer) >= call.total(0);
+  const std::uint64_t seen = signal(*call.windows, read, call.flight, peer);
+  return seen == call.total(kReadWell) || seen == call.total(kReadDisagreed);
 }
 
 /// A peer that could not take the rows of the latency dispatch (overflow) has said so with its read signal, and will not take
 /// part in the combine that belongs to it.
 void Runtime::check_refusals(const Call& call, const char* step, std::span<const Wait> waits) const {
   if (call.kind != CallKind::kCombine) return;
-  const std::uint64_t refusal = call.handle_epoch << kEpochShift | kReadRefused;
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
     for (int flight = 0; flight < call.windows->layout.num_flights(); ++flight) {
-      if (signal(*call.windows, Signal::kDispatchRead, flight, one.peer) != refusal) continue;
-      throw failure(ErrorCode::kOverflow, call, step, waits,
-                    fmt::format("rank {} got more rows than expert_capacity in call {}", one.peer, call.handle_epoch));
+      const std::uint64_t read = signal(*call.windows, Signal::kDispatchRead, flight, one.peer);
+      if (read >> kEpochShift != call.handle_epoch || (read & kReadRefused) == 0) continue;
+      Error error =
+          failure(ErrorCode::kOverflow, call, step, waits,
+                  fmt::format("rank {} got more rows than expert_capacity in call {}", one.peer, call.handle_epoch));
+      error.needed_rows = static_cast<std::int64_t>(read & kReadRowsMask);
+      throw error;
     }
   }
 }
@@ -297,11 +327,11 @@ void Runtime::spread_abort_in_node(const Windows& windows) const {
 }
 
 /// A full ring is no reason to wait: the peers will also see that this rank is gone.
-void Runtime::spread_abort_by_network(const Windows& windows) {
+void Runtime::spread_abort_by_network(const Windows& windows, std::uint64_t who) {
   const auto offset = static_cast<std::uint64_t>(windows.layout.abort_word());
   for (int peer : windows.live) {
     if (windows.peer(peer, 0) != nullptr) continue;
-    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), offset, static_cast<std::uint64_t>(rank) + 1));
+    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), offset, who));
   }
 }
 

@@ -67,6 +67,10 @@ class Runtime {
   /// Waits until every condition holds, forwarding for others meanwhile. Throws Error(timeout | peer_lost | mismatch |
   /// aborted). Conditions on masked ranks are skipped.
   void wait(const Call& call, const char* step, std::span<const Wait> waits);
+  /// Tells every member that this rank reads nothing of the call any more; `count` is a ReadCount.
+  void report_read(const Call& call, std::int64_t count);
+  /// The same for a call that failed with `error`.
+  void report_failed(const Call& call, const Error& error);
   /// Waits until the engine has completed everything up to `submitted`.
   void wait_completed(const Call& call, const char* step, std::uint64_t submitted);
   /// Waits until `done()` returns true; `done` may throw.
@@ -102,18 +106,21 @@ class Runtime {
   void check_notices(const Call& call, const char* step);
   void collect_notices();
   bool has_finished(const Call& call, int peer) const;
+  std::string describe_disagreement(const Call& call, int peer) const;
   void check_refusals(const Call& call, const char* step, std::span<const Wait> waits) const;
   Error failure(ErrorCode code, const Call& call, const char* step, std::span<const Wait> waits,
                 const std::string& why) const;
   std::uint64_t activity_of(const Windows& windows, int peer) const;
   bool reached(const Call& call, const Wait& wait, std::uint64_t& seen) const;
-  void spread_abort_by_network(const Windows& windows);
+  void spread_abort_by_network(const Windows& windows, std::uint64_t who);
   void delay_signal();
   std::optional<Notice> next_notice(int peer);
 
   friend class WindowOpener;
   std::atomic<bool> aborted_{false};
   bool abort_spread_ = false;
+  std::uint64_t announced_epoch_ = 0;
+  std::uint64_t announced_kinds_ = 0;  ///< of this rank's last calls, two bits each, the latest lowest
   TestOptions test_;
   std::uint64_t random_ = 0;
   bool oversubscribed_ = false;

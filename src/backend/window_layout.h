@@ -49,12 +49,16 @@ enum CallStatus : std::int64_t {
   kCallRefused = 2,  ///< combine: a rail peer found that rank `where` of its node disagrees about the arguments
 };
 
-/// Counts of the dispatch read signal: how the call went at its writer.
+/// Counts of the read signals: how the call went at its writer.
 enum ReadCount : std::int64_t {
   kReadWell = 0,
-  kReadRefused = 1,        ///< more rows came than expert_capacity: nothing was handed out
-  kReadRefusedBefore = 2,  ///< not taken up, because a peer had refused the flight's last call
+  kReadGivenUp = 1,        ///< the writer's call failed: it says nothing about what others may expect
+  kReadDisagreed = 2,      ///< the writer found that ranks disagree about the call
+  kReadRefused = 1 << 22,  ///< plus the rows needed: more came than expert_capacity, nothing was handed out
+  kReadRefusedBefore =
+      1 << 23,  ///< plus the rows needed: not taken up, because a peer had refused the flight's last call
 };
+inline constexpr std::int64_t kReadRowsMask = (1 << 22) - 1;
 
 class WindowLayout {
  public:

@@ -221,11 +221,6 @@ void make_outputs(CombineCall& call) {
   call.result.owner = call.memory;
 }
 
-/// Return slots, forward region and weights of this call may be written again, whether or not the call went well.
-void report_read(Runtime& runtime, CombineCall& call) {
-  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kCombineRead, call.total(0));
-}
-
 void receive(Runtime& runtime, CombineCall& call, StepScope& scope) {
   const HandleView handle(call.handle.mutable_bytes());
   const std::vector<Wait> waits = expected_signals(runtime, call, handle);
@@ -253,13 +248,14 @@ void receive(Runtime& runtime, CombineCall& call, StepScope& scope) {
 
 void combine_recv(Runtime& runtime, CombineCall& call) {
   StepScope scope(call, kStep);
+  // Return slots, forward region and weights of this call may be written again, whether or not the call went well.
   try {
     receive(runtime, call, scope);
-  } catch (...) {
-    report_read(runtime, call);
+  } catch (const Error& error) {
+    runtime.report_failed(call, error);
     throw;
   }
-  report_read(runtime, call);
+  runtime.report_read(call, kReadWell);
 }
 
 }  // namespace ferry::host

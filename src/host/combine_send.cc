@@ -227,9 +227,8 @@ void send(Runtime& runtime, CombineCall& call) {
 void combine_send(Runtime& runtime, CombineCall& call) {
   try {
     send(runtime, call);
-  } catch (...) {
-    // This rank reads nothing of this call any more; without the credit its peers could not use the flight again.
-    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kCombineRead, call.total(0));
+  } catch (const Error& error) {
+    runtime.report_failed(call, error);  // without this credit peers could not use the flight again
     throw;
   }
 }

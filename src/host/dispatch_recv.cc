@@ -186,12 +186,6 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   scope.rows = call.num_rows;
 }
 
-/// The latency slots of this call are free for the flight's next one, whether or not the call went well. The count tells
-/// the peers if this rank could not take its rows, so that they need not wait for its part of the combine.
-void report_read(Runtime& runtime, DispatchCall& call, std::int64_t refused) {
-  for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(refused));
-}
-
 }  // namespace
 
 void dispatch_recv(Runtime& runtime, DispatchCall& call) {
@@ -208,10 +202,15 @@ void dispatch_recv(Runtime& runtime, DispatchCall& call) {
       make_result(runtime, call, call.windows->own(layout.latency_out(call.flight)), layout.latency_out_rows());
     }
   } catch (const Error& error) {
-    report_read(runtime, call, error.code() == ErrorCode::kOverflow ? kReadRefused : kReadWell);
+    // The slots are free for the flight's next call all the same. Peers need not wait for a rank that could not take its rows.
+    if (error.code() == ErrorCode::kOverflow) {
+      runtime.report_read(call, kReadRefused | std::min(error.needed_rows, kReadRowsMask));
+    } else {
+      runtime.report_failed(call, error);
+    }
     throw;
   }
-  report_read(runtime, call, kReadWell);
+  runtime.report_read(call, kReadWell);
 }
 
 }  // namespace ferry::host

@@ -161,19 +161,29 @@ void wait_for_free_slots(Runtime& runtime, DispatchCall& call) {
     runtime.wait(call, kStep, waits);
   }
   const std::uint64_t before = std::exchange(last, call.epoch);
+  call.flight_used_before = before;
   if (before == 0) return;
+  int num_refused = 0, refusing = -1;
+  std::int64_t needed_rows = 0;
   for (int peer : call.windows->live) {
-    // A peer that refused this call already, for the same reason, has overwritten the report of the last one.
     const std::uint64_t seen = runtime.signal(*call.windows, Signal::kDispatchRead, call.flight, peer);
-    if (seen != (before << 24 | kReadRefused) && seen != call.total(kReadRefusedBefore)) continue;
-    // Every rank sees one of the two from the same peer, so every rank refuses this call alike.
-    Error error(ErrorCode::kOverflow,
-                fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, peer, before));
-    error.step = kStep;
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = peer});
-    throw error;
+    const bool refused = seen >> 24 == before && (seen & kReadRefused) != 0;
+    // A peer that refused this call already, for the same reason, has overwritten its report of the last one.
+    const bool refused_already = seen >> 24 == call.epoch && (seen & kReadRefusedBefore) != 0;
+    if (!refused && !refused_already) continue;
+    num_refused += refused ? 1 : 0;
+    refusing = peer;
+    needed_rows = static_cast<std::int64_t>(seen & kReadRowsMask);
   }
+  // Every rank sees the same reports, so every rank refuses this call alike, unless all have thrown before.
+  if (refusing < 0 || num_refused == static_cast<int>(call.windows->live.size())) return;
+  Error error(ErrorCode::kOverflow,
+              fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, refusing, before));
+  error.step = kStep;
+  error.epoch = call.epoch;
+  error.needed_rows = needed_rows;
+  error.peers.push_back({.rank = refusing});
+  throw error;
 }
 
 void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
@@ -228,9 +238,12 @@ void dispatch_send(Runtime& runtime, DispatchCall& call) {
   try {
     send_latency(runtime, call, scope);
   } catch (const Error& error) {
-    // This rank reads nothing of this call any more; without the credit its peers could not use the flight again.
-    const std::int64_t count = error.code() == ErrorCode::kOverflow ? kReadRefusedBefore : kReadWell;
-    for (int peer : call.windows->live) runtime.post(call, peer, Signal::kDispatchRead, call.total(count));
+    // Without this credit peers could not use the flight again.
+    if (error.code() == ErrorCode::kOverflow) {
+      runtime.report_read(call, kReadRefusedBefore | std::min(error.needed_rows, kReadRowsMask));
+    } else {
+      runtime.report_failed(call, error);
+    }
     throw;
   }
 }
