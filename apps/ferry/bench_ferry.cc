@@ -4,6 +4,7 @@
 // Dispatch and combine by Ferry: see bench_ferry.h.
 #include "bench_ferry.h"
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 
@@ -67,7 +68,7 @@ std::int64_t real_rows(const BenchCase& c, const DispatchResult& result) {
 GroupConfig group_config(const BenchCase& c) {
   GroupConfig config;
   config.limits.num_experts = c.experts;
-  config.limits.max_tokens = c.tokens;
+  config.limits.max_tokens = std::max<std::int64_t>(c.tokens, 1);
   config.limits.max_latency_tokens = c.mode == "latency" ? c.tokens : 0;
   config.limits.max_top_k = c.top_k;
   config.limits.hidden = c.hidden;
