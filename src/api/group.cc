@@ -36,16 +36,16 @@ const GroupConfig& Group::config() const {
 }
 
 PendingDispatch Group::dispatch_send(const DispatchArgs& args) {
-  return {state_, state_->dispatch_send(args)};
+  return {state_, state_->dispatch_send(args, GroupState::Phases::kApart)};
 }
 PendingCombine Group::combine_send(const CombineArgs& args) {
-  return {state_, state_->combine_send(args)};
+  return {state_, state_->combine_send(args, GroupState::Phases::kApart)};
 }
 DispatchResult Group::dispatch(const DispatchArgs& args) {
-  return dispatch_send(args).receive();
+  return state_->dispatch_receive(state_->dispatch_send(args, GroupState::Phases::kTogether));
 }
 CombineResult Group::combine(const CombineArgs& args) {
-  return combine_send(args).receive();
+  return state_->combine_receive(state_->combine_send(args, GroupState::Phases::kTogether));
 }
 
 std::string Group::why_not(const DispatchArgs& args) const {

@@ -177,11 +177,12 @@ void GroupState::end_failed(Call& call, const Error& error) {
   if (call.kind == CallKind::kDispatch) --counters_.exchanges;
 }
 
-std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
+std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args, Phases phases) {
   constexpr const char* kFunction = "ferry::Group::dispatch_send";
   Busy busy(*this, kFunction);
   require_open(kFunction);
   auto call = std::make_shared<DispatchCall>();
+  call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
   fill_dispatch(*this, args, *call);
@@ -199,11 +200,12 @@ std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args
   return call;
 }
 
-std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
+std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args, Phases phases) {
   constexpr const char* kFunction = "ferry::Group::combine_send";
   Busy busy(*this, kFunction);
   require_open(kFunction);
   auto call = std::make_shared<CombineCall>();
+  call->blocking = phases == Phases::kTogether;
   call->kind = CallKind::kCombine;
   refresh_windows();
   fill_combine(*this, args, *call);

@@ -26,9 +26,11 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   /// Opens the first windows; collective.
   void open();
 
-  std::shared_ptr<DispatchCall> dispatch_send(const DispatchArgs& args);
+  /// How a call is made: in one go, or send now and receive later.
+  enum class Phases { kTogether, kApart };
+  std::shared_ptr<DispatchCall> dispatch_send(const DispatchArgs& args, Phases phases);
   DispatchResult dispatch_receive(const std::shared_ptr<DispatchCall>& call);
-  std::shared_ptr<CombineCall> combine_send(const CombineArgs& args);
+  std::shared_ptr<CombineCall> combine_send(const CombineArgs& args, Phases phases);
   CombineResult combine_receive(const std::shared_ptr<CombineCall>& call);
 
   void mask(int rank);

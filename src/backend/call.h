@@ -47,11 +47,12 @@ struct Call {
   std::uint64_t digest = 0;              ///< of the arguments that must agree
   std::uint64_t flight_used_before = 0;  ///< epoch of the flight's last call (latency dispatch, combine)
   std::uint64_t handle_epoch = 0;        ///< of the dispatch that made the handle this call uses, 0 without one
-  bool sent = false;                     ///< the send half is done
-  bool received = false;                 ///< receive() was called
-  bool discard = false;                  ///< finish what is owed to peers, hand nothing out
-  bool dropped = false;                  ///< nobody will receive it; the group does when it needs the flight
-  bool over = false;                     ///< received, or failed: nothing is owed any more
+  bool blocking = false;  ///< send and receive are one call of the user, whose tensors stay as they are in between
+  bool sent = false;      ///< the send half is done
+  bool received = false;  ///< receive() was called
+  bool discard = false;   ///< finish what is owed to peers, hand nothing out
+  bool dropped = false;   ///< nobody will receive it; the group does when it needs the flight
+  bool over = false;      ///< received, or failed: nothing is owed any more
   std::vector<StepTrace> trace;
 
   /// The value of a signal of this call: epoch << 24 | count.
@@ -66,6 +67,9 @@ struct ForwardProgress {
 };
 
 struct DispatchCall : Call {
+  /// Latency mode: rows to oneself go from the caller's tensor into the result, without a slot in between.
+  bool own_rows_in_place() const { return blocking && args.codec == Codec::kNone; }
+
   DispatchArgs args;  ///< as given; tensors are read until dispatch_send returns
   Handle cached;      ///< args.handle's memory, if this is a cached dispatch
   std::shared_ptr<const Placement> placement;
@@ -99,6 +103,9 @@ struct DispatchCall : Call {
 };
 
 struct CombineCall : Call {
+  /// Rows that return to oneself unsummed are read where the caller has them, without a slot in between.
+  bool own_rows_in_place() const { return blocking && !has_topk_weights && handle.layout() == Layout::kRankMajor; }
+
   CombineArgs args;
   Handle handle;
   std::int64_t num_tokens = 0;  ///< T

@@ -88,6 +88,7 @@ class TokenSummer {
         handle_(call.handle.mutable_bytes()),
         owners_(runtime.topology, call.top_k),
         token_ranks_(handle_.ranks()),
+        next_own_(handle_.source_offsets()[runtime.rank]),
         sum_(static_cast<std::size_t>(call.hidden)),
         node_sum_(is_per_node(call) ? static_cast<std::size_t>(call.hidden) : 0),
         node_row_(is_per_node(call) ? static_cast<std::size_t>(call.row_bytes) : 0),
@@ -97,6 +98,7 @@ class TokenSummer {
   void sum(std::int64_t token) {
     owners_.set_ranks(token_ranks_ + token * call_.top_k);
     slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight) + slot_offset(call_, token, 0));
+    find_own_row();
     set_bias(token);
     if (is_flat(call_)) {
       sum_choices(token);
@@ -118,6 +120,18 @@ class TokenSummer {
     return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0;
   }
   const std::byte* slot(int place) const { return slots_ + place * call_.slot_bytes; }
+
+  /// Tokens come in order, and so do their rows at this rank: the next own row belongs to the next token that has one.
+  void find_own_row() {
+    own_row_ = nullptr;
+    if (!call_.own_rows_in_place() || routing::last_choice_of(owners_.ranks(), call_.top_k, runtime_.rank) < 0) return;
+    const Tensor& x = call_.args.x;
+    own_row_ = static_cast<const std::byte*>(x.data) +
+               next_own_++ * x.strides[0] * static_cast<std::int64_t>(dtype_bytes(x.dtype));
+  }
+  const std::byte* row_of_rank(int rank) const {
+    return rank == runtime_.rank && own_row_ != nullptr ? own_row_ : slot(owners_.place_of_rank(rank));
+  }
 
   void set_bias(std::int64_t token) {
     const auto row = [&](const Tensor& bias) -> const void* {
@@ -145,7 +159,7 @@ class TokenSummer {
     }
   }
   void add_rank(int rank, float* acc) const {
-    if (is_here(rank)) wire::accumulate(call_.args.x.dtype, acc, slot(owners_.place_of_rank(rank)), call_.hidden);
+    if (is_here(rank)) wire::accumulate(call_.args.x.dtype, acc, row_of_rank(rank), call_.hidden);
   }
   bool came_summed(int node) const {
     return node != runtime_.topology.node_of(runtime_.rank) && !returns_straight(call_);
@@ -203,6 +217,8 @@ class TokenSummer {
   Owners owners_;
   const std::int32_t* token_ranks_;
   const std::byte* slots_ = nullptr;
+  const std::byte* own_row_ = nullptr;  // of the token at hand, if it is read in place
+  std::int64_t next_own_;               // rank-major row
   std::vector<float> sum_, node_sum_;
   std::vector<std::byte> node_row_;
   std::vector<std::int32_t> groups_, ranks_;

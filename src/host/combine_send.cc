@@ -213,7 +213,10 @@ void send(Runtime& runtime, CombineCall& call) {
     wait_for_weights(runtime, call, handle);
   }
   RowReturner returner(runtime, call, handle, scope);
-  for (int source : call.windows->live) return_rows_of(runtime, call, handle, source, returner);
+  for (int source : call.windows->live) {
+    if (source == runtime.rank && call.own_rows_in_place()) continue;  // combine_recv reads them where they are
+    return_rows_of(runtime, call, handle, source, returner);
+  }
   for (int peer : call.windows->live) {
     const bool in_node = runtime.topology.node_of(peer) == runtime.topology.node_of(runtime.rank);
     if (in_node || returns_straight(call)) runtime.post(call, peer, Signal::kCombineRows, call.total(0));

@@ -13,6 +13,7 @@
 #include "backend/trace.h"
 #include "host/dispatch_result.h"
 #include "host/host_backend.h"
+#include "host/row_encoder.h"
 
 namespace ferry::host {
 namespace {
@@ -115,7 +116,7 @@ class SlotReader {
     for (int source : call_.windows->live) {
       std::byte* slot = call_.windows->own(call_.windows->layout.dispatch_slots(call_.flight, source));
       for (std::int32_t i = 0; i < call_.tokens_from[static_cast<std::size_t>(source)]; ++i, slot += record_bytes_) {
-        visit(slot, wire::TokenMeta(slot + call_.format.row_bytes, call_.top_k));
+        visit(source, slot, wire::TokenMeta(slot + call_.format.row_bytes, call_.top_k));
       }
     }
   }
@@ -129,7 +130,7 @@ void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader
   const int first_slot = call.placement->first_slot(runtime.rank);
   call.expert_counts.assign(static_cast<std::size_t>(call.placement->num_local_experts(runtime.rank)), 0);
   call.num_rows = 0;
-  slots.for_each([&](std::byte*, wire::TokenMeta record) {
+  slots.for_each([&](int, std::byte*, wire::TokenMeta record) {
     ++call.num_rows;
     for (int k = 0; k < call.top_k; ++k) {
       const std::int32_t slot = record.slots()[k];
@@ -164,7 +165,12 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   const int first_slot = call.placement->first_slot(runtime.rank);
   std::vector<std::int32_t> next(handle.expert_offsets(), handle.expert_offsets() + call.expert_counts.size());
   std::int32_t n = 0;
-  slots.for_each([&](std::byte* row, wire::TokenMeta arrived) {
+  RowEncoder own_rows(call);
+  const auto store = [&](int source, const std::byte* wire_row, std::int32_t token, std::int64_t to) {
+    if (source == runtime.rank && call.own_rows_in_place()) return out.store_blocks(own_rows.encode(token).blocks, to);
+    out.store_row(wire_row, to);
+  };
+  slots.for_each([&](int source, std::byte* row, wire::TokenMeta arrived) {
     const wire::TokenMeta record = handle.record(n);
     std::memcpy(record.slots() - 4, arrived.slots() - 4, static_cast<std::size_t>(wire::TokenMeta::bytes(call.top_k)));
     for (int k = 0; k < call.top_k; ++k) {
@@ -174,11 +180,11 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
       record.rows()[k] =
           call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
       if (call.shape.layout == Layout::kRankMajor) continue;
-      out.store_row(row, record.rows()[k]);
+      store(source, row, record.source_token(), record.rows()[k]);
       scope.bytes += call.format.row_bytes;
     }
     if (call.shape.layout == Layout::kRankMajor) {
-      out.store_row(row, n);
+      store(source, row, record.source_token(), n);
       scope.bytes += call.format.row_bytes;
     }
     ++n;

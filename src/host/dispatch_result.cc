@@ -209,6 +209,13 @@ void ResultRows::copy_row(std::int64_t from, std::int64_t to) const {
     std::memcpy(at(b, to), at(b, from), static_cast<std::size_t>(format_[b].bytes));
 }
 
+void ResultRows::store_blocks(const std::array<const std::byte*, wire::kMaxBlocks>& blocks, std::int64_t to) const {
+  for (int b = 0; b < format_.num_blocks; ++b) {
+    const std::byte* from = blocks[static_cast<std::size_t>(b)];
+    if (format_[b].bytes > 0) std::memcpy(at(b, to), from, static_cast<std::size_t>(format_[b].bytes));
+  }
+}
+
 void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
   for (int b = 0; b < format_.num_blocks; ++b)
     std::memcpy(at(b, to), wire_row + format_[b].offset, static_cast<std::size_t>(format_[b].bytes));

@@ -20,6 +20,8 @@ class ResultRows {
     return base_ + capacity_ * format_[block].offset + row * format_[block].padded;
   }
   void copy_row(std::int64_t from, std::int64_t to) const;
+  /// From blocks that lie apart.
+  void store_blocks(const std::array<const std::byte*, wire::kMaxBlocks>& blocks, std::int64_t to) const;
   /// From the wire form.
   void store_row(const std::byte* wire_row, std::int64_t to) const;
 

@@ -208,7 +208,7 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
                                 filled[static_cast<std::size_t>(ranks[k])]++ * record_bytes;
       if (runtime.topology.node_of(ranks[k]) == my_node) {
         std::byte* to = call.windows->peer(ranks[k], slot);
-        encoder.copy(row, to);
+        if (ranks[k] != runtime.rank || !call.own_rows_in_place()) encoder.copy(row, to);
         std::memcpy(to + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
       } else {
         if (staged == nullptr) {
