@@ -43,15 +43,16 @@ class Placement {
   int choose_slot(int expert, int source_rank, std::int64_t token, std::span<const std::uint8_t> masked = {}) const;
 
   /// A 64-bit digest; ranks compare it to find out that they disagree.
-  std::uint64_t digest() const noexcept;
+  std::uint64_t digest() const noexcept { return digest_; }
 
   friend bool operator==(const Placement&, const Placement&) = default;
 
  private:
-  std::vector<std::int32_t> first_place_;     // [E + 1] into slot_of_place_
-  std::vector<std::int32_t> slot_of_place_;   // slots, grouped by expert
-  std::vector<std::int32_t> first_slot_;      // [R + 1]
-  std::vector<std::int32_t> rank_of_slot_;    // [S]
+  std::vector<std::int32_t> first_place_;    // [E + 1] into slot_of_place_
+  std::vector<std::int32_t> slot_of_place_;  // slots, grouped by expert
+  std::vector<std::int32_t> first_slot_;     // [R + 1]
+  std::vector<std::int32_t> rank_of_slot_;   // [S]
+  std::uint64_t digest_ = 0;
   std::vector<std::int32_t> expert_of_slot_;  // [S]
 };
 

@@ -71,7 +71,7 @@ void check_reduction(const CombineArgs& args) {
         "a rank_major row is the sum of several choices already and cannot be weighted; weigh before, or dispatch into "
         "an expert layout");
   }
-  const HandleHeader& header = HandleView(args.handle->mutable_bytes()).header();
+  const HandleHeader& header = HandleView::header_at(args.handle->mutable_bytes());
   if (args.weighting == CombineArgs::Weighting::kFromDispatch && header.has_weights == 0) {
     refuse(kFunction, "weighting", "from the dispatch, which had no topk_weights",
            "weights given to the dispatch, or here");

@@ -29,7 +29,7 @@ const HandleHeader& check_handle(const char* function, const GroupState& group, 
     refuse(function, "handle", fmt::format("{} bytes", handle->bytes().size()),
            fmt::format("at least {}", sizeof(HandleHeader)));
   }
-  const HandleHeader& header = HandleView(handle->mutable_bytes()).header();
+  const HandleHeader& header = HandleView::header_at(handle->mutable_bytes());
   if (header.magic != HandleHeader::kMagic)
     refuse(function, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
   if (!is_complete(handle->bytes(), header))

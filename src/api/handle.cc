@@ -10,11 +10,11 @@ namespace {
 
 HandleView view_of(const Handle& handle) {
   if (!handle.valid()) refuse("ferry::Handle", "handle", "empty", "the handle of a dispatch");
-  const HandleView view(handle.mutable_bytes());
-  if (handle.bytes().size() < sizeof(HandleHeader) || view.header().magic != HandleHeader::kMagic) {
+  if (handle.bytes().size() < sizeof(HandleHeader) ||
+      HandleView::header_at(handle.mutable_bytes()).magic != HandleHeader::kMagic) {
     refuse("ferry::Handle", "handle", "not a handle", "the handle of a dispatch");
   }
-  return view;
+  return HandleView(handle.mutable_bytes());
 }
 
 }  // namespace

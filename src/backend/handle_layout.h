@@ -5,6 +5,7 @@
 // handle can be copied, stored and checkpointed. docs/handle.md describes it for readers outside.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 
@@ -36,10 +37,26 @@ struct HandleHeader {
 /// Views of the arrays. Sizes in brackets.
 class HandleView {
  public:
-  explicit HandleView(std::span<std::byte> memory) : base_(memory.data()) {}
+  /// The memory must hold a header whose numbers are right: offsets of all parts are worked out once, here.
+  explicit HandleView(std::span<std::byte> memory) : base_(memory.data()) {
+    std::int64_t offset = padded(sizeof(HandleHeader));
+    for (int part = 0; part < kEnd; ++part) {
+      offsets_[static_cast<std::size_t>(part)] = offset;
+      offset += padded(part_bytes(header(), part));
+    }
+  }
+
+  /// The header alone, for memory that was not checked yet (it must be large enough) or not written yet.
+  static HandleHeader& header_at(std::span<std::byte> memory) {
+    return *reinterpret_cast<HandleHeader*>(memory.data());
+  }
 
   /// Bytes of a handle with this header (total_bytes is not read).
-  static std::int64_t bytes_for(const HandleHeader& header) { return offset_of(header, kEnd); }
+  static std::int64_t bytes_for(const HandleHeader& header) {
+    std::int64_t bytes = padded(sizeof(HandleHeader));
+    for (int part = 0; part < kEnd; ++part) bytes += padded(part_bytes(header, part));
+    return bytes;
+  }
 
   HandleHeader& header() const { return *reinterpret_cast<HandleHeader*>(base_); }
 
@@ -61,8 +78,8 @@ class HandleView {
   std::int32_t* forward_offsets() const { return ints(kForwardOffsets); }  ///< [R + 1] forwarded rows by source
   wire::TokenMeta record(std::int64_t row) const { return record_at(kRecords, row); }       ///< [N]
   wire::TokenMeta forwarded(std::int64_t row) const { return record_at(kForwarded, row); }  ///< [F]
-  std::byte* records() const { return base_ + offset_of(header(), kRecords); }
-  std::byte* forwarded_records() const { return base_ + offset_of(header(), kForwarded); }
+  std::byte* records() const { return base_ + offset_of(kRecords); }
+  std::byte* forwarded_records() const { return base_ + offset_of(kForwarded); }
 
  private:
   enum Part {
@@ -119,19 +136,17 @@ class HandleView {
         return 0;
     }
   }
-  /// The one list: parts follow each other, each at a multiple of 16 bytes.
-  static std::int64_t offset_of(const HandleHeader& h, int part) {
-    std::int64_t offset = (static_cast<std::int64_t>(sizeof(HandleHeader)) + 15) / 16 * 16;
-    for (int p = 0; p < part; ++p) offset += (part_bytes(h, p) + 15) / 16 * 16;
-    return offset;
-  }
-  std::int32_t* ints(Part part) const { return reinterpret_cast<std::int32_t*>(base_ + offset_of(header(), part)); }
+  /// Parts follow each other in the order of the list, each at a multiple of 16 bytes.
+  static constexpr std::int64_t padded(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
+  std::int64_t offset_of(Part part) const { return offsets_[static_cast<std::size_t>(part)]; }
+  std::int32_t* ints(Part part) const { return reinterpret_cast<std::int32_t*>(base_ + offset_of(part)); }
   wire::TokenMeta record_at(Part part, std::int64_t row) const {
     const int top_k = header().top_k;
-    return {base_ + offset_of(header(), part) + row * wire::TokenMeta::bytes(top_k), top_k};
+    return {base_ + offset_of(part) + row * wire::TokenMeta::bytes(top_k), top_k};
   }
 
   std::byte* base_;
+  std::array<std::int64_t, kEnd> offsets_{};
 };
 
 }  // namespace ferry

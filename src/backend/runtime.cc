@@ -14,6 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Pauses before the CPU is given away, where every rank has a core: about 0.1 ms, longer than the copies of a small call.
+constexpr int kSpins = 2000;
 // Between looks at peers, notices and the clock.
 constexpr std::chrono::nanoseconds kSlowCheckEvery = std::chrono::milliseconds(1);
 // A wait that has lasted this long sleeps between looks instead of yielding: a rank that waits for a human costs no core.
@@ -46,7 +48,7 @@ bool is_other_kind(std::uint64_t activity, const Call& call) {
 
 /// Gives the CPU away while a wait lasts: a few pauses where every rank has a core, then yields, in the end sleeps.
 struct Runtime::Idle {
-  explicit Idle(bool oversubscribed) : spins_left(oversubscribed ? 0 : 256) {}
+  explicit Idle(bool oversubscribed) : spins_left(oversubscribed ? 0 : kSpins) {}
 
   /// True when it is time for a slow check.
   bool pause() {

@@ -77,6 +77,12 @@ Placement Placement::explicit_map(const std::vector<std::vector<Place>>& places,
     }
     placement.first_place_.push_back(static_cast<std::int32_t>(placement.slot_of_place_.size()));
   }
+  Digest digest;
+  for (const auto* part : {&placement.first_place_, &placement.slot_of_place_, &placement.first_slot_}) {
+    digest.add(part->size());
+    for (std::int32_t value : *part) digest.add(value);
+  }
+  placement.digest_ = digest.value();
   return placement;
 }
 
@@ -105,15 +111,6 @@ int Placement::choose_slot(int expert, int source_rank, std::int64_t token,
     if (is_live(slot) && skip-- == 0) return slot;
   }
   return -1;
-}
-
-std::uint64_t Placement::digest() const noexcept {
-  Digest digest;
-  for (const auto* part : {&first_place_, &slot_of_place_, &first_slot_}) {
-    digest.add(part->size());
-    for (std::int32_t value : *part) digest.add(value);
-  }
-  return digest.value();
 }
 
 }  // namespace ferry

@@ -8,7 +8,7 @@
 #include "backend/trace.h"
 #include "host/combine_common.h"
 #include "host/host_backend.h"
-#include "wire/rows.h"
+#include "host/row_sum.h"
 
 namespace ferry::host {
 namespace {
@@ -22,7 +22,7 @@ class ReturnForwarder {
         handle_(call.handle.mutable_bytes()),
         owners_(runtime.topology, call.top_k),
         my_node_(runtime.topology.node_of(runtime.rank)),
-        acc_(static_cast<std::size_t>(call.hidden)),
+        sum_(call.args.x.dtype),
         ranks_(static_cast<std::size_t>(call.top_k)) {}
 
   /// Returns how many rows of this node's ranks went into what was sent.
@@ -67,7 +67,7 @@ class ReturnForwarder {
   /// Adds up the rows of this node's ranks and leaves the sum in the slot of `place`.
   void sum_node(std::int64_t from, int place) {
     const int count = owners_.ranks_of_node(my_node_, by_last_choice(call_), ranks_.data());
-    std::fill(acc_.begin(), acc_.end(), 0.0f);
+    sum_.clear();
     std::vector<float> weights(static_cast<std::size_t>(call_.top_k), 0.0f);
     const std::int64_t weights_at = wire::padded(call_.row_bytes);
     for (int i = 0; i < count; ++i) {
@@ -75,11 +75,11 @@ class ReturnForwarder {
       ++counted_;
       const std::byte* row =
           call_.windows->own(from + owners_.place_of_rank(ranks_[static_cast<std::size_t>(i)]) * call_.slot_bytes);
-      wire::accumulate(call_.args.x.dtype, acc_.data(), row, call_.hidden);
+      sum_.add(row);
       if (call_.has_topk_weights) wire::accumulate(DType::kFp32, weights.data(), row + weights_at, call_.top_k);
     }
     std::byte* out = call_.windows->own(from + place * call_.slot_bytes);
-    wire::round_row(call_.args.x.dtype, out, acc_.data(), call_.hidden);
+    sum_.write(out, call_.hidden, {});
     if (call_.has_topk_weights) std::copy(weights.begin(), weights.end(), reinterpret_cast<float*>(out + weights_at));
   }
 
@@ -96,7 +96,7 @@ class ReturnForwarder {
   HandleView handle_;
   Owners owners_;
   int my_node_;
-  std::vector<float> acc_;
+  RowSum sum_;
   std::vector<std::int32_t> ranks_;
   std::int64_t counted_ = 0;
 };

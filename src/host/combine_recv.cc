@@ -9,7 +9,7 @@
 #include "backend/trace.h"
 #include "host/combine_common.h"
 #include "host/host_backend.h"
-#include "wire/rows.h"
+#include "host/row_sum.h"
 
 namespace ferry::host {
 namespace {
@@ -89,9 +89,7 @@ class TokenSummer {
         owners_(runtime.topology, call.top_k),
         token_ranks_(handle_.ranks()),
         next_own_(handle_.source_offsets()[runtime.rank]),
-        sum_(static_cast<std::size_t>(call.hidden)),
-        node_sum_(is_per_node(call) ? static_cast<std::size_t>(call.hidden) : 0),
-        node_row_(is_per_node(call) ? static_cast<std::size_t>(call.row_bytes) : 0),
+        sum_(call.args.x.dtype),
         groups_(static_cast<std::size_t>(call.top_k)),
         ranks_(static_cast<std::size_t>(call.top_k)) {}
 
@@ -99,19 +97,16 @@ class TokenSummer {
     owners_.set_ranks(token_ranks_ + token * call_.top_k);
     slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight) + slot_offset(call_, token, 0));
     find_own_row();
-    set_bias(token);
+    sum_.clear();
     if (is_flat(call_)) {
-      sum_choices(token);
+      add_choices(token);
     } else if (is_per_node(call_)) {
-      sum_nodes();
+      add_nodes();
     } else {
       const int count = routing::distinct_owners(owners_.ranks(), call_.top_k, by_last_choice(call_), groups_.data());
-      for (int i = 0; i < count; ++i) add_rank(groups_[static_cast<std::size_t>(i)], sum_.data());
+      for (int i = 0; i < count; ++i) add_rank(groups_[static_cast<std::size_t>(i)]);
     }
-    const Tensor& out = call_.result.out;
-    auto* row =
-        static_cast<std::byte*>(out.data) + token * out.strides[0] * static_cast<std::int64_t>(dtype_bytes(out.dtype));
-    wire::round_row(out.dtype, row, sum_.data(), call_.hidden);
+    sum_.write(row_of(call_.result.out, token), call_.hidden, bias_of(token));
     if (call_.has_topk_weights) sum_weights(token);
   }
 
@@ -133,14 +128,14 @@ class TokenSummer {
     return rank == runtime_.rank && own_row_ != nullptr ? own_row_ : slot(owners_.place_of_rank(rank));
   }
 
-  void set_bias(std::int64_t token) {
-    const auto row = [&](const Tensor& bias) -> const void* {
-      if (!bias.present()) return nullptr;
-      return static_cast<const std::byte*>(bias.data) +
-             token * bias.strides[0] * static_cast<std::int64_t>(dtype_bytes(bias.dtype));
-    };
-    wire::set_bias(call_.args.bias0.dtype, row(call_.args.bias0), call_.args.bias1.dtype, row(call_.args.bias1),
-                   sum_.data(), call_.hidden);
+  static std::byte* row_of(const Tensor& tensor, std::int64_t token) {
+    if (!tensor.present()) return nullptr;
+    return static_cast<std::byte*>(tensor.data) +
+           token * tensor.strides[0] * static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+  }
+  SumBias bias_of(std::int64_t token) const {
+    const CombineArgs& args = call_.args;
+    return {args.bias0.dtype, args.bias1.dtype, row_of(args.bias0, token), row_of(args.bias1, token)};
   }
   float weight(std::int64_t token, int k) const {
     if (call_.args.weighting == CombineArgs::Weighting::kFromDispatch)
@@ -148,24 +143,24 @@ class TokenSummer {
     const Tensor& weights = call_.args.weights;
     return static_cast<const float*>(weights.data)[token * weights.strides[0] + k * weights.strides[1]];
   }
-  void sum_choices(std::int64_t token) {
+  void add_choices(std::int64_t token) {
     for (int k = 0; k < call_.top_k; ++k) {
       if (owners_.ranks()[k] < 0 || !is_here(owners_.ranks()[k])) continue;
       if (call_.args.weighting == CombineArgs::Weighting::kNone) {
-        wire::accumulate(call_.args.x.dtype, sum_.data(), slot(k), call_.hidden);
+        sum_.add(slot(k));
       } else {
-        wire::accumulate_weighted(call_.args.x.dtype, sum_.data(), slot(k), weight(token, k), call_.hidden);
+        sum_.add_weighted(slot(k), weight(token, k));
       }
     }
   }
-  void add_rank(int rank, float* acc) const {
-    if (is_here(rank)) wire::accumulate(call_.args.x.dtype, acc, row_of_rank(rank), call_.hidden);
+  void add_rank(int rank) {
+    if (is_here(rank)) sum_.add(row_of_rank(rank));
   }
   bool came_summed(int node) const {
     return node != runtime_.topology.node_of(runtime_.rank) && !returns_straight(call_);
   }
 
-  void sum_nodes() {
+  void add_nodes() {
     const int num_nodes = routing::distinct_owners(owners_.nodes(), call_.top_k, by_last_choice(call_), groups_.data());
     for (int i = 0; i < num_nodes; ++i) {
       const int node = groups_[static_cast<std::size_t>(i)];
@@ -173,13 +168,12 @@ class TokenSummer {
       if (std::none_of(ranks_.begin(), ranks_.begin() + count, [&](std::int32_t rank) { return is_here(rank); }))
         continue;
       if (came_summed(node)) {
-        wire::accumulate(call_.args.x.dtype, sum_.data(), slot(owners_.place_of_node(node)), call_.hidden);
+        sum_.add(slot(owners_.place_of_node(node)));
         continue;
       }
-      std::fill(node_sum_.begin(), node_sum_.end(), 0.0f);
-      for (int r = 0; r < count; ++r) add_rank(ranks_[static_cast<std::size_t>(r)], node_sum_.data());
-      wire::round_row(call_.args.x.dtype, node_row_.data(), node_sum_.data(), call_.hidden);
-      wire::accumulate(call_.args.x.dtype, sum_.data(), node_row_.data(), call_.hidden);
+      sum_.begin_inner();
+      for (int r = 0; r < count; ++r) add_rank(ranks_[static_cast<std::size_t>(r)]);
+      sum_.end_inner();
     }
   }
 
@@ -219,8 +213,7 @@ class TokenSummer {
   const std::byte* slots_ = nullptr;
   const std::byte* own_row_ = nullptr;  // of the token at hand, if it is read in place
   std::int64_t next_own_;               // rank-major row
-  std::vector<float> sum_, node_sum_;
-  std::vector<std::byte> node_row_;
+  RowSum sum_;
   std::vector<std::int32_t> groups_, ranks_;
 };
 

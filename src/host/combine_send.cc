@@ -11,7 +11,7 @@
 #include "backend/trace.h"
 #include "host/combine_common.h"
 #include "host/host_backend.h"
-#include "wire/rows.h"
+#include "host/row_sum.h"
 
 namespace ferry::host {
 namespace {
@@ -76,7 +76,7 @@ class RowReturner {
         scope_(scope),
         rank_of_slot_(handle.rank_of_slot()),
         owners_(runtime.topology, call.top_k),
-        acc_(static_cast<std::size_t>(call.hidden)),
+        sum_(call.args.x.dtype),
         row_stride_(call.args.x.strides[static_cast<std::size_t>(call.args.x.ndim) - 2] *
                     static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype))),
         records_(handle.records()),
@@ -125,7 +125,7 @@ class RowReturner {
       std::memcpy(to, x_row(n), static_cast<std::size_t>(call_.row_bytes));
       return;
     }
-    std::fill(acc_.begin(), acc_.end(), 0.0f);
+    sum_.clear();
     const float* given = nullptr;
     if (weights_go_ahead(call_)) {
       given = reinterpret_cast<const float*>(
@@ -136,13 +136,12 @@ class RowReturner {
       if (owners_.ranks()[k] != runtime_.rank) continue;
       const std::byte* row = expert_row(record.rows()[k]);
       if (call_.args.weighting == CombineArgs::Weighting::kNone) {
-        wire::accumulate(call_.args.x.dtype, acc_.data(), row, call_.hidden);
+        sum_.add(row);
       } else {
-        wire::accumulate_weighted(call_.args.x.dtype, acc_.data(), row,
-                                  given != nullptr ? given[k] : record.weights()[k], call_.hidden);
+        sum_.add_weighted(row, given != nullptr ? given[k] : record.weights()[k]);
       }
     }
-    wire::round_row(call_.args.x.dtype, to, acc_.data(), call_.hidden);
+    sum_.write(to, call_.hidden, {});
   }
 
   /// Adds the combined weights behind a row and, for another node, sends the row off. `only` picks one choice, -1 all of mine.
@@ -176,7 +175,7 @@ class RowReturner {
   StepScope& scope_;
   const std::int32_t* rank_of_slot_;
   Owners owners_;
-  std::vector<float> acc_;
+  RowSum sum_;
   std::int64_t row_stride_;
   std::byte* records_;
   std::int64_t meta_bytes_;

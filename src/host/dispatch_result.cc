@@ -65,8 +65,9 @@ void write_sender_part(const Runtime& runtime, const DispatchCall& call, const H
 }
 
 void write_receiver_part(const Runtime& runtime, const DispatchCall& call, const HandleView& view) {
+  std::int32_t* rank_of_slot = view.rank_of_slot();
   for (int slot = 0; slot < call.placement->num_slots(); ++slot)
-    view.rank_of_slot()[slot] = call.placement->rank_of_slot(slot);
+    rank_of_slot[slot] = call.placement->rank_of_slot(slot);
   std::int32_t* source_offsets = view.source_offsets();
   std::int32_t* forward_offsets = view.forward_offsets();
   source_offsets[0] = forward_offsets[0] = 0;
@@ -223,12 +224,12 @@ void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
 
 HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
   const HandleHeader header = make_header(runtime, call);
-  if (call.cached.valid() && HandleView(call.cached.mutable_bytes()).header().num_rows != call.num_rows) {
+  if (call.cached.valid() && HandleView::header_at(call.cached.mutable_bytes()).num_rows != call.num_rows) {
     Error error(
         ErrorCode::kPeerLost,
         fmt::format("ferry::Group::dispatch: call {}: {} rows came, the handle knows {}: a rank was left out on "
                     "the way; dispatch with topk_ids",
-                    call.epoch, call.num_rows, HandleView(call.cached.mutable_bytes()).header().num_rows));
+                    call.epoch, call.num_rows, HandleView::header_at(call.cached.mutable_bytes()).num_rows));
     error.step = "dispatch_recv";
     error.epoch = call.epoch;
     throw error;
@@ -246,8 +247,8 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
   }
   memory = memory.first(static_cast<std::size_t>(header.total_bytes));
   call.result.handle = Handle(owner, memory);
+  HandleView::header_at(memory) = header;
   const HandleView view(memory);
-  view.header() = header;
   write_sender_part(runtime, call, view);
   write_receiver_part(runtime, call, view);
   return view;

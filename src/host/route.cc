@@ -347,7 +347,7 @@ void route(Runtime& runtime, DispatchCall& call) {
     read_weights(call);
   }
   call.has_weights = call.args.topk_weights.present() ||
-                     (call.cached.valid() && HandleView(call.cached.mutable_bytes()).header().has_weights != 0);
+                     (call.cached.valid() && HandleView::header_at(call.cached.mutable_bytes()).has_weights != 0);
   scope.rows = call.num_tokens;
   if (call.args.mode == Mode::kLatency) {
     call.bad_id = note;
