@@ -229,6 +229,8 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receiv
   if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
   try {
     receive_it(*call);
+    // When a call returns, this rank's part of it is carried out: whatever happens to the process next, peers have it.
+    runtime->wait_completed(*call, "network", runtime->submitted());
   } catch (const Error& error) {
     end_failed(*call, error);
     last_trace = call->trace;

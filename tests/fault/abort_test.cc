@@ -51,10 +51,12 @@ TEST_P(Abort, EndsEveryWait) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Abort,
-                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency), testing::Values(std::vector<int>{3}, std::vector<int>{2, 2}),
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(std::vector<int>{3}, std::vector<int>{2, 2}),
                                           testing::Values(RanksAs::kThreads, RanksAs::kProcesses)),
                          [](const auto& setup) {
-                           return std::string(name(std::get<0>(setup.param))) + "_" + nodes_name(std::get<1>(setup.param)) + "_" + name(std::get<2>(setup.param));
+                           return std::string(name(std::get<0>(setup.param))) + "_" +
+                                  nodes_name(std::get<1>(setup.param)) + "_" + name(std::get<2>(setup.param));
                          });
 
 TEST(Abort, WhileWindowsAreOpened) {

@@ -28,11 +28,17 @@ Board::Board() {
   gates_ = new (memory) Gates{};
 }
 
-Board::~Board() { ::munmap(gates_, sizeof(Gates)); }
+Board::~Board() {
+  ::munmap(gates_, sizeof(Gates));
+}
 
-void Board::arrive(int gate) { gates_->at(static_cast<std::size_t>(gate)).fetch_add(1); }
+void Board::arrive(int gate) {
+  gates_->at(static_cast<std::size_t>(gate)).fetch_add(1);
+}
 
-int Board::arrived(int gate) const { return gates_->at(static_cast<std::size_t>(gate)).load(); }
+int Board::arrived(int gate) const {
+  return gates_->at(static_cast<std::size_t>(gate)).load();
+}
 
 void Board::wait_for(int gate, int count) const {
   const auto end = Clock::now() + kGatePatience;
@@ -86,19 +92,23 @@ Outcome outcome_of(const std::function<void()>& call) {
   return outcome;
 }
 
-void require_error(const Outcome& outcome, const std::vector<ErrorCode>& codes, Milliseconds deadline, const std::string& when) {
+void require_error(const Outcome& outcome, const std::vector<ErrorCode>& codes, Milliseconds deadline,
+                   const std::string& when) {
   require(outcome.error.has_value(), when + ": no error");
   const bool expected = std::find(codes.begin(), codes.end(), outcome.error->code()) != codes.end();
   require(expected, fmt::format("{}: unexpected error ({}): {}", when, name(outcome.error->code()), outcome.text()));
-  require(outcome.took <= deadline + kSlack, fmt::format("{}: took {} ms: {}", when, outcome.took.count(), outcome.text()));
+  require(outcome.took <= deadline + kSlack,
+          fmt::format("{}: took {} ms: {}", when, outcome.took.count(), outcome.text()));
 }
 
 void require_waited_for(const Outcome& outcome, int peer, const std::string& when) {
   require(outcome.error.has_value(), when + ": no error");
   const Error& error = *outcome.error;
-  const bool named = std::any_of(error.peers.begin(), error.peers.end(), [&](const PeerWait& wait) { return wait.rank == peer; });
+  const bool named =
+      std::any_of(error.peers.begin(), error.peers.end(), [&](const PeerWait& wait) { return wait.rank == peer; });
   require(named, fmt::format("{}: rank {} is not among the peers of: {}", when, peer, outcome.text()));
-  require(outcome.text().find(fmt::format("rank {}", peer)) != std::string::npos, fmt::format("{}: rank {} is not named: {}", when, peer, outcome.text()));
+  require(outcome.text().find(fmt::format("rank {}", peer)) != std::string::npos,
+          fmt::format("{}: rank {} is not named: {}", when, peer, outcome.text()));
   require(!error.step.empty() && error.epoch > 0, fmt::format("{}: no step or epoch: {}", when, outcome.text()));
 }
 

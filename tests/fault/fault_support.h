@@ -73,7 +73,8 @@ struct Outcome {
 Outcome outcome_of(const std::function<void()>& call);
 
 /// Throws Failure unless the outcome is one of `codes` and came within `deadline` plus slack.
-void require_error(const Outcome& outcome, const std::vector<ErrorCode>& codes, Milliseconds deadline, const std::string& when);
+void require_error(const Outcome& outcome, const std::vector<ErrorCode>& codes, Milliseconds deadline,
+                   const std::string& when);
 /// ... and has `peer` among those waited for, a step and the call's number.
 void require_waited_for(const Outcome& outcome, int peer, const std::string& when);
 

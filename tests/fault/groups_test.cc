@@ -30,7 +30,9 @@ std::set<std::string> entries(const char* folder) {
 
 class Groups : public testing::TestWithParam<Setup> {
  protected:
-  Case make_case(RanksAs ranks_as = RanksAs::kThreads) const { return all_to_all(std::get<0>(GetParam()), std::get<1>(GetParam()), ranks_as); }
+  Case make_case(RanksAs ranks_as = RanksAs::kThreads) const {
+    return all_to_all(std::get<0>(GetParam()), std::get<1>(GetParam()), ranks_as);
+  }
 };
 
 TEST_P(Groups, TwoAtOnceWithOtherLimits) {
@@ -98,7 +100,8 @@ TEST_P(Groups, DestroyedWhilePeersAreInACall) {
       }
       board.arrive(0);
       Outcome outcome;
-      for (int i = 0; i < 2 && !outcome.error; ++i) outcome = outcome_of([&] { round_trip(group, reference, rank.rank, Milliseconds(3000)); });
+      for (int i = 0; i < 2 && !outcome.error; ++i)
+        outcome = outcome_of([&] { round_trip(group, reference, rank.rank, Milliseconds(3000)); });
       board.arrive(1);
       require_error(outcome, {ErrorCode::kPeerLost, ErrorCode::kTimeout}, kLong, "peer destroyed its group");
       board.wait_for(1, rank.size - 1);  // or a second one would be gone before the others are through
@@ -119,8 +122,10 @@ TEST_P(Groups, DestroyedWithPendingsAlive) {
       combining = group.combine_send(round.combine_args(arrived));
       dispatching = group.dispatch_send(round.dispatch_args());
     }
-    require_error(outcome_of([&] { dispatching.receive(); }), {ErrorCode::kInvalidArgument}, kSlack, "receive after the group has gone");
-    require_error(outcome_of([&] { combining.receive(); }), {ErrorCode::kInvalidArgument}, kSlack, "receive after the group has gone");
+    require_error(outcome_of([&] { dispatching.receive(); }), {ErrorCode::kInvalidArgument}, kSlack,
+                  "receive after the group has gone");
+    require_error(outcome_of([&] { combining.receive(); }), {ErrorCode::kInvalidArgument}, kSlack,
+                  "receive after the group has gone");
   });
 }
 
@@ -161,13 +166,15 @@ TEST_P(Groups, TooManyInFlight) {
     Round round(reference, rank.rank);
     PendingDispatch one = group.dispatch_send(round.dispatch_args());
     PendingDispatch two = group.dispatch_send(round.dispatch_args());
-    require_error(outcome_of([&] { group.dispatch_send(round.dispatch_args()); }), {ErrorCode::kInvalidArgument}, kSlack, "a third dispatch");
+    require_error(outcome_of([&] { group.dispatch_send(round.dispatch_args()); }), {ErrorCode::kInvalidArgument},
+                  kSlack, "a third dispatch");
     const DispatchResult first = one.receive();
     round.check(first);
     round.check(two.receive());
     PendingCombine back = group.combine_send(round.combine_args(first));
     PendingCombine again = group.combine_send(round.combine_args(first));
-    require_error(outcome_of([&] { group.combine_send(round.combine_args(first)); }), {ErrorCode::kInvalidArgument}, kSlack, "a third combine");
+    require_error(outcome_of([&] { group.combine_send(round.combine_args(first)); }), {ErrorCode::kInvalidArgument},
+                  kSlack, "a third combine");
     round.check(again.receive());
     round.check(back.receive());
     require_error(outcome_of([&] { back.receive(); }), {ErrorCode::kInvalidArgument}, kSlack, "a second receive");
@@ -244,7 +251,8 @@ TEST(TwoThreads, AreRefusedInOneGroup) {
             if (i == 0) group.mask(1);
             if (i == 1) group.check();
           });
-          if (outcome.is(ErrorCode::kInvalidArgument) && outcome.text().find("another thread") != std::string::npos) board.arrive(2);
+          if (outcome.is(ErrorCode::kInvalidArgument) && outcome.text().find("another thread") != std::string::npos)
+            board.arrive(2);
         }
         board.arrive(1);
       });
@@ -264,16 +272,19 @@ TEST_P(Groups, LeaveNothingBehind) {
   const Case c = make_case();
   const Reference reference(c, 0);
   const auto once = [&](RanksAs ranks_as, bool fail) {
-    run_ranks(c.num_ranks(), ranks_as, [&](Rank rank) {
-      Group group = make_group(c, rank);
-      round_trip(group, reference, rank.rank);
-      if (rank.rank == 0 || !fail) return;
-      Round round(reference, rank.rank);
-      DispatchArgs args = round.dispatch_args();
-      args.timeout = Milliseconds(50);
-      PendingDispatch pending;
-      static_cast<void>(outcome_of([&] { pending = group.dispatch_send(args); }));
-    }, kWatchdog);
+    run_ranks(
+        c.num_ranks(), ranks_as,
+        [&](Rank rank) {
+          Group group = make_group(c, rank);
+          round_trip(group, reference, rank.rank);
+          if (rank.rank == 0 || !fail) return;
+          Round round(reference, rank.rank);
+          DispatchArgs args = round.dispatch_args();
+          args.timeout = Milliseconds(50);
+          PendingDispatch pending;
+          static_cast<void>(outcome_of([&] { pending = group.dispatch_send(args); }));
+        },
+        kWatchdog);
   };
   once(RanksAs::kThreads, false);  // whatever a process opens once
   const auto shared_memory = entries("/dev/shm");
@@ -284,7 +295,8 @@ TEST_P(Groups, LeaveNothingBehind) {
   }
   for (const std::string& file : entries("/dev/shm")) {
     // Other programs may make files of their own meanwhile.
-    EXPECT_TRUE(file.find("ferry") == std::string::npos || shared_memory.contains(file)) << file << " was left in /dev/shm";
+    EXPECT_TRUE(file.find("ferry") == std::string::npos || shared_memory.contains(file))
+        << file << " was left in /dev/shm";
   }
   EXPECT_EQ(entries("/proc/self/fd").size(), files);
   EXPECT_EQ(entries("/proc/self/task").size(), threads);
@@ -293,8 +305,12 @@ TEST_P(Groups, LeaveNothingBehind) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Groups,
-                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency), testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
-                         [](const auto& setup) { return std::string(name(std::get<0>(setup.param))) + "_" + nodes_name(std::get<1>(setup.param)); });
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
+                         [](const auto& setup) {
+                           return std::string(name(std::get<0>(setup.param))) + "_" +
+                                  nodes_name(std::get<1>(setup.param));
+                         });
 
 }  // namespace
 }  // namespace ferry::test

@@ -31,7 +31,9 @@ TEST_P(Late, WithinTheDeadlineIsFine) {
       round_trip(group, reference, rank.rank);
     }
     require(group.statistics().wait_ns.size() == static_cast<std::size_t>(rank.size), "no waiting times");
-    if (rank.rank == 0) require(group.statistics().wait_ns[static_cast<std::size_t>(late)] > 30'000'000, "time spent waiting for the late rank is not counted");
+    if (rank.rank == 0)
+      require(group.statistics().wait_ns[static_cast<std::size_t>(late)] > 30'000'000,
+              "time spent waiting for the late rank is not counted");
   });
 }
 
@@ -66,7 +68,8 @@ void miss_dispatches(Case c, int missed) {
         }
         require(wait != nullptr && wait->seen < wait->wanted, when + ": counters make no sense: " + outcome.text());
         require(outcome.error->epoch == static_cast<std::uint64_t>(3 + i), when + ": wrong epoch: " + outcome.text());
-        require(wait->activity.find("call 2 combine") != std::string::npos, when + ": wrong activity: " + wait->activity);
+        require(wait->activity.find("call 2 combine") != std::string::npos,
+                when + ": wrong activity: " + wait->activity);
       }
     }
     if (rank.rank != late) board.arrive(0);
@@ -77,8 +80,12 @@ void miss_dispatches(Case c, int missed) {
   });
 }
 
-TEST_P(Late, AfterTheDeadline) { miss_dispatches(make_case(), 1); }
-TEST_P(Late, ThreeCallsBehind) { miss_dispatches(make_case(), 3); }
+TEST_P(Late, AfterTheDeadline) {
+  miss_dispatches(make_case(), 1);
+}
+TEST_P(Late, ThreeCallsBehind) {
+  miss_dispatches(make_case(), 3);
+}
 
 TEST_P(Late, InCombine) {
   const Case c = make_case();
@@ -112,8 +119,12 @@ TEST_P(Late, InCombine) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Late,
-                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency), testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
-                         [](const auto& setup) { return std::string(name(std::get<0>(setup.param))) + "_" + nodes_name(std::get<1>(setup.param)); });
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
+                         [](const auto& setup) {
+                           return std::string(name(std::get<0>(setup.param))) + "_" +
+                                  nodes_name(std::get<1>(setup.param));
+                         });
 
 }  // namespace
 }  // namespace ferry::test

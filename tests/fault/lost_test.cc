@@ -20,11 +20,16 @@ enum class Phase { kBeforeDispatch, kDispatchSent, kDispatchReceived, kCombineSe
 
 const char* name(Phase phase) {
   switch (phase) {
-    case Phase::kBeforeDispatch: return "before_dispatch";
-    case Phase::kDispatchSent: return "dispatch_sent";
-    case Phase::kDispatchReceived: return "dispatch_received";
-    case Phase::kCombineSent: return "combine_sent";
-    case Phase::kInTheMiddle: return "in_the_middle";
+    case Phase::kBeforeDispatch:
+      return "before_dispatch";
+    case Phase::kDispatchSent:
+      return "dispatch_sent";
+    case Phase::kDispatchReceived:
+      return "dispatch_received";
+    case Phase::kCombineSent:
+      return "combine_sent";
+    case Phase::kInTheMiddle:
+      return "in_the_middle";
   }
   return "?";
 }
@@ -33,7 +38,8 @@ constexpr int kVictim = 1;
 enum Gate { kAtPhase, kFaulted, kWentOn, kAwake, kVictimIsOver, kTogether };
 
 /// Dispatch and combine by a rank that is hit by `signal_number` at `phase`; in the middle, the test sends the signal.
-void be_hit(Group& group, const Reference& reference, int rank, Phase phase, int signal_number, Board& board, Milliseconds timeout) {
+void be_hit(Group& group, const Reference& reference, int rank, Phase phase, int signal_number, Board& board,
+            Milliseconds timeout) {
   const auto hit = [&](Phase here) {
     if (phase != here) return;
     board.arrive(kAtPhase);
@@ -164,12 +170,14 @@ TEST_P(Lost, StoppedAndTakenBack) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Lost,
-                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency), testing::Values(std::vector<int>{3}, std::vector<int>{2, 2}),
-                                          testing::Values(Phase::kBeforeDispatch, Phase::kDispatchSent, Phase::kDispatchReceived, Phase::kCombineSent,
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(std::vector<int>{3}, std::vector<int>{2, 2}),
+                                          testing::Values(Phase::kBeforeDispatch, Phase::kDispatchSent,
+                                                          Phase::kDispatchReceived, Phase::kCombineSent,
                                                           Phase::kInTheMiddle)),
                          [](const auto& setup) {
-                           return std::string(ferry::name(std::get<0>(setup.param))) + "_" + nodes_name(std::get<1>(setup.param)) + "_" +
-                                  name(std::get<2>(setup.param));
+                           return std::string(ferry::name(std::get<0>(setup.param))) + "_" +
+                                  nodes_name(std::get<1>(setup.param)) + "_" + name(std::get<2>(setup.param));
                          });
 
 }  // namespace

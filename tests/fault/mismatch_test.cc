@@ -48,9 +48,12 @@ TEST_P(Mismatch, DifferentCalls) {
         group.combine(args);
       }
     });
-    require_error(outcome, {ErrorCode::kMismatch}, kDeadline, rank.rank == 1 ? "dispatch among combines" : "combine beside a dispatch");
-    require(outcome.text().find("different calls") != std::string::npos, "it does not say different calls: " + outcome.text());
-    require(outcome.text().find(rank.rank == 1 ? "combine" : "dispatch") != std::string::npos, "it does not say which: " + outcome.text());
+    require_error(outcome, {ErrorCode::kMismatch}, kDeadline,
+                  rank.rank == 1 ? "dispatch among combines" : "combine beside a dispatch");
+    require(outcome.text().find("different calls") != std::string::npos,
+            "it does not say different calls: " + outcome.text());
+    require(outcome.text().find(rank.rank == 1 ? "combine" : "dispatch") != std::string::npos,
+            "it does not say which: " + outcome.text());
     board.meet(0, rank.size);
     go_on(group, reference, rank.rank, "different calls");
   });
@@ -62,11 +65,23 @@ struct Change {
 };
 
 std::vector<Change> dispatch_changes() {
-  return {{"layout", [](DispatchArgs& args) { args.layout = Layout::kRankMajor; args.expert_capacity = 0; }},
+  return {{"layout",
+           [](DispatchArgs& args) {
+             args.layout = Layout::kRankMajor;
+             args.expert_capacity = 0;
+           }},
           {"codec", [](DispatchArgs& args) { args.codec = Codec::kFp8F32; }},
-          {"scale block", [](DispatchArgs& args) { args.codec = Codec::kFp8F32; args.scale_block = 32; }},
+          {"scale block",
+           [](DispatchArgs& args) {
+             args.codec = Codec::kFp8F32;
+             args.scale_block = 32;
+           }},
           {"hidden", [](DispatchArgs& args) { args.payload[0].shape[1] -= 8; }},
-          {"top-k", [](DispatchArgs& args) { --args.topk_ids.shape[1]; --args.topk_weights.shape[1]; }},
+          {"top-k",
+           [](DispatchArgs& args) {
+             --args.topk_ids.shape[1];
+             --args.topk_weights.shape[1];
+           }},
           {"capacity", [](DispatchArgs& args) { --args.expert_capacity; }},
           {"no weights", [](DispatchArgs& args) { args.topk_weights = Tensor{}; }}};
 }
@@ -86,7 +101,8 @@ TEST_P(Mismatch, DispatchArguments) {
       if (rank.rank == 1) change.change(args);
       const Outcome outcome = outcome_of([&] { group.dispatch(args); });
       require_error(outcome, {ErrorCode::kMismatch}, kDeadline, change.what);
-      require(!outcome.error->peers.empty() && outcome.text().find("other arguments") != std::string::npos, outcome.text());
+      require(!outcome.error->peers.empty() && outcome.text().find("other arguments") != std::string::npos,
+              outcome.text());
       board.meet(gate++, rank.size);
     }
     go_on(group, reference, rank.rank, "different arguments");
@@ -150,9 +166,11 @@ TEST_P(Mismatch, ExpertCapacityOverflows) {
       args.expert_capacity = 2;
       const Outcome outcome = outcome_of([&] { group.dispatch(args); });
       require_error(outcome, {ErrorCode::kOverflow}, kLong, "capacity 2");
-      require(outcome.error->needed_rows > 2 && outcome.error->needed_rows <= reference.fullest_expert(),
-              fmt::format("needs {} rows, expected at most {}", outcome.error->needed_rows, reference.fullest_expert()));
-      if (c.mode == Mode::kThroughput) require(outcome.error->needed_rows == reference.fullest_expert(), "not the need of the fullest expert");
+      require(
+          outcome.error->needed_rows > 2 && outcome.error->needed_rows <= reference.fullest_expert(),
+          fmt::format("needs {} rows, expected at most {}", outcome.error->needed_rows, reference.fullest_expert()));
+      if (c.mode == Mode::kThroughput)
+        require(outcome.error->needed_rows == reference.fullest_expert(), "not the need of the fullest expert");
     }
     go_on(group, reference, rank.rank, "an overflow");
   });
@@ -178,13 +196,18 @@ TEST_P(Mismatch, MasksThatDiffer) {
     // A rank that nobody but those it left out disagrees with only sees that the others do not come.
     require_error(outcome, {ErrorCode::kMismatch, ErrorCode::kTimeout}, 2 * kDeadline, "masks that differ");
     require(rank.rank != 2 || outcome.is(ErrorCode::kMismatch), "a rank that left out nobody: " + outcome.text());
-    require(outcome.text().find("membership") != std::string::npos, "it does not name the membership: " + outcome.text());
+    require(outcome.text().find("membership") != std::string::npos,
+            "it does not name the membership: " + outcome.text());
   });
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Mismatch,
-                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency), testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
-                         [](const auto& setup) { return std::string(name(std::get<0>(setup.param))) + "_" + nodes_name(std::get<1>(setup.param)); });
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
+                         [](const auto& setup) {
+                           return std::string(name(std::get<0>(setup.param))) + "_" +
+                                  nodes_name(std::get<1>(setup.param));
+                         });
 
 TEST(Overflow, ReceiveWindowTooSmall) {
   for (const auto& nodes : {std::vector<int>{3}, {2, 2}}) {
@@ -203,7 +226,8 @@ TEST(Overflow, ReceiveWindowTooSmall) {
         Round round(too_many, rank.rank);
         const Outcome outcome = outcome_of([&] { group.dispatch(round.dispatch_args()); });
         require_error(outcome, {ErrorCode::kOverflow}, kLong, "too many rows");
-        require(outcome.error->needed_rows == 6 * rank.size, fmt::format("needs {} rows, expected {}", outcome.error->needed_rows, 6 * rank.size));
+        require(outcome.error->needed_rows == 6 * rank.size,
+                fmt::format("needs {} rows, expected {}", outcome.error->needed_rows, 6 * rank.size));
         round_trip(group, fitting, rank.rank);
       }
     });
@@ -216,7 +240,9 @@ TEST(Creation, DifferentSettingsAreNamed) {
       {"limits.hidden", [](GroupConfig& config) { config.limits.hidden *= 2; }},
       {"limits.max_tokens", [](GroupConfig& config) { ++config.limits.max_tokens; }},
       {"limits.num_flights", [](GroupConfig& config) { ++config.limits.num_flights; }},
-      {"topology", [](GroupConfig& config) { config.topology = Topology::nodes({2, 1}); }}};
+      {"topology", [](GroupConfig& config) {
+         config.topology = Topology::nodes({2, 1});
+       }}};
   for (const auto& [what, change] : changes) {
     run_and_report(c, [&, what = what, &change = change](Rank rank) {
       GroupConfig config = group_config(c);

@@ -324,6 +324,8 @@ float returned_weight(const Case& c, int round, int rank, int source, std::int64
 }
 
 Case draw_case(std::uint64_t seed) {
+  static const std::vector<int> kNodes[] = {{1},    {2},    {3},       {4},    {5},       {7},    {8},       {1, 1},
+                                            {2, 1}, {2, 2}, {3, 2, 1}, {1, 3}, {1, 1, 1}, {4, 4}, {2, 2, 2}, {1, 2, 4}};
   Stream draw(seed, 77, 0);
   const auto pick = [&]<class T>(std::initializer_list<T> list) -> T {
     return *(list.begin() + draw.below(static_cast<std::int64_t>(list.size())));
@@ -332,23 +334,7 @@ Case draw_case(std::uint64_t seed) {
   Case c;
   c.seed = seed;
   c.ranks_as = chance(0.2) ? RanksAs::kProcesses : RanksAs::kThreads;
-  using Nodes = std::vector<int>;
-  c.nodes = pick(std::initializer_list<Nodes>{{1},
-                                              {2},
-                                              {3},
-                                              {4},
-                                              {5},
-                                              {7},
-                                              {8},
-                                              {1, 1},
-                                              {2, 1},
-                                              {2, 2},
-                                              {3, 2, 1},
-                                              {1, 3},
-                                              {1, 1, 1},
-                                              {4, 4},
-                                              {2, 2, 2},
-                                              {1, 2, 4}});
+  c.nodes = kNodes[static_cast<std::size_t>(draw.below(static_cast<std::int64_t>(std::size(kNodes))))];
   const int ranks = c.num_ranks();
   c.num_experts = pick({1, 2, 3, 5, 8, 9, 16, 17, 32});
   c.top_k = pick({1, 2, 2, 3, 4, 6, 8, 8, 17, 32});
