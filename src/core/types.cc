@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <limits>
 #include <span>
 
 #include "core/check.h"
@@ -145,7 +146,11 @@ Tensor Tensor::contiguous(const void* data, DType dtype, std::initializer_list<s
 std::int64_t Tensor::num_elements() const noexcept {
   if (!present()) return 0;
   std::int64_t n = 1;
-  for (int d = 0; d < ndim; ++d) n *= shape[static_cast<std::size_t>(d)];
+  for (int d = 0; d < ndim && d < 3; ++d) {
+    // Shapes come from outside: a product that no memory could hold is as large as any.
+    if (__builtin_mul_overflow(n, shape[static_cast<std::size_t>(d)], &n))
+      return std::numeric_limits<std::int64_t>::max();
+  }
   return n;
 }
 
