@@ -60,7 +60,7 @@ std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& co
 
 std::vector<std::byte> to_bytes(const std::vector<std::pair<std::string, std::string>>& lines) {
   std::string text;
-  for (const auto& [key, value] : lines) text += key + "=" + value + "\n";
+  for (const auto& [key, value] : lines) text += fmt::format("{}={}\n", key, value);
   const auto* begin = reinterpret_cast<const std::byte*>(text.data());
   return {begin, begin + text.size()};
 }
@@ -72,7 +72,7 @@ void compare_lines(int rank, const std::string& theirs, int my_rank,
   for (const auto& [key, value] : mine) {
     const std::size_t end = theirs.find('\n', at);
     const std::string line = theirs.substr(at, end == std::string::npos ? end : end - at);
-    if (line != key + "=" + value) {
+    if (line != fmt::format("{}={}", key, value)) {
       Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank,
                                                     line, my_rank, key, value));
       error.step = "meet";

@@ -135,7 +135,7 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* oper
            fmt::format("{} not yet received", config.limits.num_flights),
            fmt::format("fewer than num_flights = {}: receive one first", config.limits.num_flights));
   }
-  const std::shared_ptr<CallType> call = flight;
+  CallType* call = flight.get();
   call->discard = true;  // what the caller lent for results may be gone
   try {
     receive_it(*call);
