@@ -339,10 +339,9 @@ void Runtime::spread_abort_by_network(const Windows& windows, std::uint64_t who)
 
 void Runtime::drain(std::chrono::nanoseconds limit) {
   if (!engine) return;
-  const auto deadline = Clock::now() + limit;
-  while (engine->channel(0).completed() < engine->channel(0).submitted() && Clock::now() < deadline) {
-    std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
+  const std::uint64_t submitted_total = engine->channel(0).submitted();
+  Idle idle(oversubscribed_);
+  while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) static_cast<void>(idle.pause());
 }
 
 const char* name(CallKind kind) noexcept {

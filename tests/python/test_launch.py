@@ -50,8 +50,10 @@ def is_alive(pid: int) -> bool:
 def test_variables(tmp_path: Path) -> None:
     text = """
 names = "RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR FERRY_NODE_SIZE OMP_NUM_THREADS".split()
-print(*[os.environ.get(name) for name in names], sys.argv[1:], len(os.environ["FERRY_TOKEN"]) >= 16)
-print("port", os.environ["MASTER_PORT"], os.environ["FERRY_TOKEN"])
+# One write a line: ranks share the pipe, and print() writes word by word where output is not buffered.
+words = [*[os.environ.get(name) for name in names], sys.argv[1:], len(os.environ["FERRY_TOKEN"]) >= 16]
+sys.stdout.write(" ".join(map(str, words)) + "\\n")
+sys.stdout.write(" ".join(["port", os.environ["MASTER_PORT"], os.environ["FERRY_TOKEN"]]) + "\\n")
 """
     ENVIRONMENT.pop("OMP_NUM_THREADS", None)
     code, lines, err = finish(start(tmp_path, text, "--ranks", "2", "--node-size", "1"))
@@ -100,7 +102,7 @@ def test_stubborn_ranks_are_killed(tmp_path: Path) -> None:
 
 
 def test_signals_are_passed_on(tmp_path: Path) -> None:
-    text = f"signal.signal(signal.SIGTERM, lambda *_: (print('asked', rank), sys.exit(0)))\n{SLEEPER}\ntime.sleep(100)"
+    text = f"signal.signal(signal.SIGTERM, lambda *_: (sys.stdout.write(f'asked {{rank}}\\n'), sys.exit(0)))\n{SLEEPER}\ntime.sleep(100)"
     process = start(tmp_path, text, "-n", "2")
     wait_for(tmp_path, 2)
     process.send_signal(signal.SIGTERM)
