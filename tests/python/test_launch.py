@@ -102,7 +102,14 @@ def test_stubborn_ranks_are_killed(tmp_path: Path) -> None:
 
 
 def test_signals_are_passed_on(tmp_path: Path) -> None:
-    text = f"signal.signal(signal.SIGTERM, lambda *_: (sys.stdout.write(f'asked {{rank}}\\n'), sys.exit(0)))\n{SLEEPER}\ntime.sleep(100)"
+    text = f"""
+def end(*_):
+    sys.stdout.write(f"asked {{rank}}\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+{SLEEPER}
+time.sleep(100)
+"""
     process = start(tmp_path, text, "-n", "2")
     wait_for(tmp_path, 2)
     process.send_signal(signal.SIGTERM)
