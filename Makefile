@@ -77,7 +77,7 @@ python: $(VENV)/.ferry
 
 lint: $(VENV)/.made
 	@tools/setup.sh ci
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lint.sh
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" tools/lint.sh $(LINT_FLAGS)
 
 format: $(VENV)/.made
 	@tools/setup.sh ci

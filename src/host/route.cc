@@ -275,7 +275,8 @@ class RowPlan {
     std::vector<std::int32_t> starts(static_cast<std::size_t>(count) + 1);
     expert_rows_.push_back(routing::expert_starts(call_.shape, choice_total_.data() + first, count, starts.data()));
     for (int e = 0; e < count; ++e)
-      choice_base_[static_cast<std::size_t>(first + e)] += starts[static_cast<std::size_t>(e)];
+      choice_base_[static_cast<std::size_t>(first) + static_cast<std::size_t>(e)] +=
+          starts[static_cast<std::size_t>(e)];
   }
   std::int64_t rows_of(int rank) const {
     const std::int64_t tokens = token_total_[static_cast<std::size_t>(rank)];
