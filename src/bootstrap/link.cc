@@ -18,9 +18,18 @@
 
 namespace ferry::bootstrap {
 
+namespace {
+
+// What the descriptors of a packet are, in this order.
+constexpr int kCarriesMemory = 1;
+constexpr int kCarriesDevice = 2;
+
+}  // namespace
+
 std::vector<std::byte> PacketHeader::packet(std::span<const std::byte> payload) const {
   ByteWriter writer;
-  writer.put(kMagic).put(static_cast<std::uint16_t>(kind)).put(static_cast<std::uint16_t>(has_memory));
+  const int carries = (has_memory ? kCarriesMemory : 0) | (has_device ? kCarriesDevice : 0);
+  writer.put(kMagic).put(static_cast<std::uint16_t>(kind)).put(static_cast<std::uint16_t>(carries));
   writer.put(total_bytes).put(memory_bytes).put_raw(payload);
   return writer.take();
 }
@@ -30,13 +39,21 @@ std::optional<PacketHeader> PacketHeader::parse(std::span<const std::byte> packe
   PacketHeader header;
   const auto magic = reader.get<std::uint32_t>();
   const auto kind = reader.get<std::uint16_t>();
-  const auto memory = reader.get<std::uint16_t>();
+  const auto carries = reader.get<std::uint16_t>();
   header.total_bytes = reader.get<std::uint64_t>();
   header.memory_bytes = reader.get<std::uint64_t>();
-  if (!reader.ok() || magic != kMagic || kind < 1 || kind > 4 || memory > 1) return std::nullopt;
+  if (!reader.ok() || magic != kMagic || kind < 1 || kind > 4 || carries > (kCarriesMemory | kCarriesDevice)) return std::nullopt;
   header.kind = static_cast<Kind>(kind);
-  header.has_memory = memory == 1;
+  header.has_memory = (carries & kCarriesMemory) != 0;
+  header.has_device = (carries & kCarriesDevice) != 0;
   return header;
+}
+
+std::vector<int> Link::Queued::fds() const {
+  std::vector<int> list;
+  if (memory) list.push_back(memory->fd());
+  if (device) list.push_back(device->fd());
+  return list;
 }
 
 void Link::send(const Notice& notice) {
@@ -46,14 +63,14 @@ void Link::send(const Notice& notice) {
   header.total_bytes = bytes.size();
   header.has_memory = notice.memory != nullptr;
   header.memory_bytes = notice.memory ? notice.memory->size() : 0;
+  header.has_device = notice.device != nullptr;
   const std::size_t first_bytes = std::min(bytes.size(), kMaxChunkBytes);
-  outgoing_.push_back({.packet = header.packet(bytes.first(first_bytes)), .memory = notice.memory});
+  outgoing_.push_back({.packet = header.packet(bytes.first(first_bytes)), .memory = notice.memory, .device = notice.device});
   for (std::size_t at = first_bytes; at < bytes.size(); at += kMaxChunkBytes) {
     PacketHeader more;
     more.kind = PacketHeader::Kind::kMore;
     more.total_bytes = bytes.size();
-    outgoing_.push_back(
-        {.packet = more.packet(bytes.subspan(at, std::min(kMaxChunkBytes, bytes.size() - at))), .memory = nullptr});
+    outgoing_.push_back({.packet = more.packet(bytes.subspan(at, std::min(kMaxChunkBytes, bytes.size() - at)))});
   }
   flush();
 }
@@ -61,7 +78,7 @@ void Link::send(const Notice& notice) {
 bool Link::flush() {
   while (!outgoing_.empty()) {
     const Queued& next = outgoing_.front();
-    switch (send_packet(socket_, next.packet, next.memory ? next.memory->fd() : -1)) {
+    switch (send_packet(socket_, next.packet, next.fds())) {
       case SendStatus::kSent:
         outgoing_.pop_front();
         break;
@@ -118,8 +135,8 @@ bool Link::receive() {
 bool Link::accept(Received received, std::span<const std::byte> packet) {
   const std::optional<PacketHeader> header = PacketHeader::parse(packet);
   const bool opens = header && header->kind == PacketHeader::Kind::kNotice && !partial_ &&
-                     header->total_bytes <= kMaxNoticeBytes && header->has_memory == static_cast<bool>(received.fd);
-  const bool continues = header && header->kind == PacketHeader::Kind::kMore && partial_ && !received.fd;
+                     header->total_bytes <= kMaxNoticeBytes && header->num_fds() == received.fds.size();
+  const bool continues = header && header->kind == PacketHeader::Kind::kMore && partial_ && received.fds.empty();
   if (!opens && !continues) {
     end();  // no member of this group speaks so
     return false;
@@ -132,9 +149,11 @@ bool Link::accept(Received received, std::span<const std::byte> packet) {
     return false;
   }
   bytes.insert(bytes.end(), payload.begin(), payload.end());
-  if (received.fd) {
+  if (opens && header->has_device)
+    partial_->notice.device = std::make_shared<SharedFd>(std::move(received.fds.back()));
+  if (opens && header->has_memory) {
     try {
-      partial_->notice.memory = map(std::move(received.fd), header->memory_bytes);
+      partial_->notice.memory = map(std::move(received.fds.front()), header->memory_bytes);
     } catch (...) {
       end();  // a window that cannot be mapped cannot be made up for by later notices
       throw;

@@ -25,8 +25,11 @@ struct PacketHeader {
   static constexpr std::uint32_t kMagic = 0x4b505246;  // "FRPK"
   static constexpr std::size_t kBytes = 24;
 
+  std::size_t num_fds() const { return static_cast<std::size_t>(has_memory) + static_cast<std::size_t>(has_device); }
+
   Kind kind = Kind::kNotice;
   bool has_memory = false;
+  bool has_device = false;
   std::uint64_t total_bytes = 0;   ///< of the notice
   std::uint64_t memory_bytes = 0;  ///< of the memory whose descriptor comes with this packet
 
@@ -55,7 +58,10 @@ class Link {
  private:
   struct Queued {
     std::vector<std::byte> packet;
-    std::shared_ptr<Memory> memory;  // keeps the descriptor open until it is sent
+    std::shared_ptr<Memory> memory = nullptr;  // keep the descriptors open until they are sent
+    std::shared_ptr<Shareable> device = nullptr;
+
+    std::vector<int> fds() const;
   };
   struct Partial {
     Notice notice;

@@ -79,7 +79,7 @@ std::vector<std::byte> welcome_packet(const Card::Nonce& proof) {
 std::optional<std::span<const std::byte>> payload_of(PacketHeader::Kind kind, const Received& received,
                                                      std::span<const std::byte> packet) {
   const std::optional<PacketHeader> header = PacketHeader::parse(packet);
-  if (!header || header->kind != kind || received.fd) return std::nullopt;
+  if (!header || header->kind != kind || !received.fds.empty()) return std::nullopt;
   return packet.subspan(PacketHeader::kBytes);
 }
 
@@ -199,7 +199,7 @@ void Linker::call(Call& call) {
             call.peer, process.uid, rank_, uid_),
         {call.peer});
   }
-  if (send_packet(socket, hello_packet(rank_, card.nonce), -1) == SendStatus::kSent) call.socket = std::move(socket);
+  if (send_packet(socket, hello_packet(rank_, card.nonce)) == SendStatus::kSent) call.socket = std::move(socket);
 }
 
 void Linker::hear_answer(Call& call) {
@@ -248,7 +248,7 @@ bool Linker::hear_stranger(Stranger& stranger) {
     return false;
   PeerProcess process;
   if (!belongs_to_us(stranger.socket, process)) return false;
-  if (send_packet(stranger.socket, welcome_packet((*cards_)[peer].nonce), -1) != SendStatus::kSent) return false;
+  if (send_packet(stranger.socket, welcome_packet((*cards_)[peer].nonce)) != SendStatus::kSent) return false;
   adopt(static_cast<int>(peer), std::move(stranger.socket), process);
   return false;
 }

@@ -9,16 +9,36 @@
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
+#include "bootstrap/fd.h"
 #include "bootstrap/memory.h"
 #include "ferry/meeting.h"
 
 namespace ferry {
 
+/// Something beside host memory that a peer may open, known by a descriptor: memory of a device.
+class Shareable {
+ public:
+  virtual ~Shareable() = default;
+  virtual int fd() const noexcept = 0;
+};
+
+/// What arrives at another process: the descriptor, to be opened by whoever knows what it is.
+class SharedFd final : public Shareable {
+ public:
+  explicit SharedFd(bootstrap::Fd fd) : fd_(std::move(fd)) {}
+  int fd() const noexcept override { return fd_.get(); }
+
+ private:
+  bootstrap::Fd fd_;
+};
+
 struct Notice {
   std::vector<std::byte> bytes;
-  std::shared_ptr<Memory> memory;  ///< null, or memory that the receiver may map and write
+  std::shared_ptr<Memory> memory;     ///< null, or memory that the receiver may map and write
+  std::shared_ptr<Shareable> device;  ///< null, or what the sender shares beside it; threads get the object itself
 };
 
 /// All methods may be called from any thread of the rank; none waits. Belongs to the process that made it: a forked

@@ -39,20 +39,19 @@ Fd packet_socket() {
   return Fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
 }
 
-/// Takes every descriptor out of the control data; keeps the first, closes the others.
-int take_fds(msghdr& message, Fd& first) {
-  int num_fds = 0;
+/// Takes every descriptor out of the control data.
+std::vector<Fd> take_fds(msghdr& message) {
+  std::vector<Fd> fds;
   for (cmsghdr* control = CMSG_FIRSTHDR(&message); control != nullptr; control = CMSG_NXTHDR(&message, control)) {
     if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
     const std::size_t count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (std::size_t i = 0; i < count; ++i) {
-      int fd = -1;
+      int fd;
       std::memcpy(&fd, CMSG_DATA(control) + i * sizeof(int), sizeof(int));
-      Fd taken(fd);
-      if (num_fds++ == 0) first = std::move(taken);
+      fds.emplace_back(fd);
     }
   }
-  return num_fds;
+  return fds;
 }
 
 }  // namespace
@@ -90,20 +89,20 @@ std::optional<PeerProcess> peer_process(const Fd& socket) {
   return PeerProcess{.uid = credentials.uid, .pid = credentials.pid};
 }
 
-SendStatus send_packet(const Fd& socket, std::span<const std::byte> packet, int fd) {
+SendStatus send_packet(const Fd& socket, std::span<const std::byte> packet, std::span<const int> fds) {
   iovec piece{const_cast<std::byte*>(packet.data()), packet.size()};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  alignas(cmsghdr) char control[CMSG_SPACE(kMostFds * sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &piece;
   message.msg_iovlen = 1;
-  if (fd >= 0) {
+  if (!fds.empty()) {
     message.msg_control = control;
-    message.msg_controllen = sizeof(control);
+    message.msg_controllen = CMSG_SPACE(fds.size_bytes());
     cmsghdr* header = CMSG_FIRSTHDR(&message);
     header->cmsg_level = SOL_SOCKET;
     header->cmsg_type = SCM_RIGHTS;
-    header->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
+    header->cmsg_len = CMSG_LEN(fds.size_bytes());
+    std::memcpy(CMSG_DATA(header), fds.data(), fds.size_bytes());
   }
   while (sendmsg(socket.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
     switch (errno) {
@@ -139,10 +138,10 @@ Received receive_packet(const Fd& socket, std::span<std::byte> buffer) {
       received.status = errno == EAGAIN ? Received::Status::kNothing : Received::Status::kEnd;
       return received;
     }
-    const int num_fds = take_fds(message, received.fd);
+    received.fds = take_fds(message);
     received.num_bytes = static_cast<std::size_t>(num_bytes);
-    if (num_fds > 1 || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
-      received.fd.reset();
+    if (received.fds.size() > kMaxPacketFds || (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
+      received.fds.clear();
       received.status = Received::Status::kBad;
     } else {
       received.status =

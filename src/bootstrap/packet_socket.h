@@ -28,8 +28,11 @@ struct Received {
   };
   Status status = Status::kNothing;
   std::size_t num_bytes = 0;
-  Fd fd;  ///< empty if the packet brought none
+  std::vector<Fd> fds;  ///< that the packet brought, at most kMaxPacketFds
 };
+
+/// Most descriptors one packet carries.
+constexpr std::size_t kMaxPacketFds = 2;
 
 /// Listens at an abstract name. Throws Error(bootstrap).
 Fd listen_at(const std::string& name, int backlog);
@@ -48,8 +51,8 @@ struct PeerProcess {
 /// Who is at the other end, as the kernel says; empty if it does not.
 std::optional<PeerProcess> peer_process(const Fd& socket);
 
-/// Sends one packet, with a descriptor if `fd` is not negative.
-SendStatus send_packet(const Fd& socket, std::span<const std::byte> packet, int fd);
+/// Sends one packet with the descriptors given.
+SendStatus send_packet(const Fd& socket, std::span<const std::byte> packet, std::span<const int> fds = {});
 
 /// Receives one packet; descriptors nobody asked for are closed.
 Received receive_packet(const Fd& socket, std::span<std::byte> buffer);

@@ -271,26 +271,26 @@ TEST(BootstrapProcesses, StrangersOfTheSameUserGetNoSeat) {
   bootstrap::Linker low(0, 2, cards[0]);
   bootstrap::Linker high(1, 2, cards[1]);
   std::vector<bootstrap::Fd> strangers;
-  const auto knock = [&](std::span<const std::byte> packet, int fd) {
+  const auto knock = [&](std::span<const std::byte> packet, std::span<const int> fds = {}) {
     strangers.push_back(bootstrap::connect_to(cards[0].name));
     ASSERT_TRUE(strangers.back());
-    if (!packet.empty()) bootstrap::send_packet(strangers.back(), packet, fd);
+    if (!packet.empty()) bootstrap::send_packet(strangers.back(), packet, fds);
   };
-  knock({}, -1);
-  knock(as_bytes("garbage"), -1);
-  knock(as_bytes("garbage with a descriptor"), 0);
+  knock({});
+  knock(as_bytes("garbage"));
+  knock(as_bytes("garbage with a descriptor"), std::array{0});
   bootstrap::PacketHeader hello;
   hello.kind = bootstrap::PacketHeader::Kind::kHello;
-  knock(hello.packet({}), -1);
+  knock(hello.packet({}));
   const auto lie =
       as_bytes(std::string("\1\0\1\0\0\0", 6) + std::string(32, 'x'));  // version 1, rank 1, a guessed nonce
-  knock(hello.packet(lie), -1);
-  knock(hello.packet(std::vector<std::byte>(2000)), -1);
+  knock(hello.packet(lie));
+  knock(hello.packet(std::vector<std::byte>(2000)));
   on_threads(2, [&](int rank) {
     std::vector<bootstrap::Peer> peers = (rank == 0 ? low : high).link(cards, bootstrap::Deadline::after(10s));
     const auto& peer = peers[static_cast<std::size_t>(1 - rank)];
     ASSERT_TRUE(peer.socket);
-    bootstrap::send_packet(peer.socket, as_bytes(rank == 0 ? "low" : "high"), -1);
+    bootstrap::send_packet(peer.socket, as_bytes(rank == 0 ? "low" : "high"));
     std::array<std::byte, 16> buffer;
     bootstrap::Received received;
     while ((received = bootstrap::receive_packet(peer.socket, buffer)).status ==
@@ -347,20 +347,25 @@ TEST(BootstrapProcesses, LinkEndsOnNonsense) {
   lies.has_memory = true;
   lies.memory_bytes = 1 << 20;
   PacketHeader without = lies;
+  PacketHeader both = lies;
+  both.has_device = true;
   PacketHeader more;
   more.kind = PacketHeader::Kind::kMore;
   PacketHeader small;
   small.total_bytes = 1;
   PacketHeader huge;
   huge.total_bytes = ~std::uint64_t{0};
-  const std::vector<std::pair<std::vector<std::byte>, int>> nonsense = {
-      {as_bytes("garbage"), -1},
-      {without.packet({}), -1},
-      {more.packet({}), -1},
-      {small.packet(as_bytes("longer than announced")), -1},
-      {huge.packet({}), -1},
-      {small.packet(as_bytes("x")), memory->fd()},
-      {std::vector<std::byte>(bootstrap::kMaxPacketBytes + 1), -1}};
+  const int fd = memory->fd();
+  const std::vector<std::pair<std::vector<std::byte>, std::vector<int>>> nonsense = {
+      {as_bytes("garbage"), {}},
+      {without.packet({}), {}},
+      {more.packet({}), {}},
+      {small.packet(as_bytes("longer than announced")), {}},
+      {huge.packet({}), {}},
+      {small.packet(as_bytes("x")), {fd}},
+      {small.packet(as_bytes("x")), {fd, fd, fd}},
+      {both.packet({}), {fd}},
+      {std::vector<std::byte>(bootstrap::kMaxPacketBytes + 1), {}}};
   const auto linked = [] {
     int ends[2];
     EXPECT_EQ(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, ends), 0);
@@ -375,7 +380,7 @@ TEST(BootstrapProcesses, LinkEndsOnNonsense) {
   }
   auto [mine, theirs] = linked();
   bootstrap::Link link(1, std::move(mine), bootstrap::Fd());
-  bootstrap::send_packet(theirs, lies.packet({}), memory->fd());
+  bootstrap::send_packet(theirs, lies.packet({}), std::array{fd});
   const auto error = expect_error(ErrorCode::kBootstrap, [&] { link.poll(); });
   EXPECT_NE(error.find("rank 1"), std::string::npos) << error;
   EXPECT_TRUE(link.gone());
