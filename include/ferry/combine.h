@@ -34,7 +34,8 @@ struct CombineArgs {
   Tensor topk_weights;
 
   Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous: written and returned
-  int num_sms = 0;  ///< as in DispatchArgs
+  int num_sms = 0;           ///< as in DispatchArgs
+  void* stream = nullptr;    ///< as in DispatchArgs
   std::optional<std::chrono::nanoseconds> timeout{};
 };
 

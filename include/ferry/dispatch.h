@@ -46,6 +46,9 @@ struct DispatchArgs {
   Output output = Output::kWindow;
   const Placement* placement = nullptr;  ///< (*) null: the group's
   int num_sms = 0;  ///< most SMs any kernel of the call occupies; 0 = analytic; ignored by the host backend
+  /// cuda backend: the cudaStream_t whose work the call follows and whose later work may use the result; null: the legacy default
+  /// stream. Calls of a group on several streams follow each other. Ignored by the host backend.
+  void* stream = nullptr;
   std::span<std::byte>
       handle_memory{};  ///< memory for the handle (at least Group::handle_bytes); empty: the handle owns it
   std::optional<std::chrono::nanoseconds> timeout{};  ///< of every wait of this call; empty: the group's

@@ -47,7 +47,8 @@ struct GroupConfig {
   std::optional<Topology>
       topology{};  ///< empty: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine
   std::optional<Placement> placement{};  ///< empty: contiguous over limits.num_experts
-  std::string backend = "auto";          ///< "host"; "auto" takes the best there is
+  std::string backend = "auto";          ///< "host" (tensors in host memory), "cuda" (on a GPU); "auto" is "host"
+  int device = -1;                       ///< cuda backend: this rank's GPU; -1: the thread's current device
   std::string network = "auto";  ///< between nodes: "loopback" (ranks of one machine); "auto" takes the best there is
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);  ///< of every wait
   TestOptions test{};
@@ -132,6 +133,12 @@ class Group {
   std::string why_not(const CombineArgs& args) const;
   /// Largest handle that a dispatch of this shape can make.
   std::size_t handle_bytes(const DispatchArgs& args) const;
+
+  /// cuda backend: where the experts may write their results, so that combine reads them where they are and copies nothing:
+  /// [rows, elements] of `dtype` for the layout of the handle's dispatch (expert_padded: [E_local, capacity, elements]); rows lie
+  /// side by side, each padded to 16 bytes. Valid until this rank starts the dispatch `num_flights` after the handle's. Throws
+  /// Error(unsupported) on the host backend, which copies nothing anyway.
+  Tensor combine_input(const Handle& handle, DType dtype, std::int64_t elements) const;
 
   /// Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All remaining ranks
   /// must make the same changes before the same call. A rank left out that goes on by itself gets errors and harms nobody.

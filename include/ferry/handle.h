@@ -13,10 +13,16 @@
 
 namespace ferry {
 
+struct HandleShadow;
+
 /// Plain data in one block of memory without pointers (layout: docs/handle.md), owned by the handle or lent by the caller.
 /// Copies share the block; lent memory must outlive all of them. A handle may be used by any number of combines and cached
 /// dispatches of the group that made it, also after its receive window was reused. After masks changed, combine still takes it
 /// (ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.
+///
+/// On the cuda backend the block is device memory. After a dispatch with host_counts == false the host does not know the counts:
+/// num_rows() and num_expert_rows() are the capacity then, and the spans are refused with Error(unsupported), as source_token()
+/// always is; DispatchResult has the counts as tensors.
 class Handle {
  public:
   Handle() = default;
@@ -43,10 +49,15 @@ class Handle {
   Handle(std::shared_ptr<const void> owner, std::span<std::byte> bytes) : owner_(std::move(owner)), bytes_(bytes) {}
   std::span<std::byte> mutable_bytes() const noexcept { return bytes_; }
   const std::shared_ptr<const void>& owner() const noexcept { return owner_; }
+  /// The same for a handle whose block is device memory: the shadow holds what the host knows of it.
+  Handle(std::shared_ptr<const void> owner, std::span<std::byte> bytes, std::shared_ptr<HandleShadow> shadow)
+      : owner_(std::move(owner)), bytes_(bytes), shadow_(std::move(shadow)) {}
+  const std::shared_ptr<HandleShadow>& shadow() const noexcept { return shadow_; }
 
  private:
   std::shared_ptr<const void> owner_;
   std::span<std::byte> bytes_;
+  std::shared_ptr<HandleShadow> shadow_;
 };
 
 }  // namespace ferry

@@ -71,7 +71,7 @@ void check_reduction(const CombineArgs& args) {
         "a rank_major row is the sum of several choices already and cannot be weighted; weigh before, or dispatch into "
         "an expert layout");
   }
-  const HandleHeader& header = HandleView::header_at(args.handle->mutable_bytes());
+  const HandleHeader& header = header_of(*args.handle);
   if (args.weighting == CombineArgs::Weighting::kFromDispatch && header.has_weights == 0) {
     refuse(kFunction, "weighting", "from the dispatch, which had no topk_weights",
            "weights given to the dispatch, or here");
@@ -157,6 +157,7 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   check_topk_weights(args);
   call.args = args;
   call.handle = *args.handle;
+  call.placement = group.placement;
   call.timeout = args.timeout.value_or(group.config.timeout);
   call.num_tokens = args.handle->num_tokens();
   call.top_k = args.handle->top_k();
@@ -173,6 +174,7 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("out", args.out, call.num_tokens, call.hidden, args.x.dtype, false);
   call.digest = digest_of(call);
+  if (const std::string reason = group.backend->why_not(call); !reason.empty()) unsupported(reason);
 }
 
 std::string why_not_combine(const GroupState& group, const CombineArgs& args) {

@@ -237,7 +237,7 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   call.format = make_format(group, args);
   if (args.handle != nullptr) {
     check_cached(group, args, *call.placement, call.num_tokens);
-    call.handle_epoch = HandleView::header_at(args.handle->mutable_bytes()).epoch;
+    call.handle_epoch = header_of(*args.handle).epoch;
     call.cached = *args.handle;
     call.top_k = args.handle->top_k();
   } else {
@@ -250,12 +250,13 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
     check_matrix("topk_weights", args.topk_weights, call.num_tokens, call.top_k, expected);
   }
   call.has_weights = args.topk_weights.present() ||
-                     (args.handle != nullptr && HandleView::header_at(args.handle->mutable_bytes()).has_weights != 0);
+                     (args.handle != nullptr && header_of(*args.handle).has_weights != 0);
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
                 .capacity = resolve_capacity(group, args, *call.placement)};
   check_handle_memory(group, call);
   call.digest = digest_of(call);
+  if (const std::string reason = group.backend->why_not(call); !reason.empty()) unsupported(reason);
 }
 
 std::string why_not_dispatch(const GroupState& group, const DispatchArgs& args) {

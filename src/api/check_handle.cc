@@ -25,14 +25,17 @@ bool is_complete(std::span<const std::byte> bytes, const HandleHeader& header) {
 
 const HandleHeader& check_handle(const char* function, const GroupState& group, const Handle* handle) {
   if (handle == nullptr || !handle->valid()) refuse(function, "handle", "absent", "the handle of a dispatch");
-  if (handle->bytes().size() < sizeof(HandleHeader)) {
+  if (handle->shadow() == nullptr && handle->bytes().size() < sizeof(HandleHeader)) {
     refuse(function, "handle", fmt::format("{} bytes", handle->bytes().size()),
            fmt::format("at least {}", sizeof(HandleHeader)));
   }
-  const HandleHeader& header = HandleView::header_at(handle->mutable_bytes());
+  const HandleHeader& header = header_of(*handle);
   if (header.magic != HandleHeader::kMagic)
     refuse(function, "handle", "not a handle (its first bytes differ)", "the handle of a dispatch");
-  if (!is_complete(handle->bytes(), header))
+  const bool on_device = handle->shadow() != nullptr;
+  if (on_device != (group.runtime->device_memories != nullptr))
+    refuse(function, "handle", on_device ? "in device memory" : "in host memory", "one that this group made");
+  if (!on_device && !is_complete(handle->bytes(), header))
     refuse(function, "handle", "cut short or damaged", "all its bytes as a dispatch wrote them");
   const Runtime& runtime = *group.runtime;
   if (header.group != runtime.group || header.num_ranks != runtime.topology.num_ranks() ||

@@ -103,8 +103,10 @@ std::uint64_t agree(Meeting& meeting, const std::vector<std::pair<std::string, s
 }
 
 void check_backend(const GroupConfig& config) {
+#ifndef FERRY_HAS_CUDA
   if (config.backend == "cuda") unsupported("backend cuda is not in this build; use backend host or auto");
-  if (config.backend != "auto" && config.backend != "host")
+#endif
+  if (config.backend != "auto" && config.backend != "host" && config.backend != "cuda")
     refuse(kFunction, "backend", config.backend, "auto, host or cuda");
   if (config.network == "auto" || config.network == "loopback") return;
   if (config.network == "tcp" || config.network == "shm" || config.network == "verbs" || config.network == "efa") {
@@ -120,6 +122,25 @@ std::shared_ptr<net::Engine> make_engine(const Topology& topology, const TestOpt
   config.max_post_delay_ns = test.max_signal_delay_ns;
   config.shuffle_seed = test.max_signal_delay_ns > 0 ? test.seed + 1 : 0;
   return net::make_loopback(config);
+}
+
+std::unique_ptr<Backend> make_backend(const GroupConfig& settings, const Placement& placement, Runtime& runtime) {
+#ifdef FERRY_HAS_CUDA
+  if (settings.backend == "cuda") {
+    if (runtime.topology.num_nodes() > 1)
+      unsupported("the cuda backend spans one node so far; use a topology of one node, or backend host");
+    const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
+    const WindowLayout window =
+        make_window_layout(settings, runtime.topology, placement, Rails(runtime.topology, nobody));
+    RegionList regions(256);
+    runtime.device_layout = make_device_layout(settings.limits, runtime.topology, placement, window, regions);
+    return make_cuda_backend(runtime, settings, settings.device);
+  }
+#else
+  (void)placement;
+  (void)settings;
+#endif
+  return make_host_backend(runtime);
 }
 
 }  // namespace
@@ -142,10 +163,12 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
   auto runtime = std::make_unique<Runtime>(meeting.rank(), topology, make_mesh(meeting, config.timeout),
                                            make_engine(topology, settings.test), settings.test);
   runtime->group = group;
-  auto backend = make_host_backend(*runtime);
+  auto backend = make_backend(settings, *placement, *runtime);
   auto state = std::make_shared<GroupState>(std::move(settings), std::move(placement), std::move(runtime),
                                             std::move(backend), digest.value());
   state->open();
+  // Making and mapping memory may wait for kernels of other ranks on the same device, so nobody launches one before all are done.
+  if (state->runtime->device_memories) meeting.all_gather({}, config.timeout);
   return Group(std::move(state));
 }
 

@@ -67,6 +67,18 @@ std::size_t Group::handle_bytes(const DispatchArgs& args) const {
   return static_cast<std::size_t>(most_handle_bytes(*state_, call));
 }
 
+Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elements) const {
+  constexpr const char* kFunction = "ferry::Group::combine_input";
+  state_->require_open(kFunction);
+  check_handle(kFunction, *state_, &handle);
+  if (dtype != DType::kBf16 && dtype != DType::kFp16 && dtype != DType::kFp32)
+    refuse(kFunction, "dtype", name(dtype), "bf16, fp16 or fp32");
+  const std::int64_t most = state_->windows().layout.max_return_bytes() / static_cast<std::int64_t>(dtype_bytes(dtype));
+  if (elements < 1 || elements > most)
+    refuse(kFunction, "elements", fmt::to_string(elements), fmt::format("1 to {} (limits.hidden and dtype)", most));
+  return state_->backend->combine_input(state_->windows(), handle, dtype, elements);
+}
+
 void Group::mask(int rank) {
   state_->mask(rank);
 }

@@ -85,6 +85,7 @@ void GroupState::refresh_windows() {
     if (call && !call->over) old_combines_.push_back(std::move(call));
     call = nullptr;
   }
+  backend->adopt(windows);
   replace_windows(std::move(windows));
   rejoining_ = false;
   const auto is_finished = [](const auto& old) { return old->over || (old->dropped && old->forward_posted); };
@@ -291,6 +292,7 @@ void GroupState::check() {
     fault_.reset();
     throw error;
   }
+  backend->check_faults();
   Call here;
   here.windows = windows_;
   here.epoch = counters_.epoch;
@@ -299,6 +301,7 @@ void GroupState::check() {
 
 void GroupState::abort() {
   runtime->abort();
+  backend->abort();
   const std::lock_guard lock(windows_mutex_);
   if (windows_) runtime->spread_abort_in_node(*windows_);
 }
@@ -319,6 +322,11 @@ void GroupState::close() {
   }
   // What was handed to the engine belongs to calls that peers may still be in; carrying it out is local work.
   runtime->drain(std::chrono::seconds(1));
+  try {
+    backend->settle(true);
+  } catch (const Error&) {
+    // A device that has failed runs nothing any more.
+  }
   dispatches_.clear();
   combines_.clear();
   old_dispatches_.clear();

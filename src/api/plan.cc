@@ -81,7 +81,8 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
 
 WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
                                 const Rails& rails) {
-  return {config.limits, topology, placement, rails.max_sources()};
+  return {config.limits, topology, placement, rails.max_sources(),
+          config.backend == "cuda" ? RowPlace::kDevice : RowPlace::kHost};
 }
 
 MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank) {
@@ -89,12 +90,18 @@ MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int 
   if (rank < 0 || rank >= topology.num_ranks())
     refuse(kFunction, "rank", fmt::to_string(rank), fmt::format("0 to {}", topology.num_ranks() - 1));
   const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(topology.num_ranks()), 0);
-  const WindowLayout layout =
-      make_window_layout(config, topology, placement_of(config, topology), Rails(topology, nobody));
+  const Placement placement = placement_of(config, topology);
+  const WindowLayout layout = make_window_layout(config, topology, placement, Rails(topology, nobody));
   MemoryPlan plan;
   for (const Region& region : layout.list().regions())
     plan.regions.push_back({region.name, region.offset, region.bytes});
   plan.total_bytes = layout.total_bytes();
+  if (config.backend == "cuda") {
+    RegionList device(256);
+    make_device_layout(config.limits, topology, placement, layout, device);
+    for (const Region& region : device.regions()) plan.regions.push_back({region.name, region.offset, region.bytes});
+    plan.total_bytes += device.total_bytes();
+  }
   plan.recv_rows = layout.recv_rows();
   return plan;
 }

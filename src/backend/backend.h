@@ -6,6 +6,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "backend/call.h"
 #include "backend/runtime.h"
@@ -16,6 +17,21 @@ class Backend {
  public:
   virtual ~Backend() = default;
   virtual const char* name() const noexcept = 0;
+
+  /// Why this backend cannot make a call whose arguments are right otherwise; empty if it can.
+  virtual std::string why_not(const DispatchCall&) const { return {}; }
+  virtual std::string why_not(const CombineCall&) const { return {}; }
+  /// Throws the fault of an earlier call that nobody has waited for.
+  virtual void check_faults() {}
+  /// New windows are open; calls from now on use them.
+  virtual void adopt(const std::shared_ptr<Windows>& /*windows*/) {}
+  /// Waits until nothing of earlier calls runs any more; `abandon` makes what waits for peers give up at once.
+  virtual void settle(bool /*abandon*/) {}
+  /// Ends what runs of any call; may be called from any thread.
+  virtual void abort() {}
+  /// What the experts may write their results into, so that combine reads them where they are: `elements` of `dtype` a row,
+  /// rows as in the dispatch's layout. Throws Error(unsupported) where combine has no such place.
+  virtual Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) = 0;
 
   /// Fixes the row of every token; throughput mode exchanges counts for it.
   virtual void route(DispatchCall& call) = 0;
@@ -31,5 +47,7 @@ class Backend {
 
 /// Defined in src/host.
 std::unique_ptr<Backend> make_host_backend(Runtime& runtime);
+/// Defined in src/cuda, in builds that have it. `device` -1: the thread's current device.
+std::unique_ptr<Backend> make_cuda_backend(Runtime& runtime, const GroupConfig& config, int device);
 
 }  // namespace ferry

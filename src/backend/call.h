@@ -108,6 +108,7 @@ struct CombineCall : Call {
 
   CombineArgs args;
   Handle handle;
+  std::shared_ptr<const Placement> placement;  ///< of the group
   std::int64_t num_tokens = 0;  ///< T
   int top_k = 0;
   std::int64_t hidden = 0;

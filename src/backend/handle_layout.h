@@ -8,7 +8,9 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <vector>
 
+#include "ferry/handle.h"
 #include "wire/token_meta.h"
 
 namespace ferry {
@@ -34,17 +36,22 @@ struct HandleHeader {
   std::int64_t num_forwarded = 0;  ///< F: rows of other nodes' tokens that passed through this rank
 };
 
+/// What the host knows of a handle that lies on a device: enough to check arguments without asking the device.
+struct HandleShadow {
+  HandleHeader header;        ///< num_rows and num_expert_rows: the capacity while counts are on the device alone
+  bool counts_known = false;  ///< the arrays below hold the counts
+  int flight = 0;             ///< of the receive window
+  std::vector<std::int32_t> source_offsets, expert_counts, expert_offsets;
+};
+
 /// Views of the arrays. Sizes in brackets.
 class HandleView {
  public:
+  /// Where the arrays lie behind `base`, which may be a device address: nothing is read.
+  HandleView(std::byte* base, const HandleHeader& header) : base_(base) { lay_out(header); }
+
   /// The memory must hold a header whose numbers are right: offsets of all parts are worked out once, here.
-  explicit HandleView(std::span<std::byte> memory) : base_(memory.data()) {
-    std::int64_t offset = padded(sizeof(HandleHeader));
-    for (int part = 0; part < kEnd; ++part) {
-      offsets_[static_cast<std::size_t>(part)] = offset;
-      offset += padded(part_bytes(header(), part));
-    }
-  }
+  explicit HandleView(std::span<std::byte> memory) : base_(memory.data()) { lay_out(header()); }
 
   /// The header alone, for memory that was not checked yet (it must be large enough) or not written yet.
   static HandleHeader& header_at(std::span<std::byte> memory) {
@@ -145,8 +152,21 @@ class HandleView {
     return {base_ + offset_of(part) + row * wire::TokenMeta::bytes(top_k), top_k};
   }
 
+  void lay_out(const HandleHeader& header) {
+    std::int64_t offset = padded(sizeof(HandleHeader));
+    for (int part = 0; part < kEnd; ++part) {
+      offsets_[static_cast<std::size_t>(part)] = offset;
+      offset += padded(part_bytes(header, part));
+    }
+  }
+
   std::byte* base_;
   std::array<std::int64_t, kEnd> offsets_{};
 };
+
+/// The header of a valid handle, wherever it lies.
+inline const HandleHeader& header_of(const Handle& handle) {
+  return handle.shadow() ? handle.shadow()->header : HandleView::header_at(handle.mutable_bytes());
+}
 
 }  // namespace ferry

@@ -38,6 +38,8 @@ class Runtime {
   std::unique_ptr<Mesh> mesh;           ///< null after leave()
   std::shared_ptr<net::Engine> engine;  ///< null on a single node
   std::vector<std::int64_t> wait_ns;    ///< [R] time spent waiting for each rank
+  std::unique_ptr<DeviceMemories> device_memories;  ///< null: rows lie in host memory
+  DeviceLayout device_layout;
   /// Forwards whatever has arrived for any call in flight; called while this rank waits, so that no receive order can make
   /// ranks wait for each other in a circle.
   std::function<void()> progress;

@@ -39,8 +39,9 @@ std::int64_t return_row_bytes(std::int64_t row_bytes, int top_k, bool with_weigh
 }
 
 WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
-                           int max_sources)
-    : num_ranks_(topology.num_ranks()),
+                           int max_sources, RowPlace place)
+    : place_(place),
+      num_ranks_(topology.num_ranks()),
       num_nodes_(topology.num_nodes()),
       num_flights_(limits.num_flights),
       forward_sources_(max_sources),
@@ -56,6 +57,7 @@ WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, 
 
 std::vector<std::int64_t> WindowLayout::add_flights(const char* name, std::int64_t bytes) {
   std::vector<std::int64_t> offsets;
+  if (place_ == RowPlace::kDevice) bytes = 0;
   for (int flight = 0; flight < num_flights_; ++flight)
     offsets.push_back(list_.add(fmt::format("{}[{}]", name, flight), bytes));
   return offsets;

@@ -60,10 +60,14 @@ enum ReadCount : std::int64_t {
 };
 inline constexpr std::int64_t kReadRowsMask = (1 << 22) - 1;
 
+/// Where rows lie: in the window's host memory, or in its device memory (device_layout.h), so that only control regions are here.
+enum class RowPlace : std::uint8_t { kHost, kDevice };
+
 class WindowLayout {
  public:
   /// `max_sources`: most sources that one rail peer receives for (0 on a single node).
-  WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement, int max_sources);
+  WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement, int max_sources,
+               RowPlace place = RowPlace::kHost);
 
   std::int64_t total_bytes() const noexcept { return list_.total_bytes(); }
   const RegionList& list() const noexcept { return list_; }
@@ -112,6 +116,7 @@ class WindowLayout {
   std::vector<std::int64_t> add_flights(const char* name, std::int64_t bytes);
 
   RegionList list_{256};
+  RowPlace place_ = RowPlace::kHost;
   int num_ranks_ = 0;
   int num_nodes_ = 0;
   int num_flights_ = 0;

@@ -80,7 +80,8 @@ Windows::Windows(Membership members, int my_rank, const Topology& topology, Wind
       combine_staging_busy(static_cast<std::size_t>(num_flights), 0),
       mapped_(static_cast<std::size_t>(topology.num_ranks())),
       base_(static_cast<std::size_t>(topology.num_ranks()), nullptr),
-      remote_(static_cast<std::size_t>(topology.num_ranks())) {
+      remote_(static_cast<std::size_t>(topology.num_ranks())),
+      device_(static_cast<std::size_t>(topology.num_ranks())) {
   for (int rank = 0; rank < topology.num_ranks(); ++rank) {
     if (membership.is_masked(rank)) continue;
     live.push_back(rank);
@@ -106,6 +107,10 @@ class WindowOpener {
     windows_.engine_ = runtime_.engine;
     windows_.first_epoch = header_.counters.epoch;
     windows_.memory_ = runtime_.mesh->allocate(static_cast<std::size_t>(windows_.layout.total_bytes()));
+    if (runtime_.device_memories) {
+      windows_.device_[static_cast<std::size_t>(runtime_.rank)] =
+          runtime_.device_memories->allocate(static_cast<std::size_t>(runtime_.device_layout.total_bytes));
+    }
     send_notices();
     const auto deadline = std::chrono::steady_clock::now() + timeout_;
     std::vector<int> missing;
@@ -135,7 +140,10 @@ class WindowOpener {
       if (peer == runtime_.rank) continue;
       header_.left_out = windows_.membership.is_masked(peer) ? 1 : 0;
       Notice notice = pack(header_, windows_.membership.masked, description);
-      if (header_.left_out == 0) notice.memory = windows_.memory_;
+      if (header_.left_out == 0) {
+        notice.memory = windows_.memory_;
+        notice.device = windows_.device_[static_cast<std::size_t>(runtime_.rank)];
+      }
       runtime_.mesh->send(peer, notice);
     }
   }
@@ -147,6 +155,7 @@ class WindowOpener {
       if (theirs.header.number < header_.number) continue;
       check_agreement(peer, theirs);
       adopt(peer, notice->memory, theirs.description);
+      adopt_device(peer, notice->device);
       windows_.first_epoch = std::max(windows_.first_epoch, theirs.header.counters.epoch);
       return true;
     }
@@ -184,6 +193,19 @@ class WindowOpener {
       return;
     }
     windows_.remote_[index] = runtime_.engine->open(peer, description, memory);
+  }
+
+  void adopt_device(int peer, const std::shared_ptr<Shareable>& shared) {
+    if (!runtime_.device_memories || runtime_.topology.node_of(peer) != runtime_.topology.node_of(runtime_.rank)) return;
+    if (!shared) {
+      Error error(ErrorCode::kMismatch,
+                  fmt::format("ferry::Group: rank {} has no device window, this rank ({}) has one", peer, runtime_.rank));
+      error.step = "meet";
+      error.peers.push_back({.rank = peer});
+      throw error;
+    }
+    windows_.device_[static_cast<std::size_t>(peer)] =
+        runtime_.device_memories->map(*shared, static_cast<std::size_t>(runtime_.device_layout.total_bytes));
   }
 
   [[noreturn]] void fail(ErrorCode code, const std::vector<int>& peers, const char* why) const {

@@ -10,6 +10,8 @@
 #include <optional>
 #include <vector>
 
+#include "backend/device_layout.h"
+#include "backend/device_memory.h"
 #include "backend/rails.h"
 #include "backend/window_layout.h"
 #include "bootstrap/memory.h"
@@ -45,6 +47,12 @@ class Windows {
   const std::shared_ptr<Memory>& own_memory() const { return memory_; }
   net::WindowId remote(int rank) const { return remote_[static_cast<std::size_t>(rank)].value(); }
 
+  /// Device memory of this rank, or a node peer's as mapped here; null for others, and where rows lie in host memory.
+  std::byte* device(int rank) const {
+    const auto& memory = device_[static_cast<std::size_t>(rank)];
+    return memory ? memory->data() : nullptr;
+  }
+
   const Membership membership;
   const WindowLayout layout;
   const Rails rails;
@@ -66,6 +74,7 @@ class Windows {
   std::vector<std::shared_ptr<Memory>> mapped_;       // by rank; null for network peers whose memory the engine holds
   std::vector<std::byte*> base_;                      // by rank
   std::vector<std::optional<net::WindowId>> remote_;  // by rank
+  std::vector<std::shared_ptr<DeviceMemory>> device_;  // by rank
   std::shared_ptr<net::Engine> engine_;
 };
 

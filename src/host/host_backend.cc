@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/host_backend.h"
 
+#include "ferry/error.h"
+
 namespace ferry::host {
 namespace {
 
@@ -9,6 +11,10 @@ class HostBackend final : public Backend {
  public:
   explicit HostBackend(Runtime& runtime) : runtime_(runtime) {}
   const char* name() const noexcept override { return "host"; }
+  Tensor combine_input(const Windows&, const Handle&, DType, std::int64_t) override {
+    throw Error(ErrorCode::kUnsupported,
+                "ferry::Group::combine_input: the host backend reads the experts' rows from any tensor; give it to combine");
+  }
   void route(DispatchCall& call) override { host::route(runtime_, call); }
   void dispatch_send(DispatchCall& call) override { host::dispatch_send(runtime_, call); }
   bool dispatch_forward(DispatchCall& call) override { return host::dispatch_forward(runtime_, call); }

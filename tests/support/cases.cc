@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <numeric>
 
 #include "support/floats.h"
@@ -206,6 +207,21 @@ std::string Case::why_not() const {
     return "rank_major rows are sums already";
   if (weighting == CombineArgs::Weighting::kFromDispatch && !weights) return "no weights travelled";
   return {};
+}
+
+Case adapted(Case c) {
+  const char* backend = std::getenv("FERRY_TEST_BACKEND");
+  if (backend == nullptr) return c;
+  c.backend = backend;
+  if (c.backend != "cuda") return c;
+  c.nodes = {c.num_ranks()};
+  c.mode = Mode::kThroughput;
+  c.top_k = std::min(c.top_k, 32);
+  c.timeout = std::min(c.timeout, std::chrono::seconds(3));
+  // A process that has used CUDA cannot fork children that use it: either all cases of a run are processes or none.
+  c.ranks_as = std::getenv("FERRY_TEST_PROCESSES") != nullptr ? RanksAs::kProcesses : RanksAs::kThreads;
+  if (c.ranks_as == RanksAs::kProcesses) c.timeout = std::chrono::seconds(30);  // processes take turns on a GPU
+  return c;
 }
 
 std::string describe(const Case& c) {

@@ -92,6 +92,10 @@ struct Case {
   std::string why_not() const;
 };
 
+/// The case for the backend that FERRY_TEST_BACKEND names (host if unset): what the cuda backend does not offer yet becomes what
+/// it does (one node, throughput mode, top-k up to 32).
+Case adapted(Case c);
+
 /// One line with everything that is not as usual.
 std::string describe(const Case& c);
 

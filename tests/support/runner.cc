@@ -94,7 +94,7 @@ Tensor Round::hold(const void* data, DType dtype, std::int64_t rows, std::int64_
     std::memcpy(&memory[u(to * bytes_of(dtype))], static_cast<const std::byte*>(data) + i * bytes_of(dtype),
                 dtype_bytes(dtype));
   }
-  return tensor;
+  return placed(tensor);
 }
 
 Tensor Round::hold_ids() {
@@ -123,6 +123,7 @@ DispatchArgs Round::dispatch_args() {
   args.renormalise = case_.renormalise;
   args.host_counts = case_.host_counts;
   args.output = case_.output;
+  if (on_device()) args.stream = device_.stream();
   return args;
 }
 
@@ -276,18 +277,24 @@ void Round::check_handle(const DispatchResult& result) const {
   }
   require(handle.expert_capacity() == (case_.layout == Layout::kExpertPadded ? result.payload[0].shape[1] : 0),
           "handle.expert_capacity differs");
-  for (std::size_t n = 0; n < expected_.source_tokens.size(); ++n) {
+  for (std::size_t n = 0; n < expected_.source_tokens.size() && !on_device(); ++n) {
     const std::int32_t seen = handle.source_token(static_cast<std::int64_t>(n));
     require(seen == expected_.source_tokens[n],
             fmt::format("handle.source_token({}) is {}, expected {}", n, seen, expected_.source_tokens[n]));
   }
 }
 
-void Round::check(const DispatchResult& result, bool cached) const {
+void Round::check(const DispatchResult& given, bool cached) {
+  DispatchResult result = given;
+  for (Tensor& block : result.payload) block = fetched(block);
+  for (Tensor* tensor : {&result.topk_ids, &result.topk_weights, &result.num_rows, &result.source_offsets,
+                         &result.expert_counts, &result.expert_offsets}) {
+    *tensor = fetched(*tensor);
+  }
   check_payload(result);
   check_choices(result, cached);
   check_counts(result);
-  check_handle(result);
+  if (!on_device() || case_.host_counts) check_handle(result);  // else the counts are on the device alone
 }
 
 Tensor Round::returned_rows(const DispatchResult& result) {
@@ -311,11 +318,11 @@ Tensor Round::returned_rows(const DispatchResult& result) {
     Tensor tensor = Tensor::contiguous(memory.data(), case_.combine_dtype,
                                        {result.payload[0].shape[0], capacity, case_.combine_width});
     tensor.strides = {capacity * row_elements, row_elements, 1};
-    return tensor;
+    return placed(tensor);
   }
   Tensor tensor = Tensor::contiguous(memory.data(), case_.combine_dtype, {num_rows, case_.combine_width});
   tensor.strides = {row_elements, 1, 0};
-  return tensor;
+  return placed(tensor);
 }
 
 Tensor Round::returned_weights(const DispatchResult& result) {
@@ -340,15 +347,16 @@ Tensor Round::returned_weights(const DispatchResult& result) {
       put(at, returned_weight(case_, reference_.round(), rank_, origin.source, origin.token, origin.choice));
     }
   }
-  if (rank_major) return Tensor::contiguous(memory.data(), DType::kFp32, {num_rows, width});
-  if (padded) return Tensor::contiguous(memory.data(), DType::kFp32, {result.payload[0].shape[0], capacity});
-  return Tensor::contiguous(memory.data(), DType::kFp32, {num_rows});
+  if (rank_major) return placed(Tensor::contiguous(memory.data(), DType::kFp32, {num_rows, width}));
+  if (padded) return placed(Tensor::contiguous(memory.data(), DType::kFp32, {result.payload[0].shape[0], capacity}));
+  return placed(Tensor::contiguous(memory.data(), DType::kFp32, {num_rows}));
 }
 
 CombineArgs Round::combine_args(const DispatchResult& result) {
   const RankInputs& in = reference_.inputs(rank_);
   CombineArgs args;
   args.handle = &result.handle;
+  if (on_device()) args.stream = device_.stream();
   args.x = returned_rows(result);
   args.reduction = case_.reduction;
   args.weighting = case_.weighting;
@@ -367,7 +375,17 @@ CombineArgs Round::combine_args(const DispatchResult& result) {
   return args;
 }
 
-void Round::check(const CombineResult& result) const {
+void Round::use_combine_input(const Group& group, CombineArgs& args) {
+  if (!on_device()) return;
+  const Tensor input = group.combine_input(*args.handle, args.x.dtype, case_.combine_width);
+  device_.copy_rows(input, args.x);
+  args.x = input;
+}
+
+void Round::check(const CombineResult& given) {
+  CombineResult result = given;
+  result.out = fetched(result.out);
+  result.topk_weights = fetched(result.topk_weights);
   const RankInputs& in = reference_.inputs(rank_);
   require_shape("out", result.out, case_.combine_dtype, {in.tokens, case_.combine_width});
   const std::vector<std::byte> expected = reference_.combine(rank_);
@@ -389,7 +407,13 @@ void Round::check(const CombineResult& result) const {
 }
 
 Group make_group(const Case& c, Rank rank) {
-  Group group = Group::create(group_config(c), *rank.meeting);
+  GroupConfig config = group_config(c);
+  if (c.backend == "cuda") {
+    require(num_devices() > 0, "backend cuda: no GPU");
+    config.device = rank.rank % num_devices();
+    use_device(config.device);
+  }
+  Group group = Group::create(config, *rank.meeting);
   if (!c.is_masked(rank.rank)) {
     for (const int masked : c.masked) group.mask(masked);
   }
@@ -417,7 +441,9 @@ void round_trip(Group& group, const Reference& reference, int rank) {
     const DispatchResult again = group.dispatch(round.cached_args(result.handle));
     round.check(again, true);
     step = "second combine";
-    round.check(group.combine(round.combine_args(result)));
+    CombineArgs args = round.combine_args(result);
+    round.use_combine_input(group, args);
+    round.check(group.combine(args));
   } catch (const std::exception& error) {
     throw Failure(fmt::format("round {} {}: {}", reference.round(), step, error.what()));
   }
@@ -425,7 +451,8 @@ void round_trip(Group& group, const Reference& reference, int rank) {
 
 }  // namespace
 
-void run_case(const Case& c) {
+void run_case(const Case& given) {
+  const Case c = adapted(given);
   require(c.why_not().empty(), "illegal case: " + c.why_not());
   const auto references = make_references(c);
   try {

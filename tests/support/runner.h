@@ -10,6 +10,7 @@
 
 #include "ferry/ferry.h"
 #include "support/cases.h"
+#include "support/device.h"
 #include "support/reference.h"
 #include "support/spawn.h"
 
@@ -26,9 +27,12 @@ class Round {
   /// `result` is the dispatch whose rows come back: its shapes are what the experts fill.
   CombineArgs combine_args(const DispatchResult& result);
 
+  /// Moves the rows of a combine to where the backend reads them in place, if the case allows it.
+  void use_combine_input(const Group& group, CombineArgs& args);
+
   /// Both throw Failure naming the first difference.
-  void check(const DispatchResult& result, bool cached = false) const;
-  void check(const CombineResult& result) const;
+  void check(const DispatchResult& result, bool cached = false);
+  void check(const CombineResult& result);
 
   std::int64_t capacity() const { return capacity_; }
   const ExpectedDispatch& expected() const { return expected_; }
@@ -37,6 +41,10 @@ class Round {
   /// Copies rows x cols elements into memory of its own, with gaps if the case is strided.
   Tensor hold(const void* data, DType dtype, std::int64_t rows, std::int64_t cols, bool gaps_inside_rows);
   Tensor hold_ids();
+  bool on_device() const { return case_.backend == "cuda"; }
+  /// As the backend takes it: the tensor itself, or its copy on the device.
+  Tensor placed(const Tensor& host) { return on_device() ? device_.to_device(host) : host; }
+  Tensor fetched(const Tensor& tensor) { return on_device() ? device_.to_host(tensor) : tensor; }
   void check_payload(const DispatchResult& result) const;
   void check_choices(const DispatchResult& result, bool cached) const;
   void check_counts(const DispatchResult& result) const;
@@ -50,6 +58,7 @@ class Round {
   std::int64_t capacity_ = 0;
   ExpectedDispatch expected_;
   std::deque<std::vector<std::byte>> memory_;
+  DeviceCopies device_;
 };
 
 /// A group of this rank for the case, with the case's masks.

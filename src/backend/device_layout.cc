@@ -1,0 +1,61 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#include "backend/device_layout.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "wire/row_format.h"
+#include "wire/token_meta.h"
+
+namespace ferry {
+namespace {
+
+/// One region per flight; returns the first one's offset and sets the step between them.
+std::int64_t add_flights(RegionList& list, const char* name, std::int64_t bytes, std::int64_t num_flights,
+                         std::int64_t& stride) {
+  const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
+  stride = list.total_bytes() - first;
+  for (std::int64_t flight = 1; flight < num_flights; ++flight) list.add(fmt::format("{}[{}]", name, flight), bytes);
+  return first;
+}
+
+}  // namespace
+
+DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
+                                const WindowLayout& window, RegionList& list) {
+  DeviceLayout out;
+  out.num_ranks = topology.num_ranks();
+  out.num_flights = limits.num_flights;
+  out.recv_rows = window.recv_rows();
+  out.recv_tokens = window.recv_tokens(Mode::kThroughput);
+  const std::int64_t first_flight_signal = static_cast<int>(DeviceSignal::kDispatchRows);
+  const std::int64_t words =
+      first_flight_signal +
+      (static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal) * static_cast<std::int64_t>(limits.num_flights);
+  out.signal_stride = (words * 8 + DeviceLayout::kLineBytes - 1) / DeviceLayout::kLineBytes * DeviceLayout::kLineBytes;
+  out.signals = list.add("device signals", out.signal_stride * out.num_ranks);
+  out.notes = list.add("combine notes", static_cast<std::int64_t>(sizeof(CombineNote)) * out.num_ranks * out.num_flights);
+  const std::int64_t num_slots = std::max(limits.max_slots, placement.num_slots());
+  out.counts_stride =
+      wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (out.num_ranks + num_slots));
+  out.counts = list.add("device counts", 2 * out.counts_stride * out.num_ranks);
+  const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
+    return add_flights(list, name, bytes, limits.num_flights, stride);
+  };
+  const std::int64_t row_bytes =
+      wire::padded(limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))));
+  const std::int64_t weights_bytes = out.recv_tokens * limits.max_top_k * 4;
+  out.recv = flights("device receive rows", out.recv_rows * window.max_row_bytes(), out.recv_stride);
+  out.recv_meta = flights("device receive records", out.recv_tokens * wire::TokenMeta::bytes(limits.max_top_k),
+                          out.recv_meta_stride);
+  out.combine_input = flights("combine input", out.recv_rows * row_bytes, out.combine_input_stride);
+  out.combine_rows = flights("combine rows", out.recv_rows * row_bytes, out.combine_rows_stride);
+  out.combine_weights = flights("combine weights", weights_bytes, out.combine_weights_stride);
+  out.weights_ahead = flights("device weights ahead", weights_bytes, out.weights_ahead_stride);
+  out.total_bytes = list.total_bytes();
+  return out;
+}
+
+}  // namespace ferry

@@ -1,0 +1,75 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Where everything lies in the part of a window that is device memory. Plain offsets, so that kernels take it by value; all
+// ranks use one layout, sized for the neediest. Throughput mode inside one node. Who writes, who reads and when a region may be
+// reused: docs/memory_model.md.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/window_layout.h"
+#include "core/regions.h"
+#include "wire/float.h"
+
+namespace ferry {
+
+/// Signals between devices; each writer has one 64-bit word of each in the reader's window (and of each flight).
+enum class DeviceSignal : std::uint8_t {
+  kCountsEven,       ///< route: the writer's counts of an even exchange are here
+  kCountsOdd,
+  kDispatchRows,     ///< the writer has stored all its rows for this rank
+  kCombineWeights,   ///< the weights that the writer sends ahead are here
+  kCombineReady,     ///< the writer's rows may be read; its CombineNote says where
+  kCombineRead,      ///< the writer has read this rank's rows
+  kNumSignals,
+};
+
+/// Where a rank's rows of a combine lie in its window, for its peers.
+struct CombineNote {
+  std::uint64_t epoch = 0;
+  std::uint64_t digest = 0;       ///< of the arguments that must agree
+  std::int64_t rows_offset = 0;   ///< of row 0
+  std::int64_t row_stride = 0;    ///< bytes
+};
+static_assert(sizeof(CombineNote) == 32);
+
+struct DeviceLayout {
+  static constexpr std::int64_t kLineBytes = 128;  ///< two writers never share a line
+
+  std::int64_t num_ranks = 0, num_flights = 0;
+  std::int64_t recv_rows = 0;    ///< capacity of a receive region
+  std::int64_t recv_tokens = 0;  ///< most (token, this rank) pairs
+  std::int64_t signals = 0, signal_stride = 0;
+  std::int64_t notes = 0;
+  std::int64_t counts = 0, counts_stride = 0;
+  // First flight's region, and the step to the next flight's.
+  std::int64_t recv = 0, recv_stride = 0;
+  std::int64_t recv_meta = 0, recv_meta_stride = 0;
+  std::int64_t combine_input = 0, combine_input_stride = 0;      ///< handed out to the caller's experts
+  std::int64_t combine_rows = 0, combine_rows_stride = 0;        ///< copies and sums of other rows
+  std::int64_t combine_weights = 0, combine_weights_stride = 0;  ///< [recv_tokens][K] float32, combined top-k weights
+  std::int64_t weights_ahead = 0, weights_ahead_stride = 0;      ///< [recv_tokens][K] float32, written by the peers
+  std::int64_t total_bytes = 0;
+
+  FERRY_HD std::int64_t signal_at(DeviceSignal kind, int flight, int writer) const {
+    const int first_flight_signal = static_cast<int>(DeviceSignal::kDispatchRows);
+    const int flight_signals = static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal;
+    const int index = static_cast<int>(kind);
+    const int word = index < first_flight_signal ? index : index + flight * flight_signals;
+    return signals + writer * signal_stride + word * 8;
+  }
+  FERRY_HD std::int64_t note_at(int flight, int writer) const {
+    return notes + (flight * num_ranks + writer) * static_cast<std::int64_t>(sizeof(CombineNote));
+  }
+  /// A CallNote, then int32 tokens[R], choices[S].
+  FERRY_HD std::int64_t counts_at(int parity, int writer) const {
+    return counts + (parity * num_ranks + writer) * counts_stride;
+  }
+};
+
+/// Adds the regions to `list`, whose sum is the allocation.
+DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
+                                const WindowLayout& window, RegionList& list);
+
+}  // namespace ferry

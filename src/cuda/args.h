@@ -1,0 +1,174 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What kernels are given, by value, and the memory that host and device share: plain data, no code. Pointers are device
+// addresses unless they say otherwise.
+#pragma once
+
+#include <cstdint>
+
+#include "backend/device_layout.h"
+#include "ferry/types.h"
+#include "routing/rows.h"
+#include "wire/row_format.h"
+
+namespace ferry::cuda {
+
+inline constexpr int kMaxFlights = 64;
+inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one warp
+
+/// Which part of a call a fault happened in.
+enum class FaultStep : std::int32_t { kRoute, kDispatchRecv, kCombineSend, kCombineRecv };
+enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kOverflow };
+
+/// The record of a wait or check that ended badly. In host memory that the device writes.
+struct Fault {
+  FaultKind kind = FaultKind::kNone;  ///< written last
+  FaultStep step = FaultStep::kRoute;
+  std::int32_t peer = -1;
+  std::int32_t unused = 0;
+  std::uint64_t epoch = 0, seen = 0, wanted = 0;
+  std::int64_t where = 0, value = 0;  ///< row and id of a bad id; rows needed and capacity of an overflow
+};
+
+/// Counts of a dispatch for the host, in host memory that the device writes; int32 source_offsets[R + 1],
+/// expert_counts[E_local] and expert_offsets[E_local + 1] follow.
+struct HostCounts {
+  std::uint64_t ticket = 0;  ///< written last: the call these counts belong to
+  std::int64_t num_rows = 0, num_expert_rows = 0;
+  std::int64_t failed = 0;
+};
+
+/// What outlasts a kernel on the device. Kernels of one group run one after the other.
+struct DeviceState {
+  std::uint64_t epoch = 0;      ///< calls whose send half is done
+  std::uint64_t exchanges = 0;  ///< throughput dispatches among them
+  std::uint64_t failed_epoch = 0;  ///< the last call that ended badly here: its other kernels do nothing
+  std::uint64_t dispatch_epoch[kMaxFlights] = {};
+  std::uint64_t combine_epoch[kMaxFlights] = {};
+  /// The combine that last read the combine input of a dispatch flight, and its own flight.
+  std::uint64_t input_epoch[kMaxFlights] = {};
+  std::int32_t input_flight[kMaxFlights] = {};
+  std::uint64_t bad_id = ~std::uint64_t{0};  ///< smallest token * K + choice with an id out of range
+  std::uint32_t fault_taken = 0;
+  std::uint32_t barrier_count = 0, barrier_round = 0;
+  std::uint32_t blocks_done = 0;
+};
+
+/// Placement on the device.
+struct PlacementArgs {
+  const std::int32_t* first_place = nullptr;    ///< [E + 1]
+  const std::int32_t* slot_of_place = nullptr;  ///< slots, grouped by expert
+  const std::int32_t* rank_of_slot = nullptr;   ///< [S]
+  const std::int32_t* first_slot = nullptr;     ///< [R + 1]
+  std::int32_t num_experts = 0, num_slots = 0;
+};
+
+/// What every kernel needs.
+struct GroupArgs {
+  std::int32_t rank = 0, num_ranks = 0, flight = 0;
+  std::byte* const* windows = nullptr;  ///< [R]; null: left out
+  DeviceState* state = nullptr;
+  Fault* fault = nullptr;                      ///< in host memory
+  const std::uint64_t* abort_word = nullptr;   ///< in host memory
+  DeviceLayout layout;
+  PlacementArgs placement;
+  std::int64_t timeout_ns = 0;
+  std::uint64_t digest = 0;
+  std::uint32_t delay_seed = 0;       ///< test mode: random delays before signals
+  std::uint32_t max_delay_ns = 0;
+};
+
+/// The arrays of a handle; see backend/handle_layout.h.
+struct HandleArgs {
+  std::int32_t *slots, *ranks, *rows, *tokens;  ///< [T, K]
+  float* weights;                               ///< [T, K] or null
+  std::int32_t *tokens_to, *choices_to, *tokens_to_node, *rank_of_slot, *source_offsets, *expert_counts, *expert_offsets;
+  std::byte* records;  ///< [N] TokenMeta
+};
+
+/// One block of the caller's payload.
+struct BlockArgs {
+  const std::byte* data = nullptr;
+  std::int64_t row_stride = 0, element_stride = 0;  ///< bytes
+  std::int32_t element_bytes = 1;
+  bool in_pieces = false;  ///< rows lie as on the wire: 16-byte pieces can be copied as they are
+  wire::Block wire;
+};
+
+struct RouteArgs {
+  GroupArgs group;
+  const void* ids = nullptr;
+  bool wide_ids = false;
+  std::int64_t ids_stride[2] = {};  ///< elements
+  const float* weights = nullptr;   ///< null without
+  std::int64_t weights_stride[2] = {};
+  bool renormalise = false;
+  std::int64_t num_tokens = 0;
+  std::int32_t top_k = 0;
+  routing::ExpertShape shape;
+  HandleArgs handle;
+  bool cached = false;  ///< the handle's routing is used again: only notes are exchanged
+  std::int32_t* block_totals = nullptr;  ///< scratch [blocks][R + S]
+  std::int64_t* num_rows = nullptr;      ///< [1] of the result
+  HostCounts* counts = nullptr;          ///< in host memory
+  std::uint64_t ticket = 0;
+};
+
+struct SendArgs {
+  GroupArgs group;
+  std::int64_t num_tokens = 0;
+  std::int32_t top_k = 0, num_blocks = 0;
+  Codec codec = Codec::kNone;
+  std::int32_t scale_block = 128;
+  BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data
+  HandleArgs handle;
+  bool has_weights = false;
+};
+
+struct ReceiveArgs {
+  GroupArgs group;
+  std::int32_t top_k = 0, num_blocks = 0, num_local = 0;
+  routing::ExpertShape shape;
+  wire::Block blocks[wire::kMaxBlocks];
+  HandleArgs handle;
+  bool write_records = true;
+  bool zero_padding = false;
+  bool wide_ids = false;
+  std::int64_t shown_rows = 0;  ///< rows of the ids and weights below: what lies beyond the real ones becomes -1 and 0
+  void* ids = nullptr;          ///< rank_major: [shown_rows, K]
+  float* weights = nullptr;     ///< rank_major [shown_rows, K], expert layouts [shown_rows]; null without
+  std::int64_t* num_rows = nullptr;
+};
+
+enum class RowSource : std::int32_t { kInPlace, kCopy, kSumChoices };
+
+struct CombineArgsOnDevice {
+  GroupArgs group;
+  std::int64_t num_tokens = 0;
+  std::int32_t top_k = 0, num_local = 0;
+  DType dtype = DType::kBf16;
+  std::int64_t hidden = 0;
+  Reduction reduction;
+  Layout layout = Layout::kRankMajor;
+  std::int64_t expert_capacity = 0;
+  HandleArgs handle;
+  const std::byte* x = nullptr;
+  std::int64_t row_stride = 0, expert_stride = 0;  ///< bytes
+  RowSource source = RowSource::kCopy;
+  std::int32_t input_flight = -1;  ///< kInPlace: whose combine input x is
+  std::int64_t rows_offset = 0, sent_stride = 0;  ///< where the rows lie in this rank's window for the peers
+  enum class Weigh : std::int32_t { kNone, kFromDispatch, kGiven } weigh = Weigh::kNone;
+  const float* weights = nullptr;  ///< kGiven [T, K]
+  std::int64_t weights_stride[2] = {};
+  const float* topk_weights = nullptr;  ///< combined weights, in the layout's shape
+  std::int64_t topk_stride[2] = {};
+  const std::byte* bias[2] = {};
+  DType bias_dtype[2] = {};
+  std::int64_t bias_stride[2] = {};  ///< bytes
+  std::byte* out = nullptr;
+  std::int64_t out_stride = 0;  ///< bytes
+  float* out_weights = nullptr;  ///< [T, K]
+};
+
+}  // namespace ferry::cuda

@@ -1,0 +1,24 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+namespace ferry::cuda {
+
+/// Throws Error(internal) that names the call and the CUDA error.
+void check(cudaError_t status, const char* what);
+
+/// Makes a device current for this thread until the scope ends.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device);
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+  ~DeviceScope();
+
+ private:
+  int before_ = -1;
+};
+
+}  // namespace ferry::cuda

@@ -1,0 +1,29 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/kernels.h"
+
+namespace ferry::cuda {
+namespace {
+
+constexpr int kThreads = 512;
+
+__global__ void __launch_bounds__(kThreads) copy_kernel(uint4* to, const uint4* from, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
+    to[i] = from[i];
+}
+
+}  // namespace
+
+void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cudaStream_t stream) {
+  if (bytes <= 0) return;
+  copy_kernel<<<blocks, kThreads, 0, stream>>>(static_cast<uint4*>(to), static_cast<const uint4*>(from),
+                                               (bytes + 15) / 16);
+}
+
+void prepare_copy() {
+  cudaFuncAttributes attributes;
+  cudaFuncGetAttributes(&attributes, copy_kernel);
+}
+
+}  // namespace ferry::cuda

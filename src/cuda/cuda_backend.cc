@@ -1,0 +1,592 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Arguments of the kernels from arguments of the caller, and faults that kernels wrote back as errors.
+#include "cuda/cuda_backend.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "backend/handle_layout.h"
+#include "backend/trace.h"
+#include "core/check.h"
+#include "cuda/check.h"
+#include "cuda/device_memory.h"
+
+namespace ferry::cuda {
+namespace {
+
+int chosen_device(int device) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    throw Error(ErrorCode::kUnsupported,
+                fmt::format("ferry::Group::create: backend cuda finds no GPU ({}); use backend host",
+                            cudaGetErrorString(status)));
+  }
+  if (device < 0) check(cudaGetDevice(&device), "cudaGetDevice");
+  if (device >= count) {
+    refuse("ferry::Group::create", "device", fmt::to_string(device), fmt::format("-1 to {}", count - 1));
+  }
+  return device;
+}
+
+DeviceLimits limits_of(int device) {
+  DeviceLimits limits;
+  check(cudaDeviceGetAttribute(&limits.num_sms, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&limits.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+        "cudaDeviceGetAttribute");
+  limits.shared_bytes -= kStaticSharedBytes;
+  return limits;
+}
+
+const char* name_of(FaultStep step) {
+  switch (step) {
+    case FaultStep::kRoute:
+      return "route";
+    case FaultStep::kDispatchRecv:
+      return "dispatch_recv";
+    case FaultStep::kCombineSend:
+      return "combine_send";
+    case FaultStep::kCombineRecv:
+      return "combine_recv";
+  }
+  return "";
+}
+
+ErrorCode code_of(FaultKind kind) {
+  switch (kind) {
+    case FaultKind::kTimeout:
+      return ErrorCode::kTimeout;
+    case FaultKind::kAborted:
+      return ErrorCode::kAborted;
+    case FaultKind::kBadId:
+      return ErrorCode::kInvalidArgument;
+    case FaultKind::kOverflow:
+      return ErrorCode::kOverflow;
+    case FaultKind::kMismatch:
+    case FaultKind::kGoneOn:
+      return ErrorCode::kMismatch;
+    case FaultKind::kNone:
+      break;
+  }
+  return ErrorCode::kInternal;
+}
+
+std::string describe(const Fault& fault, int rank) {
+  const std::string where = fmt::format("{}: rank {} in call {}", name_of(fault.step), rank, fault.epoch);
+  switch (fault.kind) {
+    case FaultKind::kTimeout:
+      return fmt::format("{} waits for rank {} (seen {}.{}, wanted {}.{}): the deadline has passed", where, fault.peer,
+                         fault.seen >> 24, fault.seen & 0xffffff, fault.wanted >> 24, fault.wanted & 0xffffff);
+    case FaultKind::kAborted:
+      return fmt::format("{} waits for rank {}: the group was aborted", where, fault.peer);
+    case FaultKind::kBadId:
+      return fmt::format("{}: topk_ids of rank {} at row {} is {}, expected less than the number of experts (or negative)",
+                         where, fault.peer, fault.where, fault.value);
+    case FaultKind::kOverflow:
+      return fmt::format("{}: rank {} needs {} rows, expected at most {} (limits.recv_rows or expert_capacity)", where,
+                         fault.peer, fault.where, fault.value);
+    case FaultKind::kMismatch:
+      return fmt::format("{}: rank {} gave other arguments than this rank", where, fault.peer);
+    case FaultKind::kGoneOn:
+      return fmt::format("{}: rank {} has gone on to call {}", where, fault.peer, fault.seen);
+    case FaultKind::kNone:
+      break;
+  }
+  return where;
+}
+
+/// Room for the results of as many calls as are in flight, and one more, so that no call has to ask the driver.
+GroupMemory::Sizes sizes_of(const GroupConfig& config, const Runtime& runtime) {
+  const GroupLimits& limits = config.limits;
+  const DeviceLayout& layout = runtime.device_layout;
+  const int num_slots = config.placement ? config.placement->num_slots() : limits.num_experts;
+  GroupMemory::Sizes sizes;
+  sizes.num_ranks = runtime.topology.num_ranks();
+  sizes.num_flights = limits.num_flights;
+  sizes.max_local_experts = std::max(num_slots, limits.max_slots);
+  sizes.keys = sizes.num_ranks + static_cast<int>(sizes.max_local_experts);
+  HandleHeader header;
+  header.num_ranks = sizes.num_ranks;
+  header.num_nodes = 1;
+  header.num_slots = header.num_local_experts = static_cast<std::int32_t>(sizes.max_local_experts);
+  header.top_k = limits.max_top_k;
+  header.has_weights = 1;
+  header.num_tokens = limits.max_tokens;
+  header.num_rows = layout.recv_tokens;
+  const std::int64_t choices = layout.recv_tokens * limits.max_top_k;
+  const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, layout.recv_rows) * 4;
+  const std::int64_t combine =
+      limits.max_tokens * (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
+                           4 * static_cast<std::int64_t>(limits.max_top_k));
+  constexpr std::int64_t kSmallThings = 1 << 20;  // placements, counters, scratch
+  sizes.result_bytes = (limits.num_flights + 1) * (dispatch + combine) + kSmallThings;
+  return sizes;
+}
+
+bool is_in_pieces(const Tensor& tensor, const wire::Block& block) {
+  const auto element = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+  const bool side_by_side = tensor.strides[1] == 1 || tensor.shape[1] <= 1;
+  return side_by_side && block.bytes % 16 == 0 && tensor.strides[0] * element % 16 == 0 &&
+         reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
+}
+
+BlockArgs block_args(const Tensor& tensor, const wire::Block& block) {
+  const auto element = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+  return {.data = static_cast<const std::byte*>(tensor.data),
+          .row_stride = tensor.strides[0] * element,
+          .element_stride = tensor.strides[1] * element,
+          .element_bytes = static_cast<std::int32_t>(element),
+          .in_pieces = is_in_pieces(tensor, block),
+          .wire = block};
+}
+
+std::int64_t bytes_of(const Tensor& tensor) {
+  return static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
+}
+
+}  // namespace
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+HandleArgs handle_args(std::byte* base, const HandleHeader& header) {
+  const HandleView view(base, header);
+  return {.slots = view.slots(),
+          .ranks = view.ranks(),
+          .rows = view.rows(),
+          .tokens = view.tokens(),
+          .weights = header.has_weights != 0 ? view.weights() : nullptr,
+          .tokens_to = view.tokens_to(),
+          .choices_to = view.choices_to(),
+          .tokens_to_node = view.tokens_to_node(),
+          .rank_of_slot = view.rank_of_slot(),
+          .source_offsets = view.source_offsets(),
+          .expert_counts = view.expert_counts(),
+          .expert_offsets = view.expert_offsets(),
+          .records = view.records()};
+}
+
+CudaBackend::CudaBackend(Runtime& runtime, const GroupConfig& config, int device)
+    : runtime_(runtime), config_(config), device_(chosen_device(device)) {
+  const DeviceScope scope(device_);
+  limits_ = limits_of(device_);
+  runtime_.device_memories = make_device_memories(device_);
+  memory_ = std::make_unique<GroupMemory>(device_, sizes_of(config_, runtime_));
+  prepare_kernels();
+  check(cudaEventCreateWithFlags(&last_, cudaEventDisableTiming), "cudaEventCreate");
+}
+
+CudaBackend::~CudaBackend() {
+  try {
+    settle(true);
+  } catch (const Error&) {
+    // The device is beyond help; its memory goes with the process.
+  }
+  cudaEventDestroy(last_);
+}
+
+void CudaBackend::settle(bool abandon) {
+  if (!has_last_) return;
+  const DeviceScope scope(device_);
+  if (abandon) abort();  // kernels that wait for peers leave at once
+  check(cudaEventSynchronize(last_), "ferry: kernels of an earlier call");
+  has_last_ = false;
+}
+
+void CudaBackend::abort() {
+  *static_cast<volatile std::uint64_t*>(memory_->abort_word()) = 1;
+}
+
+std::string CudaBackend::why_not(const DispatchCall& call) const {
+  if (call.args.mode == Mode::kLatency)
+    return "latency mode is not on the cuda backend yet; use throughput mode, or backend host";
+  if (call.top_k > kMaxTopK) return fmt::format("the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
+  return why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots()}, limits_);
+}
+
+std::string CudaBackend::why_not(const CombineCall& call) const {
+  const std::int64_t row_bytes = wire::padded(call.row_bytes);
+  const std::int64_t most = runtime_.device_layout.combine_rows_stride / std::max<std::int64_t>(1, runtime_.device_layout.recv_rows);
+  if (row_bytes > most) return fmt::format("rows of {} bytes, the window holds {} a row (limits.hidden and dtype)", row_bytes, most);
+  return {};
+}
+
+void CudaBackend::raise_fault() {
+  const Fault fault = *memory_->fault();
+  // Kernels of the call that failed do nothing any more; once they are through, the record can be used again.
+  settle(false);
+  memory_->clear_fault();
+  Error error(code_of(fault.kind), describe(fault, runtime_.rank));
+  error.step = name_of(fault.step);
+  error.epoch = fault.epoch;
+  if (fault.kind == FaultKind::kOverflow) error.needed_rows = fault.where;
+  if (fault.kind == FaultKind::kBadId) error.argument = "topk_ids";
+  if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow) {
+    error.peers.push_back({.rank = fault.peer});
+  }
+  throw error;
+}
+
+void CudaBackend::check_faults() {
+  if (static_cast<volatile Fault*>(memory_->fault())->kind != FaultKind::kNone) raise_fault();
+}
+
+void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
+  const DeviceScope scope(device_);
+  settle(false);
+  memory_->adopt(*windows);
+}
+
+cudaStream_t CudaBackend::follow(void* handle) {
+  auto* stream = static_cast<cudaStream_t>(handle);
+  if (has_last_ && stream != last_stream_ && !is_capturing(stream))
+    check(cudaStreamWaitEvent(stream, last_, 0), "cudaStreamWaitEvent");
+  return stream;
+}
+
+void CudaBackend::mark(cudaStream_t stream) {
+  check(cudaGetLastError(), "ferry: launching a kernel");
+  if (is_capturing(stream)) return;
+  check(cudaEventRecord(last_, stream), "cudaEventRecord");
+  last_stream_ = stream;
+  has_last_ = true;
+}
+
+CallShape CudaBackend::shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const {
+  const auto live = static_cast<std::int64_t>(call.windows->live.size());
+  return {.num_tokens = num_tokens,
+          .recv_tokens = std::min(runtime_.device_layout.recv_tokens, live * config_.limits.max_tokens),
+          .top_k = top_k,
+          .keys = 0,
+          .num_sms = num_sms};
+}
+
+GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) {
+  return {.rank = runtime_.rank,
+          .num_ranks = runtime_.topology.num_ranks(),
+          .flight = call.flight,
+          .windows = memory_->windows(),
+          .state = memory_->state(),
+          .fault = memory_->fault(),
+          .abort_word = memory_->abort_word(),
+          .layout = runtime_.device_layout,
+          .placement = memory_->placement(placement),
+          .timeout_ns = call.timeout.count(),
+          .digest = call.digest,
+          .delay_seed = static_cast<std::uint32_t>(config_.test.seed * 2654435761u + call.epoch),
+          .max_delay_ns = static_cast<std::uint32_t>(config_.test.max_signal_delay_ns)};
+}
+
+std::byte* CudaBackend::allocate(Call&, ResultMemory& memory, std::int64_t bytes) {
+  auto block = memory_->pool->allocate(static_cast<std::size_t>(std::max<std::int64_t>(bytes, 1)));
+  memory.keep.push_back(block);
+  return block.get();
+}
+
+/// Memory and shadow of the handle. A cached dispatch goes on with the handle it was given.
+void CudaBackend::make_handle(DispatchCall& call) {
+  if (call.cached.valid() && !call.args.topk_weights.present()) {
+    auto shadow = std::make_shared<HandleShadow>(*call.cached.shadow());
+    shadow->flight = call.flight;
+    call.result.handle = Handle(call.cached.owner(), call.cached.mutable_bytes(), std::move(shadow));
+    return;
+  }
+  const Placement& placement = *call.placement;
+  auto shadow = std::make_shared<HandleShadow>();
+  HandleHeader& header = shadow->header;
+  header.group = runtime_.group;
+  header.epoch = call.epoch;
+  header.rails_digest = call.windows->rails.digest();
+  header.placement_digest = placement.digest();
+  header.rank = runtime_.rank;
+  header.num_ranks = runtime_.topology.num_ranks();
+  header.num_nodes = runtime_.topology.num_nodes();
+  header.num_slots = placement.num_slots();
+  header.layout = static_cast<std::int32_t>(call.shape.layout);
+  header.mode = static_cast<std::int32_t>(call.args.mode);
+  header.top_k = call.top_k;
+  header.num_local_experts = placement.num_local_experts(runtime_.rank);
+  header.has_weights = call.has_weights ? 1 : 0;
+  header.membership = call.windows->membership.number;
+  header.num_tokens = call.num_tokens;
+  header.num_rows = runtime_.device_layout.recv_tokens;
+  header.num_expert_rows = call.shape.layout == Layout::kRankMajor     ? 0
+                           : call.shape.layout == Layout::kExpertMajor ? runtime_.device_layout.recv_rows
+                                                                       : call.shape.capacity * header.num_local_experts;
+  header.expert_capacity = call.shape.layout == Layout::kExpertPadded ? call.shape.capacity : 0;
+  header.alignment = call.shape.alignment;
+  header.total_bytes = HandleView::bytes_for(header);
+  shadow->flight = call.flight;
+  std::span<std::byte> memory = call.args.handle_memory;
+  std::shared_ptr<const void> owner;
+  if (memory.empty()) {
+    auto block = memory_->pool->allocate(static_cast<std::size_t>(header.total_bytes));
+    memory = {block.get(), static_cast<std::size_t>(header.total_bytes)};
+    owner = std::move(block);
+  }
+  call.result.handle = Handle(std::move(owner), memory.first(static_cast<std::size_t>(header.total_bytes)), shadow);
+}
+
+void CudaBackend::route(DispatchCall& call) {
+  StepScope step(call, "route");
+  const DeviceScope scope(device_);
+  check_faults();
+  cudaStream_t stream = follow(call.args.stream);
+  make_handle(call);
+  const Handle& handle = call.result.handle;
+  const bool new_weights = call.cached.valid() && call.args.topk_weights.present();
+  RouteArgs args;
+  args.group = group_args(call, *call.placement);
+  args.num_tokens = call.num_tokens;
+  args.top_k = call.top_k;
+  args.shape = call.shape;
+  args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
+  args.cached = call.cached.valid();
+  args.renormalise = call.args.renormalise;
+  if (!args.cached) {
+    const Tensor& ids = call.args.topk_ids;
+    args.ids = ids.data;
+    args.wide_ids = ids.dtype == DType::kInt64;
+    args.ids_stride[0] = ids.strides[0];
+    args.ids_stride[1] = ids.strides[1];
+  }
+  if (new_weights) {
+    // The routing is the old handle's, the weights are new: all but the weights and records is copied.
+    const HandleView from(call.cached.mutable_bytes().data(), header_of(call.cached));
+    const HandleView to(handle.mutable_bytes().data(), handle.shadow()->header);
+    const auto copy = [&](void* target, const void* source, std::int64_t count) {
+      launch_copy(target, source, 4 * count, 1, stream);  // arrays are padded to 16 bytes
+    };
+    const HandleHeader& header = handle.shadow()->header;
+    const std::int64_t choices = call.num_tokens * call.top_k;
+    copy(to.slots(), from.slots(), choices);
+    copy(to.ranks(), from.ranks(), choices);
+    copy(to.rows(), from.rows(), choices);
+    copy(to.tokens(), from.tokens(), choices);
+    copy(to.tokens_to(), from.tokens_to(), header.num_ranks);
+    copy(to.choices_to(), from.choices_to(), header.num_ranks);
+    copy(to.tokens_to_node(), from.tokens_to_node(), header.num_nodes);
+    copy(to.rank_of_slot(), from.rank_of_slot(), header.num_slots);
+    copy(to.source_offsets(), from.source_offsets(), header.num_ranks + 1);
+    copy(to.expert_counts(), from.expert_counts(), header.num_local_experts);
+    copy(to.expert_offsets(), from.expert_offsets(), header.num_local_experts + 1);
+  }
+  const Tensor& weights = call.args.topk_weights;
+  if (weights.present()) {
+    args.weights = static_cast<const float*>(weights.data);
+    args.weights_stride[0] = weights.strides[0];
+    args.weights_stride[1] = weights.strides[1];
+  }
+  CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  shape.keys = runtime_.topology.num_ranks() + call.placement->num_slots();
+  const Launch launch = plan_route(shape, limits_);
+  args.block_totals = memory_->route_scratch(static_cast<std::size_t>(launch.blocks) * static_cast<std::size_t>(shape.keys) * 4);
+  args.num_rows = reinterpret_cast<std::int64_t*>(allocate(call, *call.memory, 8));
+  call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
+  args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
+  args.ticket = call.epoch;
+  launch_route(args, launch, stream);
+  mark(stream);
+  step.rows = call.num_tokens;
+}
+
+void CudaBackend::dispatch_send(DispatchCall& call) {
+  StepScope step(call, "dispatch_send");
+  const DeviceScope scope(device_);
+  auto* stream = static_cast<cudaStream_t>(call.args.stream);
+  const Handle& handle = call.result.handle;
+  SendArgs args;
+  args.group = group_args(call, *call.placement);
+  args.num_tokens = call.num_tokens;
+  args.top_k = call.top_k;
+  args.num_blocks = call.format.num_blocks;
+  args.codec = call.args.codec;
+  args.scale_block = call.args.scale_block;
+  std::size_t wire_block = 0, first = 0;
+  if (args.codec != Codec::kNone) {
+    const Tensor& x = call.args.payload[0];
+    args.blocks[0] = block_args(x, call.format[0]);
+    args.blocks[0].in_pieces = false;
+    args.blocks[1].wire = call.format[1];
+    wire_block = 2;
+    first = 1;
+  }
+  for (std::size_t b = first; b < call.args.payload.size(); ++b, ++wire_block)
+    args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)]);
+  args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
+  args.has_weights = args.handle.weights != nullptr;
+  launch_dispatch_send(args, plan_dispatch_send(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
+                       stream);
+  mark(stream);
+}
+
+/// Waits until the route kernel has written the counts of this call for the host.
+void CudaBackend::wait_for_counts(const DispatchCall& call) {
+  volatile HostCounts* counts = memory_->counts(call.flight);
+  // The kernel's own deadline comes first, unless the device never got to it.
+  const auto deadline = std::chrono::steady_clock::now() + 2 * call.timeout + std::chrono::seconds(10);
+  for (unsigned polls = 1; counts->ticket != call.epoch; ++polls) {
+    if (polls % 256 != 0) continue;
+    if (runtime_.aborted() || runtime_.abort_seen(*call.windows)) abort();
+    if (polls % 65536 == 0) std::this_thread::yield();
+    if (std::chrono::steady_clock::now() < deadline) continue;
+    Error error(ErrorCode::kTimeout,
+                fmt::format("route: rank {} in call {}: the device did not come to it", runtime_.rank, call.epoch));
+    error.step = "route";
+    error.epoch = call.epoch;
+    throw error;
+  }
+  if (counts->failed != 0) check_faults();
+  HandleShadow& shadow = *call.result.handle.shadow();
+  const std::int32_t num_ranks = shadow.header.num_ranks, num_local = shadow.header.num_local_experts;
+  const auto* words = reinterpret_cast<const std::int32_t*>(memory_->counts(call.flight) + 1);
+  shadow.source_offsets.assign(words, words + num_ranks + 1);
+  shadow.expert_counts.assign(words + num_ranks + 1, words + num_ranks + 1 + num_local);
+  shadow.expert_offsets.assign(words + num_ranks + 1 + num_local, words + num_ranks + 2 + 2 * num_local);
+  shadow.header.num_rows = counts->num_rows;
+  if (call.shape.layout != Layout::kRankMajor) shadow.header.num_expert_rows = counts->num_expert_rows;
+  shadow.counts_known = true;
+}
+
+void CudaBackend::dispatch_recv(DispatchCall& call) {
+  StepScope step(call, "dispatch_recv");
+  const DeviceScope scope(device_);
+  cudaStream_t stream = follow(call.args.stream);
+  if (call.args.host_counts) wait_for_counts(call);
+  make_result(call, stream);
+  check_faults();
+}
+
+CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
+  const CombineArgs& given = call.args;
+  const HandleShadow& shadow = *call.handle.shadow();
+  CombineArgsOnDevice args;
+  args.group = group_args(call, *call.placement);
+  args.num_tokens = call.num_tokens;
+  args.top_k = call.top_k;
+  args.num_local = shadow.header.num_local_experts;
+  args.dtype = given.x.dtype;
+  args.hidden = call.hidden;
+  args.reduction = given.reduction;
+  args.layout = call.handle.layout();
+  args.expert_capacity = shadow.header.expert_capacity;
+  args.handle = handle_args(call.handle.mutable_bytes().data(), shadow.header);
+  args.x = static_cast<const std::byte*>(given.x.data);
+  args.row_stride = given.x.strides[static_cast<std::size_t>(given.x.ndim) - 2] * bytes_of(given.x);
+  args.expert_stride = given.x.ndim == 3 ? given.x.strides[0] * bytes_of(given.x) : 0;
+  args.sent_stride = wire::padded(call.row_bytes);
+
+  const DeviceLayout& layout = runtime_.device_layout;
+  const std::int64_t input = layout.combine_input + shadow.flight * layout.combine_input_stride;
+  const bool flat = given.reduction.group == Reduction::Group::kChoice;
+  const bool whole = args.layout != Layout::kExpertPadded || args.expert_stride == args.expert_capacity * args.row_stride;
+  const bool in_input = args.x == call.windows->device(runtime_.rank) + input && args.row_stride == args.sent_stride &&
+                        whole && shadow.header.membership == call.windows->membership.number;
+  args.rows_offset = layout.combine_rows + call.flight * layout.combine_rows_stride;
+  if (args.layout != Layout::kRankMajor && !flat) {
+    args.source = RowSource::kSumChoices;
+  } else if (in_input) {
+    args.source = RowSource::kInPlace;
+    args.input_flight = shadow.flight;
+    args.rows_offset = input;
+  } else {
+    args.source = RowSource::kCopy;
+  }
+  using Weigh = CombineArgsOnDevice::Weigh;
+  if (given.weighting == CombineArgs::Weighting::kFromDispatch) args.weigh = Weigh::kFromDispatch;
+  if (given.weighting == CombineArgs::Weighting::kGiven) {
+    args.weigh = Weigh::kGiven;
+    args.weights = static_cast<const float*>(given.weights.data);
+    args.weights_stride[0] = given.weights.strides[0];
+    args.weights_stride[1] = given.weights.strides[1];
+  }
+  if (call.has_topk_weights) {
+    args.topk_weights = static_cast<const float*>(given.topk_weights.data);
+    args.topk_stride[0] = given.topk_weights.strides[0];
+    args.topk_stride[1] = given.topk_weights.ndim == 2 ? given.topk_weights.strides[1] : 0;
+  }
+  const Tensor* biases[] = {&given.bias0, &given.bias1};
+  for (int b = 0; b < 2; ++b) {
+    if (!biases[b]->present()) continue;
+    args.bias[b] = static_cast<const std::byte*>(biases[b]->data);
+    args.bias_dtype[b] = biases[b]->dtype;
+    args.bias_stride[b] = biases[b]->strides[0] * bytes_of(*biases[b]);
+  }
+  return args;
+}
+
+void CudaBackend::combine_send(CombineCall& call) {
+  StepScope step(call, "combine_send");
+  const DeviceScope scope(device_);
+  check_faults();
+  cudaStream_t stream = follow(call.args.stream);
+  const CombineArgsOnDevice args = combine_args(call);
+  Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
+  if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
+  launch_combine_send(args, launch, stream);
+  mark(stream);
+}
+
+void CudaBackend::combine_recv(CombineCall& call) {
+  StepScope step(call, "combine_recv");
+  const DeviceScope scope(device_);
+  cudaStream_t stream = follow(call.args.stream);
+  CombineArgsOnDevice args = combine_args(call);
+  const Tensor& out = call.args.out;
+  const bool keep_out = out.present() && !call.discard;
+  if (keep_out) {
+    call.result.out = out;
+  } else {
+    const std::int64_t bytes = call.num_tokens * call.row_bytes;
+    call.result.out = Tensor::contiguous(allocate(call, *call.memory, bytes), call.args.x.dtype,
+                                         {call.num_tokens, call.hidden});
+  }
+  args.out = static_cast<std::byte*>(call.result.out.data);
+  args.out_stride = call.result.out.strides[0] * bytes_of(call.result.out);
+  if (call.has_topk_weights) {
+    call.result.topk_weights =
+        Tensor::contiguous(allocate(call, *call.memory, call.num_tokens * call.top_k * 4), DType::kFp32,
+                           {call.num_tokens, call.top_k});
+    args.out_weights = static_cast<float*>(call.result.topk_weights.data);
+  }
+  launch_combine_recv(args, plan_over_tokens(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
+                      stream);
+  mark(stream);
+  call.result.owner = call.memory;
+  check_faults();
+}
+
+Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) {
+  const HandleShadow& shadow = *handle.shadow();
+  const std::int64_t stride_bytes = wire::padded(elements * static_cast<std::int64_t>(dtype_bytes(dtype)));
+  const DeviceLayout& layout = runtime_.device_layout;
+  std::byte* data = windows.device(runtime_.rank) + layout.combine_input + shadow.flight * layout.combine_input_stride;
+  const std::int64_t stride = stride_bytes / static_cast<std::int64_t>(dtype_bytes(dtype));
+  if (handle.layout() == Layout::kExpertPadded) {
+    const std::int64_t capacity = shadow.header.expert_capacity;
+    Tensor tensor = Tensor::contiguous(data, dtype, {shadow.header.num_local_experts, capacity, elements});
+    tensor.strides = {capacity * stride, stride, 1};
+    return tensor;
+  }
+  const std::int64_t rows = handle.layout() == Layout::kRankMajor ? handle.num_rows() : handle.num_expert_rows();
+  Tensor tensor = Tensor::contiguous(data, dtype, {rows, elements});
+  tensor.strides[0] = stride;
+  return tensor;
+}
+
+}  // namespace ferry::cuda
+
+namespace ferry {
+
+std::unique_ptr<Backend> make_cuda_backend(Runtime& runtime, const GroupConfig& config, int device) {
+  return std::make_unique<cuda::CudaBackend>(runtime, config, device);
+}
+
+}  // namespace ferry

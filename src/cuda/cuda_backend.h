@@ -1,0 +1,69 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The CUDA backend: launches the steps of a call on the caller's stream and makes their results.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+#include "backend/handle_layout.h"
+#include "cuda/group_memory.h"
+#include "cuda/policy.h"
+
+namespace ferry::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(Runtime& runtime, const GroupConfig& config, int device);
+  ~CudaBackend() override;
+
+  const char* name() const noexcept override { return "cuda"; }
+  std::string why_not(const DispatchCall& call) const override;
+  std::string why_not(const CombineCall& call) const override;
+  void check_faults() override;
+  void adopt(const std::shared_ptr<Windows>& windows) override;
+  void settle(bool abandon) override;
+  void abort() override;
+  Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) override;
+
+  void route(DispatchCall& call) override;
+  void dispatch_send(DispatchCall& call) override;
+  bool dispatch_forward(DispatchCall&) override { return true; }
+  void dispatch_recv(DispatchCall& call) override;
+  void combine_send(CombineCall& call) override;
+  bool combine_forward(CombineCall&) override { return true; }
+  void combine_recv(CombineCall& call) override;
+
+ private:
+  /// Makes the call's stream follow the group's last call.
+  cudaStream_t follow(void* stream);
+  /// What later calls on other streams follow.
+  void mark(cudaStream_t stream);
+  GroupArgs group_args(const Call& call, const Placement& placement);
+  void make_handle(DispatchCall& call);
+  void wait_for_counts(const DispatchCall& call);
+  void make_result(DispatchCall& call, cudaStream_t stream);
+  std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
+  CombineArgsOnDevice combine_args(const CombineCall& call);
+  CallShape shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const;
+  [[noreturn]] void raise_fault();
+
+  Runtime& runtime_;
+  const GroupConfig config_;
+  const int device_;
+  DeviceLimits limits_;
+  std::unique_ptr<GroupMemory> memory_;
+  cudaEvent_t last_ = nullptr;
+  cudaStream_t last_stream_ = nullptr;
+  bool has_last_ = false;
+};
+
+/// The arrays of a handle that lies at `base`.
+HandleArgs handle_args(std::byte* base, const HandleHeader& header);
+bool is_capturing(cudaStream_t stream);
+
+}  // namespace ferry::cuda

@@ -1,0 +1,136 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Signals between ranks, faults, and the one function through which every wait of a kernel goes: each has a deadline and leaves
+// when the group is aborted. A kernel that gives up marks the call as failed, so that its other kernels do nothing.
+#pragma once
+
+#include "cuda/args.h"
+#include "cuda/device/ptx.cuh"
+
+namespace ferry::cuda {
+
+__device__ inline std::uint64_t total_of(std::uint64_t epoch, std::int64_t count = 0) {
+  return epoch << 24 | static_cast<std::uint64_t>(count);
+}
+
+__device__ inline std::uint64_t* own_signal(const GroupArgs& group, DeviceSignal kind, int writer) {
+  return reinterpret_cast<std::uint64_t*>(group.windows[group.rank] +
+                                          group.layout.signal_at(kind, group.flight, writer));
+}
+
+/// Test mode: a pause of random length, to bring orders about that are rare otherwise.
+__device__ inline void delay_signal(const GroupArgs& group, int peer) {
+  if (group.max_delay_ns == 0) return;
+  std::uint32_t mixed = group.delay_seed ^ static_cast<std::uint32_t>(now_ns()) ^ static_cast<std::uint32_t>(peer * 40503);
+  mixed = (mixed ^ (mixed >> 15)) * 2246822519u;
+  mixed = (mixed ^ (mixed >> 13)) * 3266489917u;
+  const std::int64_t until = now_ns() + mixed % group.max_delay_ns;
+  while (now_ns() < until) {
+  }
+}
+
+/// Makes this rank's signal at `peer` become `total`. Whatever the caller ordered before it (its own stores; those of other
+/// threads that it synchronised with) is visible to whoever acquires the signal.
+__device__ inline void post(const GroupArgs& group, DeviceSignal kind, int peer, std::uint64_t total) {
+  delay_signal(group, peer);
+  std::byte* window = group.windows[peer];
+  if (window == nullptr) return;
+  store_release(reinterpret_cast<std::uint64_t*>(window + group.layout.signal_at(kind, group.flight, group.rank)),
+                total);
+}
+
+/// The first fault of a group is kept until the host has read it; every fault ends the call.
+__device__ inline void fail(const GroupArgs& group, std::uint64_t epoch, Fault fault) {
+  atomicExch(reinterpret_cast<unsigned long long*>(&group.state->failed_epoch), epoch);
+  if (atomicExch(&group.state->fault_taken, 1u) != 0) return;
+  volatile Fault* out = group.fault;
+  out->step = fault.step;
+  out->peer = fault.peer;
+  out->epoch = epoch;
+  out->seen = fault.seen;
+  out->wanted = fault.wanted;
+  out->where = fault.where;
+  out->value = fault.value;
+  __threadfence_system();
+  out->kind = fault.kind;
+}
+
+__device__ inline bool has_failed(const GroupArgs& group, std::uint64_t epoch) {
+  return load_relaxed(&group.state->failed_epoch) == epoch;
+}
+
+/// Waits until the signal `kind` of `writer` in this rank's window has reached `wanted`. False if it gave up.
+__device__ inline bool wait_signal(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
+                                   int writer, std::uint64_t wanted) {
+  const std::uint64_t* signal = own_signal(group, kind, writer);
+  const std::int64_t start = now_ns();
+  for (unsigned polls = 1;; ++polls) {
+    const std::uint64_t seen = load_acquire(signal);
+    if (seen >= wanted) return true;
+    if (polls % 64 != 0) continue;
+    if (has_failed(group, epoch)) return false;  // another thread has given up
+    Fault fault{.kind = FaultKind::kTimeout, .step = step, .peer = writer, .seen = seen, .wanted = wanted};
+    if (now_ns() - start > group.timeout_ns) {
+      fail(group, epoch, fault);
+      return false;
+    }
+    if (polls % 4096 == 0 && load_relaxed(group.abort_word) != 0) {
+      fault.kind = FaultKind::kAborted;
+      fail(group, epoch, fault);
+      return false;
+    }
+  }
+}
+
+/// Waits for one signal of every live rank, a thread each; true in all threads of the block if all came.
+__device__ inline bool wait_everybody(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
+                                      std::uint64_t wanted) {
+  bool good = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    if (group.windows[peer] != nullptr) good = wait_signal(group, step, epoch, kind, peer, wanted) && good;
+  }
+  return __syncthreads_and(good) != 0;
+}
+
+/// Until all blocks of the grid are here; the grid is no larger than what is resident at once. False if it gave up.
+__device__ inline bool grid_barrier(const GroupArgs& group, FaultStep step, std::uint64_t epoch) {
+  __syncthreads();
+  bool good = true;
+  if (threadIdx.x == 0) {
+    DeviceState* state = group.state;
+    __threadfence();
+    const std::uint32_t round = load_relaxed(&state->barrier_round);
+    if (atomicAdd(&state->barrier_count, 1u) == gridDim.x - 1) {
+      state->barrier_count = 0;
+      __threadfence();
+      atomicAdd(&state->barrier_round, 1u);
+    } else {
+      const std::int64_t start = now_ns();
+      while (load_relaxed(&state->barrier_round) == round) {
+        if (now_ns() - start <= group.timeout_ns) continue;
+        fail(group, epoch, {.kind = FaultKind::kTimeout, .step = step, .peer = group.rank});
+        good = false;
+        break;
+      }
+    }
+    __threadfence();
+  }
+  return __syncthreads_and(good) != 0;
+}
+
+/// True in all threads of the block that is the last to come by here; what the other blocks did before is visible to it.
+__device__ inline bool is_last_block(const GroupArgs& group) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence_system();
+    last = atomicAdd(&group.state->blocks_done, 1u) == gridDim.x - 1;
+    if (last) group.state->blocks_done = 0;
+    __threadfence_system();
+  }
+  __syncthreads();
+  return last;
+}
+
+}  // namespace ferry::cuda

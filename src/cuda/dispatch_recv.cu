@@ -1,0 +1,163 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those that several local experts want; write the
+// records into the handle, and the ids and weights of the result. See the host step of this name.
+#include "cuda/device/wait.cuh"
+#include "cuda/kernels.h"
+#include "wire/token_meta.h"
+
+namespace ferry::cuda {
+namespace {
+
+constexpr unsigned kAll = 0xffffffffu;
+constexpr FaultStep kStep = FaultStep::kDispatchRecv;
+
+class Receiver {
+ public:
+  __device__ explicit Receiver(const ReceiveArgs& args)
+      : a_(args),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        warp_(static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32),
+        warps_(static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32)),
+        first_slot_(args.group.placement.first_slot[args.group.rank]) {
+    std::byte* own = args.group.windows[args.group.rank];
+    rows_ = own + args.group.layout.recv + args.group.flight * args.group.layout.recv_stride;
+    arrived_ = own + args.group.layout.recv_meta + args.group.flight * args.group.layout.recv_meta_stride;
+  }
+
+  __device__ void take_rows(std::int64_t num_rows) {
+    for (std::int64_t n = warp_; n < num_rows; n += warps_) take(n);
+  }
+  /// Rows of the ids and weights beyond the real ones.
+  __device__ void clear_rest(std::int64_t num_rows) {
+    if (a_.shape.layout != Layout::kRankMajor) return;
+    const std::int64_t end = a_.shown_rows * a_.top_k;
+    for (std::int64_t i = num_rows * a_.top_k + thread(); i < end; i += threads()) write_choice(i, -1, 0.0f);
+  }
+  /// Weights of expert rows that no choice has; those that one has are written by take() after a grid barrier.
+  __device__ void clear_row_weights() {
+    if (a_.shape.layout == Layout::kRankMajor || a_.weights == nullptr) return;
+    for (std::int64_t i = thread(); i < a_.shown_rows; i += threads()) a_.weights[i] = 0.0f;
+  }
+  __device__ void zero_padding() {
+    if (!a_.zero_padding) return;
+    for (int e = 0; e < a_.num_local; ++e) {
+      const std::int64_t begin = a_.handle.expert_offsets[e] + a_.handle.expert_counts[e];
+      for (std::int64_t row = begin + warp_; row < a_.handle.expert_offsets[e + 1]; row += warps_) {
+        for (int b = 0; b < a_.num_blocks; ++b) {
+          std::byte* to = at(b, row);
+          for (std::int64_t i = lane_ * 16; i < a_.blocks[b].padded; i += 32 * 16)
+            *reinterpret_cast<uint4*>(to + i) = make_uint4(0, 0, 0, 0);
+        }
+      }
+    }
+  }
+
+ private:
+  __device__ std::int64_t thread() const { return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
+  __device__ std::int64_t threads() const { return static_cast<std::int64_t>(gridDim.x) * blockDim.x; }
+  __device__ std::byte* at(int block, std::int64_t row) const {
+    return rows_ + a_.group.layout.recv_rows * a_.blocks[block].offset + row * a_.blocks[block].padded;
+  }
+
+  __device__ void write_choice(std::int64_t i, std::int32_t local, float weight) const {
+    if (a_.wide_ids) {
+      static_cast<std::int64_t*>(a_.ids)[i] = local;
+    } else {
+      static_cast<std::int32_t*>(a_.ids)[i] = local;
+    }
+    if (a_.weights != nullptr) a_.weights[i] = weight;
+  }
+
+  __device__ void take(std::int64_t n) {
+    const int k = a_.top_k;
+    const std::int64_t bytes = wire::TokenMeta::bytes(k);
+    const wire::TokenMeta record(arrived_ + n * bytes, k);
+    if (a_.write_records) {
+      for (std::int64_t i = lane_ * 16; i < bytes; i += 32 * 16)
+        *reinterpret_cast<uint4*>(a_.handle.records + n * bytes + i) =
+            *reinterpret_cast<const uint4*>(arrived_ + n * bytes + i);
+    }
+    const std::int32_t slot = lane_ < k ? record.slots()[lane_] : -1;
+    const bool mine = slot >= 0 && a_.handle.rank_of_slot[slot] == a_.group.rank;
+    const float weight = mine ? record.weights()[lane_] : 0.0f;
+    if (a_.shape.layout == Layout::kRankMajor) {
+      if (lane_ < k) write_choice(n * k + lane_, mine ? slot - first_slot_ : -1, weight);
+      return;
+    }
+    const std::int32_t row = mine ? record.rows()[lane_] : -1;
+    if (mine && a_.weights != nullptr) a_.weights[row] = weight;
+    unsigned left = __ballot_sync(kAll, mine);
+    if (left == 0) return;
+    const std::int32_t first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
+    for (left &= left - 1; left != 0; left &= left - 1)
+      copy_row(first, __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1));
+  }
+
+  __device__ void copy_row(std::int64_t from, std::int64_t to) const {
+    for (int b = 0; b < a_.num_blocks; ++b) {
+      const std::byte* source = at(b, from);
+      std::byte* target = at(b, to);
+      for (std::int64_t i = lane_ * 16; i < a_.blocks[b].padded; i += 32 * 16)
+        *reinterpret_cast<uint4*>(target + i) = *reinterpret_cast<const uint4*>(source + i);
+    }
+  }
+
+  const ReceiveArgs& a_;
+  const int lane_;
+  const std::int64_t warp_, warps_;
+  const std::int32_t first_slot_;
+  std::byte *rows_, *arrived_;
+};
+
+/// The combine input of this flight is handed out: nobody may still read what it held before.
+__device__ bool wait_for_input(const GroupArgs& group, std::uint64_t epoch) {
+  const std::uint64_t user = group.state->input_epoch[group.flight];
+  if (user == 0) return true;
+  GroupArgs of_reader = group;
+  of_reader.flight = group.state->input_flight[group.flight];
+  return wait_everybody(of_reader, kStep, epoch, DeviceSignal::kCombineRead, total_of(user));
+}
+
+/// A call that failed leaves nothing behind that could be taken for rows.
+__device__ void clear_counts(const ReceiveArgs& a) {
+  if (blockIdx.x != 0) return;
+  for (int i = static_cast<int>(threadIdx.x); i <= a.group.num_ranks; i += static_cast<int>(blockDim.x))
+    a.handle.source_offsets[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < a.num_local; i += static_cast<int>(blockDim.x))
+    a.handle.expert_counts[i] = 0;
+  if (threadIdx.x == 0) *a.num_rows = 0;
+}
+
+__global__ void __launch_bounds__(512, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {
+  const std::uint64_t epoch = a.group.state->dispatch_epoch[a.group.flight];
+  Receiver receiver(a);
+  bool good = !has_failed(a.group, epoch);
+  receiver.clear_row_weights();
+  good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kDispatchRows, total_of(epoch));
+  good = good && wait_for_input(a.group, epoch);
+  if (a.weights != nullptr && a.shape.layout != Layout::kRankMajor) good = grid_barrier(a.group, kStep, epoch) && good;
+  if (!good) {
+    receiver.clear_rest(0);
+    clear_counts(a);
+    return;
+  }
+  const std::int64_t num_rows = a.handle.source_offsets[a.group.num_ranks];
+  receiver.take_rows(num_rows);
+  receiver.clear_rest(num_rows);
+  receiver.zero_padding();
+}
+
+}  // namespace
+
+void launch_dispatch_recv(const ReceiveArgs& args, const Launch& launch, cudaStream_t stream) {
+  dispatch_recv_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+}
+
+void prepare_dispatch_recv() {
+  cudaFuncAttributes attributes;
+  cudaFuncGetAttributes(&attributes, dispatch_recv_kernel);
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,99 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tensors of a dispatch result, and the launch of dispatch_recv that fills them.
+#include "backend/handle_layout.h"
+#include "cuda/cuda_backend.h"
+#include "routing/rows.h"
+
+namespace ferry::cuda {
+namespace {
+
+/// Rows in the shape of the result: the exact number, or with device counts the most there can be.
+std::int64_t shaped_rows(const DispatchCall& call) {
+  const HandleHeader& header = call.result.handle.shadow()->header;
+  return call.shape.layout == Layout::kRankMajor ? header.num_rows : header.num_expert_rows;
+}
+
+Tensor payload_tensor(const DispatchCall& call, const wire::Block& block, std::byte* data, std::int64_t num_rows) {
+  const std::int64_t stride = block.padded / static_cast<std::int64_t>(dtype_bytes(block.dtype));
+  if (call.shape.layout == Layout::kExpertPadded) {
+    const std::int64_t num_local = call.result.handle.shadow()->header.num_local_experts;
+    Tensor tensor = Tensor::contiguous(data, block.dtype, {num_local, call.shape.capacity, block.width});
+    tensor.strides = {call.shape.capacity * stride, stride, 1};
+    return tensor;
+  }
+  Tensor tensor = Tensor::contiguous(data, block.dtype, {num_rows, block.width});
+  tensor.strides[0] = stride;
+  return tensor;
+}
+
+}  // namespace
+
+void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
+  DispatchResult& result = call.result;
+  const HandleShadow& shadow = *result.handle.shadow();
+  const HandleHeader& header = shadow.header;
+  const DeviceLayout& layout = runtime_.device_layout;
+  const bool rank_major = call.shape.layout == Layout::kRankMajor;
+  const std::int64_t num_rows = shaped_rows(call);
+  const HandleView view(result.handle.mutable_bytes().data(), header);
+  ReceiveArgs args;
+  args.group = group_args(call, *call.placement);
+  args.top_k = call.top_k;
+  args.num_blocks = call.format.num_blocks;
+  args.num_local = header.num_local_experts;
+  args.shape = call.shape;
+  for (int b = 0; b < call.format.num_blocks; ++b) args.blocks[b] = call.format[b];
+  args.handle = handle_args(result.handle.mutable_bytes().data(), header);
+  args.write_records = !call.cached.valid() || call.args.topk_weights.present();
+  args.zero_padding = call.args.zero_padding && call.shape.layout == Layout::kExpertMajor;
+  args.shown_rows = num_rows;
+  args.num_rows = static_cast<std::int64_t*>(result.num_rows.data);
+  result.layout = call.shape.layout;
+  if (rank_major) {
+    args.wide_ids = call.args.topk_ids.present() && call.args.topk_ids.dtype == DType::kInt64;
+    const DType dtype = args.wide_ids ? DType::kInt64 : DType::kInt32;
+    args.ids = allocate(call, *call.memory, num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(dtype)));
+    result.topk_ids = Tensor::contiguous(args.ids, dtype, {num_rows, call.top_k});
+  }
+  if (call.has_weights) {
+    const std::int64_t width = rank_major ? call.top_k : 1;
+    args.weights = reinterpret_cast<float*>(allocate(call, *call.memory, num_rows * width * 4));
+    result.topk_weights = rank_major ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows, call.top_k})
+                          : call.shape.layout == Layout::kExpertMajor
+                              ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows})
+                              : Tensor::contiguous(args.weights, DType::kFp32,
+                                                   {header.num_local_experts, call.shape.capacity});
+  }
+  CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  if (shadow.counts_known) shape.recv_tokens = header.num_rows;
+  launch_dispatch_recv(args, plan_over_rows(shape, limits_), stream);
+
+  std::byte* window = call.windows->device(runtime_.rank) + layout.recv + call.flight * layout.recv_stride;
+  for (int b = 0; b < call.format.num_blocks; ++b) {
+    const wire::Block& block = call.format[b];
+    std::byte* data = window + layout.recv_rows * block.offset;
+    if (call.args.output == Output::kOwned) {
+      std::byte* own = allocate(call, *call.memory, num_rows * block.padded);
+      launch_copy(own, data, num_rows * block.padded, plan_over_rows(shape, limits_).blocks, stream);
+      data = own;
+    }
+    result.payload.push_back(payload_tensor(call, block, data, num_rows));
+  }
+  mark(stream);
+  result.source_offsets = Tensor::contiguous(view.source_offsets(), DType::kInt32, {header.num_ranks + 1});
+  result.expert_counts = Tensor::contiguous(view.expert_counts(), DType::kInt32, {header.num_local_experts});
+  result.expert_offsets = Tensor::contiguous(view.expert_offsets(), DType::kInt32, {header.num_local_experts + 1});
+  if (call.args.host_counts) {
+    for (std::int32_t count : shadow.expert_counts) {
+      result.host_expert_counts.push_back(
+          call.shape.layout == Layout::kExpertMajor ? routing::align_up(count, call.shape.alignment) : count);
+    }
+  }
+  call.memory->keep.push_back(call.windows);
+  call.memory->keep.push_back(result.handle.owner());
+  result.owner = call.memory;
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,39 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Launches of the steps. Each .cu file holds the step of its name; the host step of the same name says what it does.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/args.h"
+
+namespace ferry::cuda {
+
+/// Blocks and threads of a launch.
+struct Launch {
+  int blocks = 1;
+  int threads = 512;
+  std::size_t shared_bytes = 0;
+};
+
+/// Room for the static variables of kernels beside their dynamic shared memory.
+inline constexpr int kStaticSharedBytes = 1024;
+
+/// Shared memory of the route kernel for this many keys (ranks + slots) and warps.
+std::size_t route_shared_bytes(int keys, int warps);
+std::size_t send_shared_bytes(int warps, int top_k);
+
+void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream);
+void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream);
+void launch_dispatch_recv(const ReceiveArgs& args, const Launch& launch, cudaStream_t stream);
+void launch_combine_send(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
+void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
+
+/// Copies inside the device, addresses multiples of 16; by a kernel, because a copy engine's queue may hold up other ranks' copies.
+void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cudaStream_t stream);
+
+/// Loads every kernel and raises its limits: a kernel that is loaded while another one waits could wait for it.
+void prepare_kernels();
+
+}  // namespace ferry::cuda

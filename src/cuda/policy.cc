@@ -1,0 +1,62 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/policy.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+namespace ferry::cuda {
+namespace {
+
+// Eight SMs fill an NVLink, more leave room for the local share; measured in docs/design/cuda.md.
+constexpr int kDefaultSms = 16;
+constexpr int kRouteWarps = 16, kSendWarps = 6, kRowWarps = 16;
+
+int budget(const CallShape& shape, const DeviceLimits& limits) {
+  return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);
+}
+
+/// As many blocks as there is work for, within the budget.
+int blocks_for(std::int64_t items, std::int64_t items_per_block, int most) {
+  const std::int64_t wanted = (items + items_per_block - 1) / items_per_block;
+  return static_cast<int>(std::clamp<std::int64_t>(wanted, 1, most));
+}
+
+int route_warps(const CallShape& shape, const DeviceLimits& limits) {
+  int warps = kRouteWarps;
+  while (warps > 0 && route_shared_bytes(shape.keys, warps) > static_cast<std::size_t>(limits.shared_bytes)) --warps;
+  return warps;
+}
+
+}  // namespace
+
+std::string why_not_route(const CallShape& shape, const DeviceLimits& limits) {
+  if (route_warps(shape, limits) > 0) return {};
+  return fmt::format("{} ranks and places of experts do not fit into {} bytes of shared memory; use fewer", shape.keys,
+                     limits.shared_bytes);
+}
+
+Launch plan_route(const CallShape& shape, const DeviceLimits& limits) {
+  const int warps = std::max(1, route_warps(shape, limits));
+  const std::int64_t tokens_per_step = std::max(1, 32 / shape.top_k);
+  return {.blocks = blocks_for(shape.num_tokens, warps * tokens_per_step, budget(shape, limits)),
+          .threads = 32 * warps,
+          .shared_bytes = route_shared_bytes(shape.keys, warps)};
+}
+
+Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
+  return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
+          .threads = 32 * kSendWarps,
+          .shared_bytes = send_shared_bytes(kSendWarps, shape.top_k)};
+}
+
+Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {
+  return {.blocks = blocks_for(shape.recv_tokens, kRowWarps, budget(shape, limits)), .threads = 32 * kRowWarps};
+}
+
+Launch plan_over_tokens(const CallShape& shape, const DeviceLimits& limits) {
+  return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)), .threads = 32 * kRowWarps};
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,37 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// How a call is spread over a device: pure functions of its shape, so that they can be tested without one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "cuda/kernels.h"
+
+namespace ferry::cuda {
+
+/// What of a device bounds a launch.
+struct DeviceLimits {
+  int num_sms = 132;
+  int shared_bytes = 231424;  ///< dynamic, per block
+};
+
+struct CallShape {
+  std::int64_t num_tokens = 0;   ///< T
+  std::int64_t recv_tokens = 0;  ///< most rows that can arrive
+  int top_k = 1;
+  int keys = 0;     ///< ranks + slots
+  int num_sms = 0;  ///< the caller's budget; 0 = Ferry chooses
+};
+
+/// Empty if route can count that many keys in shared memory.
+std::string why_not_route(const CallShape& shape, const DeviceLimits& limits);
+Launch plan_route(const CallShape& shape, const DeviceLimits& limits);
+Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits);
+/// Launches that go over the rows received, at most `recv_tokens`.
+Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits);
+/// Launches that go over this rank's tokens.
+Launch plan_over_tokens(const CallShape& shape, const DeviceLimits& limits);
+
+}  // namespace ferry::cuda
