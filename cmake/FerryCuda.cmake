@@ -34,10 +34,10 @@ function(ferry_add_cuda_sources library)
     return()
   endif()
   add_library(ferry_cuda OBJECT ${ferry_cuda_sources} ${ferry_cuda_host_sources})
-  set_target_properties(ferry_cuda PROPERTIES
-    POSITION_INDEPENDENT_CODE ON CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON)
+  # CMake 3.25 (Debian 12) does not know that nvcc has C++20, so the flag is given by hand.
+  set_target_properties(ferry_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_STANDARD 20 CXX_STANDARD_REQUIRED ON)
   target_include_directories(ferry_cuda PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}/include" "${CMAKE_CURRENT_SOURCE_DIR}/src")
-  target_compile_options(ferry_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;-lineinfo;-Xcompiler=-ffp-contract=off>")
+  target_compile_options(ferry_cuda PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-std=c++20;--fmad=false;-lineinfo;-Xcompiler=-ffp-contract=off>")
   target_link_libraries(ferry_cuda PRIVATE ferry_flags ferry_fmt CUDA::cudart_static)
   target_sources(${library} PRIVATE $<TARGET_OBJECTS:ferry_cuda>)
   target_compile_definitions(${library} PRIVATE FERRY_HAS_CUDA)
