@@ -4,6 +4,7 @@
 # The way in: `make demo` runs the main job, `make test` runs all tests. Both set up everything they need.
 #   JOBS=n    parallel compile jobs (default: all cores)
 #   WERROR=ON warnings are errors
+#   BENCH_FLAGS="--rounds 1 --only latency"   options of benchmarks/compare.py for make bench
 .DEFAULT_GOAL := help
 .PHONY: help demo test build python configure asan tsan cuda fuzz lint format bench clean
 SHELL := /bin/bash
@@ -23,7 +24,8 @@ help:
 	@echo "make demo    run a mixture-of-experts layer over 8 ranks and compare it with one process"
 	@echo "make test    all tests: unit, conformance, fault, Python"
 	@echo "make asan | tsan | fuzz | cuda    configure, build and test with a preset"
-	@echo "make lint | format | bench | clean"
+	@echo "make bench   Ferry and the same job written with MPI, in turn, and the ratio (some minutes)"
+	@echo "make lint | format | clean"
 
 # --- the two commands ------------------------------------------------------------------------------------------------------------
 
@@ -87,8 +89,8 @@ format: $(VENV)/.made
 bench:
 	@tools/setup.sh test
 	@cmake --preset host --log-level=WARNING
-	@cmake --build --preset host --target ferry_cli
-	@$(HOST)/bin/ferry bench
+	@cmake --build --preset host --target ferry_cli ferry_mpi_baseline
+	@$(PYTHON) benchmarks/compare.py $(BENCH_FLAGS)
 
 clean:
 	@rm -rf build

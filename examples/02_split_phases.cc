@@ -3,11 +3,10 @@
 //
 // Send now, work, receive later. In latency mode nothing waits between the two halves. Two calls are in flight at once.
 #include <cstdio>
-#include <exception>
 #include <numeric>
-#include <thread>
 #include <vector>
 
+#include "as_threads.h"
 #include "ferry/ferry.h"
 
 namespace {
@@ -64,21 +63,5 @@ bool run_rank(ferry::Meeting& meeting) {
 }  // namespace
 
 int main() {
-  auto meetings = ferry::meet_in_process(kRanks);
-  std::vector<char> good(kRanks, 0);
-  std::vector<std::thread> ranks;
-  for (int r = 0; r < kRanks; ++r) {
-    ranks.emplace_back([&, r] {
-      try {
-        good[r] = run_rank(*meetings[r]);
-      } catch (const std::exception& error) {
-        std::fprintf(stderr, "rank %d: %s\n", r, error.what());
-      }
-    });
-  }
-  for (auto& rank : ranks) rank.join();
-  for (const char ok : good) {
-    if (!ok) return 1;
-  }
-  return 0;
+  return example::run_as_threads(kRanks, run_rank);
 }

@@ -5,11 +5,10 @@
 // error within the deadline, and the others go on without it.
 #include <chrono>
 #include <cstdio>
-#include <exception>
 #include <optional>
-#include <thread>
 #include <vector>
 
+#include "as_threads.h"
 #include "ferry/ferry.h"
 
 namespace {
@@ -68,21 +67,5 @@ bool run_rank(ferry::Meeting& meeting) {
 }  // namespace
 
 int main() {
-  auto meetings = ferry::meet_in_process(kRanks);
-  std::vector<char> good(kRanks, 0);
-  std::vector<std::thread> ranks;
-  for (int r = 0; r < kRanks; ++r) {
-    ranks.emplace_back([&, r] {
-      try {
-        good[r] = run_rank(*meetings[r]);
-      } catch (const std::exception& error) {
-        std::fprintf(stderr, "rank %d: %s\n", r, error.what());
-      }
-    });
-  }
-  for (auto& rank : ranks) rank.join();
-  for (const char ok : good) {
-    if (!ok) return 1;
-  }
-  return 0;
+  return example::run_as_threads(kRanks, run_rank);
 }

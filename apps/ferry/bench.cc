@@ -17,6 +17,7 @@
 
 #include "bench_ferry.h"
 #include "commands.h"
+#include "json_file.h"
 #include "ranks.h"
 
 namespace ferry::app {
@@ -125,7 +126,7 @@ void add_bench_command(CLI::App& app, int& exit_code) {
       ->delimiter(',')
       ->check(CLI::IsMember({"dispatch", "combine", "steps"}))
       ->capture_default_str();
-  command->add_option("--json", options->json_path, "append one JSON line per measurement to this file");
+  add_json_file(*command, options->json_path, "append one JSON line per measurement to this file");
   command->callback([options, &exit_code] { exit_code = run_guarded(*options); });
 }
 

@@ -11,13 +11,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <stdexcept>
 
 #include "commands.h"
 #include "demo_options.h"
 #include "ferry/group.h"
+#include "json_file.h"
 #include "layer.h"
 #include "progress.h"
 #include "ranks.h"
@@ -107,26 +107,10 @@ void verify(DemoReport& report, const std::string& text, Progress& progress) {
   }
 }
 
-/// Found out before the work, not after it.
-void check_writable(const std::string& path) {
-  if (path.empty() || std::ofstream(path, std::ios::app)) return;
-  throw std::runtime_error(fmt::format("--json: cannot write '{}', expected a file that can be written", path));
-}
-
-void write_json(const DemoReport& report) {
-  if (report.options.json.empty()) return;
-  std::ofstream file(report.options.json);
-  file << to_json(report) << '\n';
-  file.close();
-  if (!file)
-    throw std::runtime_error(
-        fmt::format("--json: cannot write '{}'; expected a file that can be written", report.options.json));
-}
-
 /// The last line. The exit code says the same.
 int conclude(DemoReport& report) {
   try {
-    write_json(report);
+    write_json_file(report.options.json, to_json(report));
   } catch (const std::exception& error) {
     if (report.failure.empty()) report.failure = error.what();
   }
@@ -151,7 +135,6 @@ int run_demo(DemoOptions options) {
     complete(options);
     cases = demo_cases(options, report.skipped);
     text = read_text(options.text);
-    check_writable(options.json);
   } catch (const std::exception& error) {
     fmt::print(stderr, "ferry demo: {}\n", error.what());
     return kExitBadUsage;

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "json_file.h"
 #include "names.h"
 
 namespace ferry::app {
@@ -71,7 +72,8 @@ GroupConfig DemoOptions::group_config() const {
 void add_demo_options(CLI::App& app, DemoOptions& options) {
   constexpr std::int64_t kMany = 1 << 20;
   add_number(app, "--ranks", options.ranks, 1, 256, "ranks");
-  add_number(app, "--nodes", options.nodes, 1, 256, "nodes that the ranks are split over as evenly as possible");
+  add_number(app, "--nodes", options.nodes, 0, 256,
+             "nodes that the ranks are split over as evenly as possible; 0: two, or one for one rank");
   add_number(app, "--tokens", options.tokens, 1, kMany, "tokens per rank");
   add_number(app, "--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
   add_number(app, "--experts", options.experts, 1, kMany, "experts over all ranks");
@@ -91,7 +93,7 @@ void add_demo_options(CLI::App& app, DemoOptions& options) {
   app.add_option("--network", options.network, "what links the nodes, for example loopback")->capture_default_str();
   add_word(app, "--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
   app.add_option("--text", options.text, "file whose bytes are the tokens")->capture_default_str()->type_name("FILE");
-  app.add_option("--json", options.json, "write everything to this file as well")->type_name("FILE");
+  add_json_file(app, options.json, "write everything to this file as well");
   add_number(app, "--seed", options.seed, 0, std::int64_t{1} << 62, "of embedding and weights");
   app.add_option("--timeout", options.timeout_s, "seconds that any wait may take")
       ->capture_default_str()
@@ -105,6 +107,7 @@ void complete(DemoOptions& options) {
     refuse("--hidden: {} given, expected a multiple of {} (rows of {} are whole 16-byte pieces)", options.hidden,
            16 / element, ferry::name(options.wire.dtype));
   }
+  if (options.nodes == 0) options.nodes = std::min(2, options.ranks);
   if (options.nodes > options.ranks) {
     refuse("--nodes: {} given, expected at most the number of ranks, {}", options.nodes, options.ranks);
   }

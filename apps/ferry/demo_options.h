@@ -22,7 +22,7 @@ namespace ferry::app {
 
 struct DemoOptions {
   int ranks = 8;
-  int nodes = 2;
+  int nodes = 0;              ///< 0: two, or one for one rank
   std::int64_t tokens = 256;  ///< per rank
   std::int64_t hidden = 256;
   int experts = 64;

@@ -6,13 +6,12 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
 
 #include "commands.h"
 #include "ferry/capability.h"
+#include "json_file.h"
 
 namespace ferry::app {
 namespace {
@@ -24,22 +23,18 @@ void print_capabilities(const std::vector<Capability>& found) {
   }
 }
 
-void write_json(const std::string& path, const std::vector<Capability>& found) {
+std::string to_json(const std::vector<Capability>& found) {
   nlohmann::json json = nlohmann::json::array();
   for (const Capability& one : found)
     json.push_back({{"name", one.name}, {"usable", one.usable}, {"detail", one.detail}, {"fix", one.fix}});
-  std::ofstream file(path);
-  file << json.dump(2) << '\n';
-  file.close();
-  if (!file)
-    throw std::runtime_error(fmt::format("--json: cannot write '{}'; expected a file that can be written", path));
+  return json.dump(2);
 }
 
 int run_doctor(const std::string& json) {
   const std::vector<Capability> found = capabilities();
   fmt::print("ferry {} on this machine\n", version());
   print_capabilities(found);
-  if (!json.empty()) write_json(json, found);
+  write_json_file(json, to_json(found));
   bool host_usable = false;
   for (const Capability& one : found) host_usable = host_usable || (one.name == "backend host" && one.usable);
   fmt::print("{}\n", host_usable ? "the host backend is usable" : "the host backend cannot be used here");
@@ -51,7 +46,7 @@ int run_doctor(const std::string& json) {
 void add_doctor_command(CLI::App& app, int& exit_code) {
   CLI::App* doctor = app.add_subcommand("doctor", "what this machine can do, and what would help where it cannot");
   auto json = std::make_shared<std::string>();
-  doctor->add_option("--json", *json, "write it to this file as well")->type_name("FILE");
+  add_json_file(*doctor, *json, "write it to this file as well");
   doctor->callback([json, &exit_code] { exit_code = run_doctor(*json); });
 }
 

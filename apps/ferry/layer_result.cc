@@ -75,34 +75,32 @@ class Reader {
   std::span<const std::byte> bytes_;
 };
 
+/// Every field in order: the same for both ways.
+template <class Archive, class Result>
+void each_field(Archive& archive, Result& result) {
+  archive.list(result.out);
+  archive.list(result.x_gradients);
+  archive.list(result.weight_gradients);
+  archive.list(result.expert_digests);
+  archive.value(result.gate_digest);
+  archive.list(result.expert_rows);
+  archive.trace(result.forward);
+  archive.trace(result.backward);
+  archive.value(result.expert_seconds);
+}
+
 }  // namespace
 
 std::vector<std::byte> pack(const LayerResult& result) {
   Writer writer;
-  writer.list(result.out);
-  writer.list(result.x_gradients);
-  writer.list(result.weight_gradients);
-  writer.list(result.expert_digests);
-  writer.value(result.gate_digest);
-  writer.list(result.expert_rows);
-  writer.trace(result.forward);
-  writer.trace(result.backward);
-  writer.value(result.expert_seconds);
+  each_field(writer, result);
   return writer.take();
 }
 
 LayerResult unpack_layer_result(std::span<const std::byte> bytes) {
   Reader reader(bytes);
   LayerResult result;
-  reader.list(result.out);
-  reader.list(result.x_gradients);
-  reader.list(result.weight_gradients);
-  reader.list(result.expert_digests);
-  reader.value(result.gate_digest);
-  reader.list(result.expert_rows);
-  reader.trace(result.forward);
-  reader.trace(result.backward);
-  reader.value(result.expert_seconds);
+  each_field(reader, result);
   return result;
 }
 

@@ -7,14 +7,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <stdexcept>
 
 #include "commands.h"
 #include "ferry/error.h"
 #include "ferry/group.h"
+#include "json_file.h"
 #include "names.h"
 
 namespace ferry::app {
@@ -149,14 +148,7 @@ int run_plan(const PlanOptions& options) {
   print_memory(plan, options.ranks);
   nlohmann::json json = plan_json(options, topology, plan);
   add_traffic(config, topology, tokens, json);
-  if (!options.json.empty()) {
-    std::ofstream file(options.json);
-    file << json.dump(2) << '\n';
-    file.close();
-    if (!file)
-      throw std::runtime_error(
-          fmt::format("--json: cannot write '{}'; expected a file that can be written", options.json));
-  }
+  write_json_file(options.json, json.dump(2));
   return kExitOk;
 }
 
@@ -171,7 +163,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
   add_number(*plan, "--ranks", options->ranks, 1, 1 << 16, "ranks");
   add_number(*plan, "--nodes", options->nodes, 1, 1 << 16, "nodes that the ranks are split over as evenly as possible");
   add_number(*plan, "--experts", limits.num_experts, 1, kMany, "experts over all ranks");
-  add_number(*plan, "--tokens", limits.max_tokens, 0, kMany, "most tokens per rank and call, throughput mode");
+  add_number(*plan, "--tokens", limits.max_tokens, 1, kMany, "most tokens per rank and call, throughput mode");
   add_number(*plan, "--latency-tokens", limits.max_latency_tokens, 0, kMany,
              "most tokens per rank and call, latency mode; 0: without it");
   add_number(*plan, "--call-tokens", options->tokens, 0, kMany,
@@ -187,7 +179,7 @@ void add_plan_command(CLI::App& app, int& exit_code) {
              "rows of the receive window; 0: the worst case");
   add_number(*plan, "--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
   add_number(*plan, "--flights", limits.num_flights, 1, 64, "calls in flight");
-  plan->add_option("--json", options->json, "write it to this file as well")->type_name("FILE");
+  add_json_file(*plan, options->json, "write it to this file as well");
   plan->callback([options, &exit_code] { exit_code = run_plan(*options); });
 }
 

@@ -33,9 +33,9 @@ struct CombineArgs {
   /// its rank to [T, K] (0 for a choice that has none); values at other ranks' choices are not looked at. For backward passes.
   Tensor topk_weights;
 
-  Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous: written and returned
-  int num_sms = 0;           ///< as in DispatchArgs
-  void* stream = nullptr;    ///< as in DispatchArgs
+  Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
+  int num_sms = 0;  ///< as in DispatchArgs
+  void* stream = nullptr;  ///< as in DispatchArgs
   std::optional<std::chrono::nanoseconds> timeout{};
 };
 
@@ -57,7 +57,7 @@ class PendingCombine {
   PendingCombine& operator=(PendingCombine&& other) noexcept;
   ~PendingCombine();
 
-  bool valid() const noexcept { return call_ != nullptr; }
+  bool valid() const noexcept;
   CombineResult receive();
 
  private:

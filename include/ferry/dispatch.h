@@ -38,8 +38,11 @@ struct DispatchArgs {
   Codec codec = Codec::kNone;          ///< (*)
   int scale_block = 128;  ///< (*) channels per scale of the fp8 codecs: 128 or 32; a short last block has its own
   int alignment = 1;      ///< (*) expert_major: each expert's block starts at and is padded to a multiple of this
-  std::int64_t expert_capacity =
-      0;  ///< (*) expert_padded: rows per expert; 0 = ranks x max tokens, at most what the window holds
+  /// (*) expert_padded: rows per expert. 0 = ranks x max tokens of the mode, or the window's rows divided by the local experts
+  /// of the rank that has most if that is less. One expert can want more: where a row names it several times (each choice takes
+  /// a row), or where the window holds less than ranks x max tokens rows for each expert (limits.recv_rows). Such a call ends in
+  /// Error(overflow), which states the need.
+  std::int64_t expert_capacity = 0;
   bool zero_padding = false;  ///< zero the padding rows of expert_major (data, scales and weights)
   bool renormalise = false;   ///< (*) scale the live weights of a token up by what masked ranks would have had
   bool host_counts = true;    ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
@@ -93,7 +96,8 @@ class PendingDispatch {
   PendingDispatch& operator=(PendingDispatch&& other) noexcept;
   ~PendingDispatch();
 
-  bool valid() const noexcept { return call_ != nullptr; }
+  /// It can be received: false for an empty object, after a move and once receive() has waited, however that ended.
+  bool valid() const noexcept;
   /// Waits for the rows and hands them out. Once only; throws Error(invalid_argument) the second time.
   DispatchResult receive();
 

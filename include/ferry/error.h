@@ -43,7 +43,7 @@ class Error : public std::runtime_error {
   std::string step;              ///< one of the seven steps, "meet" or the API function
   std::uint64_t epoch = 0;       ///< the number of the call that failed, 0 if none had begun
   std::vector<PeerWait> peers;   ///< who was waited for (timeout, peer_lost, mismatch)
-  std::string argument;          ///< invalid_argument: the argument's name
+  std::string argument;          ///< invalid_argument, unsupported: the argument's name
   std::int64_t needed_rows = 0;  ///< overflow: rows that the fullest rank would have needed
 
  private:

@@ -89,7 +89,21 @@ struct GroupStatistics {
   std::uint64_t network_bytes = 0;
 };
 
-/// Seconds and bytes of each step of the last call on this rank, for benchmarks and the demo.
+/// What a step of the last call did on this rank, for benchmarks and the demo. `seconds` holds its waits, too. `rows` are those
+/// that the step itself stored or sent off, `bytes` theirs: the blocks of a wire row, each padded to 16 bytes (dispatch), or the
+/// row of x (combine). Records, weights and signals do not count, nor does the copy that Output::kOwned asks for.
+///
+/// route             rows: tokens routed; bytes: counts sent to the ranks (0 in latency mode)
+/// dispatch_send     throughput: one row per (token, rank of this node) and per (token, other node); latency: per (token, rank)
+/// dispatch_forward  one row per (token of another node, rank of this node)
+/// dispatch_recv     rows copied into the result. Throughput: 0 for rank_major, whose rows lie where they belong, else the rows
+///                   of a token beyond its first one on this rank. Latency: all
+/// combine_send      flat: one row per choice, else one per (token, this rank)
+/// combine_forward   per_node: one row per (token, this node), per_rank: per (token, rank of this node), flat: per choice
+/// combine_recv      rows: tokens of this rank
+///
+/// Rows to this rank itself that are read where the caller has them (latency mode and rank_major, when send and receive are one
+/// call) are counted by the receiving step only.
 struct StepTrace {
   std::string step;
   std::int64_t rows = 0;
@@ -102,6 +116,11 @@ struct StepTrace {
 /// Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come in any
 /// order. One thread at a time may use a group, except abort(), which any thread may call.
 ///
+/// Over several nodes a rank hands on rows of others while it is inside a call of that group. So ranks that have calls of two
+/// groups in flight must receive them in the same order: if rank 0 receives group A first and rank 1 group B first, each may wait
+/// for rows that the other would hand on, until the deadline. The same holds for a rank that sends and then makes no call of the
+/// group for a long time: rows of others that pass through it wait as long.
+///
 /// A result with Output::kWindow stays valid until this rank starts the dispatch `num_flights` later. Results own a share of
 /// the memory, so using one for longer reads stale rows but never unmapped memory.
 ///
@@ -113,6 +132,7 @@ class Group {
   /// Collective over the meeting.
   static Group create(const GroupConfig& config, Meeting& meeting);
 
+  /// Any use of a group that was moved from is Error(invalid_argument).
   Group(Group&&) noexcept;
   Group& operator=(Group&&) noexcept;
   ~Group();  ///< local; never waits for peers
@@ -122,6 +142,10 @@ class Group {
   const Topology& topology() const;
   const Placement& placement() const;
   const GroupConfig& config() const;
+  /// The backend that was chosen: "host" or "cuda".
+  std::string backend_name() const;
+  /// The network that was chosen, "loopback"; "none" if all ranks are in one node.
+  std::string network_name() const;
 
   DispatchResult dispatch(const DispatchArgs& args);
   PendingDispatch dispatch_send(const DispatchArgs& args);
@@ -159,6 +183,7 @@ class Group {
 
  private:
   explicit Group(std::shared_ptr<GroupState> state);
+  GroupState& state(const char* function) const;
   std::shared_ptr<GroupState> state_;
 };
 

@@ -43,9 +43,10 @@ the tokens. handle: of an earlier dispatch, to route exactly as it did, without 
 mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec:
 "none", or "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128
 or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity:
-rows per expert of expert_padded, 0 = the most that can come. renormalise: scale the live weights up by what masked
-ranks would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None:
-the group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
+rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
+several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
+would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
+group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
 
 Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
 GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,

@@ -30,7 +30,8 @@ over the meeting; raises Error("invalid_argument", "bootstrap", "mismatch" or "t
 
 Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come
 in any order. One thread at a time may use a group (others get an Error), except abort(), which any thread may call.
-Waits give the GIL away.
+Waits give the GIL away. Ranks on several nodes that have calls of two groups in flight must receive them in the same
+order: a rank hands on rows of others while it is inside a call of that group.
 
 A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
 of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
@@ -111,7 +112,13 @@ void bind_properties(GroupClass& group) {
       .def_prop_ro("size", [](const PyGroup& self) { return self.group->size(); })
       .def_prop_ro("topology", [](const PyGroup& self) { return Topology(self.group->topology()); })
       .def_prop_ro("placement", [](const PyGroup& self) { return Placement(self.group->placement()); })
-      .def_prop_ro("config", [](const PyGroup& self) { return GroupConfig(self.group->config()); });
+      .def_prop_ro("config", [](const PyGroup& self) { return GroupConfig(self.group->config()); })
+      .def_prop_ro(
+          "backend_name", [](const PyGroup& self) { return self.group->backend_name(); },
+          "The backend that was chosen: \"host\".")
+      .def_prop_ro(
+          "network_name", [](const PyGroup& self) { return self.group->network_name(); },
+          "The network that was chosen, \"loopback\"; \"none\" if all ranks are in one node.");
 }
 
 }  // namespace

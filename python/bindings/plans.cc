@@ -79,7 +79,9 @@ void bind_plans(nb::module_& module) {
       .def_ro("wait_ns", &GroupStatistics::wait_ns, "[R] time spent waiting for each rank.")
       .def_ro("network_commands", &GroupStatistics::network_commands)
       .def_ro("network_bytes", &GroupStatistics::network_bytes);
-  nb::class_<StepTrace>(module, "StepTrace", "One step of the last call on this rank.")
+  nb::class_<StepTrace>(module, "StepTrace",
+                        "One step of the last call on this rank: the rows that the step itself stored or sent off, "
+                        "their bytes, its time with its waits. route counts tokens and the bytes of counts.")
       .def_ro("step", &StepTrace::step, "One of the seven steps.")
       .def_ro("rows", &StepTrace::rows)
       .def_ro("bytes", &StepTrace::bytes)

@@ -419,7 +419,9 @@ class GroupStatistics:
     def network_bytes(self) -> int: ...
 
 class StepTrace:
-    """One step of the last call on this rank."""
+    """
+    One step of the last call on this rank: the rows that the step itself stored or sent off, their bytes, its time with its waits. route counts tokens and the bytes of counts.
+    """
 
     @property
     def step(self) -> str:
@@ -600,7 +602,8 @@ class Group:
 
     Every rank makes the same sequence of dispatch and combine calls (sends, when phases are split); receives may come
     in any order. One thread at a time may use a group (others get an Error), except abort(), which any thread may call.
-    Waits give the GIL away.
+    Waits give the GIL away. Ranks on several nodes that have calls of two groups in flight must receive them in the same
+    order: a rank hands on rows of others while it is inside a call of that group.
 
     A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
     of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
@@ -628,6 +631,16 @@ class Group:
     @property
     def config(self) -> GroupConfig: ...
 
+    @property
+    def backend_name(self) -> str:
+        """The backend that was chosen: "host"."""
+
+    @property
+    def network_name(self) -> str:
+        """
+        The network that was chosen, "loopback"; "none" if all ranks are in one node.
+        """
+
     def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what
@@ -641,9 +654,10 @@ class Group:
         mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec:
         "none", or "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128
         or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity:
-        rows per expert of expert_padded, 0 = the most that can come. renormalise: scale the live weights up by what masked
-        ranks would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None:
-        the group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
+        rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
+        several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
+        would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
+        group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
 
         Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
         GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,

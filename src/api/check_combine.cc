@@ -14,20 +14,21 @@ namespace {
 
 constexpr const char* kFunction = "ferry::Group::combine";
 
-[[noreturn]] void unsupported(const std::string& message) {
-  Error error(ErrorCode::kUnsupported, fmt::format("{}: {}", kFunction, message));
-  error.step = kFunction;
-  throw error;
-}
-
 void check_memory(const char* argument, const Tensor& tensor) {
   ferry::check_memory(kFunction, argument, tensor);
 }
 
 void check_rails(const GroupState& group, const HandleHeader& header) {
   if (header.rails_digest == group.windows().rails.digest()) return;
-  unsupported(
+  refuse_unsupported(
+      kFunction, "handle",
       "masks changed which ranks forward between nodes since the dispatch, so its rows cannot return; dispatch again");
+}
+
+/// Elements of a row lie side by side. A stride that nobody takes says nothing: of one element, or in an empty tensor.
+bool rows_are_dense(const Tensor& tensor) {
+  const auto last = static_cast<std::size_t>(tensor.ndim - 1);
+  return tensor.strides[last] == 1 || tensor.shape[last] <= 1 || tensor.num_elements() == 0;
 }
 
 /// x by layout; more rows than the handle knows are allowed, fewer are not.
@@ -49,7 +50,7 @@ void check_x(const CombineArgs& args) {
              fmt::format("[{}, H], a row per row dispatched ({})", rows, name(handle.layout())));
   }
   if (x.shape[last] < 1) refuse(kFunction, "x", describe(x), "H of at least 1");
-  if (x.shape[last] > 1 && x.strides[last] != 1)
+  if (!rows_are_dense(x))
     refuse(kFunction, "x", fmt::format("strided by {} inside a row", x.strides[last]),
            "elements of a row side by side");
   check_memory("x", x);
@@ -58,7 +59,8 @@ void check_x(const CombineArgs& args) {
 void check_reduction(const CombineArgs& args) {
   const bool rank_major = args.handle->layout() == Layout::kRankMajor;
   if (rank_major && args.reduction.group == Reduction::Group::kChoice) {
-    unsupported(
+    refuse_unsupported(
+        kFunction, "reduction",
         "flat adds up choices, but a rank_major row is one row per rank already; use per_rank or per_node, or dispatch "
         "into an expert layout");
   }
@@ -67,7 +69,8 @@ void check_reduction(const CombineArgs& args) {
   }
   if (args.weighting == CombineArgs::Weighting::kNone) return;
   if (rank_major) {
-    unsupported(
+    refuse_unsupported(
+        kFunction, "weighting",
         "a rank_major row is the sum of several choices already and cannot be weighted; weigh before, or dispatch into "
         "an expert layout");
   }
@@ -97,9 +100,18 @@ void check_token_rows(const char* argument, const Tensor& tensor, std::int64_t n
                                            name(dtype), fp32_too ? " or fp32" : "");
   if (!right_dtype || tensor.ndim != 2 || tensor.shape[0] != num_tokens || tensor.shape[1] != hidden)
     refuse(kFunction, argument, describe(tensor), expected);
-  if (hidden > 1 && tensor.strides[1] != 1)
+  if (!rows_are_dense(tensor))
     refuse(kFunction, argument, fmt::format("strided by {} inside a row", tensor.strides[1]), expected);
   check_memory(argument, tensor);
+}
+
+/// Rows that are written must not lie over each other.
+void check_rows_apart(const char* argument, const Tensor& tensor) {
+  if (tensor.num_elements() == 0 || tensor.shape[0] < 2) return;
+  const std::int64_t stride = tensor.strides[0];
+  if (stride >= tensor.shape[1] || stride <= -tensor.shape[1]) return;
+  refuse(kFunction, argument, fmt::format("{} with rows {} elements apart", describe(tensor), stride),
+         fmt::format("rows at least {} elements apart", tensor.shape[1]));
 }
 
 void check_topk_weights(const CombineArgs& args) {
@@ -173,8 +185,10 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   check_token_rows("bias0", args.bias0, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("out", args.out, call.num_tokens, call.hidden, args.x.dtype, false);
+  check_rows_apart("out", args.out);
   call.digest = digest_of(call);
-  if (const std::string reason = group.backend->why_not(call); !reason.empty()) unsupported(reason);
+  if (const std::string reason = group.backend->why_not(call); !reason.empty())
+    refuse_unsupported(kFunction, "backend", reason);
 }
 
 std::string why_not_combine(const GroupState& group, const CombineArgs& args) {

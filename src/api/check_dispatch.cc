@@ -17,21 +17,17 @@ namespace {
 
 constexpr const char* kFunction = "ferry::Group::dispatch";
 
-[[noreturn]] void unsupported(const std::string& message) {
-  Error error(ErrorCode::kUnsupported, fmt::format("{}: {}", kFunction, message));
-  error.step = kFunction;
-  throw error;
-}
-
 void check_mode(const GroupState& group, const DispatchArgs& args) {
   const GroupLimits& limits = group.config.limits;
   if (args.mode == Mode::kLatency && args.layout == Layout::kExpertMajor) {
-    unsupported(
+    refuse_unsupported(
+        kFunction, "layout",
         "latency mode has no expert_major layout, because block starts need counts before data; use rank_major or "
         "expert_padded, or throughput mode");
   }
   if (args.mode == Mode::kLatency && limits.max_latency_tokens == 0) {
-    unsupported(
+    refuse_unsupported(
+        kFunction, "mode",
         "this group has no latency mode (limits.max_latency_tokens is 0); make it with max_latency_tokens above 0, or "
         "use throughput mode");
   }
@@ -256,7 +252,8 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
                 .capacity = resolve_capacity(group, args, *call.placement)};
   check_handle_memory(group, call);
   call.digest = digest_of(call);
-  if (const std::string reason = group.backend->why_not(call); !reason.empty()) unsupported(reason);
+  if (const std::string reason = group.backend->why_not(call); !reason.empty())
+    refuse_unsupported(kFunction, "backend", reason);
 }
 
 std::string why_not_dispatch(const GroupState& group, const DispatchArgs& args) {

@@ -17,12 +17,6 @@ namespace {
 
 constexpr const char* kFunction = "ferry::Group::create";
 
-[[noreturn]] void unsupported(const std::string& message) {
-  Error error(ErrorCode::kUnsupported, fmt::format("{}: {}", kFunction, message));
-  error.step = "meet";
-  throw error;
-}
-
 Topology choose_topology(const GroupConfig& config, int num_ranks, const Environment& environment) {
   if (config.topology) {
     if (config.topology->num_ranks() != num_ranks) {
@@ -73,11 +67,9 @@ void compare_lines(int rank, const std::string& theirs, int my_rank,
     const std::size_t end = theirs.find('\n', at);
     const std::string line = theirs.substr(at, end == std::string::npos ? end : end - at);
     if (line != fmt::format("{}={}", key, value)) {
-      Error error(ErrorCode::kMismatch, fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank,
-                                                    line, my_rank, key, value));
-      error.step = "meet";
-      error.peers.push_back({.rank = rank});
-      throw error;
+      throw peer_error(
+          ErrorCode::kMismatch, "meet", 0, rank,
+          fmt::format("{}: rank {} has {}, this rank ({}) has {}={}", kFunction, rank, line, my_rank, key, value));
     }
     at = end == std::string::npos ? theirs.size() : end + 1;
   }
@@ -104,13 +96,15 @@ std::uint64_t agree(Meeting& meeting, const std::vector<std::pair<std::string, s
 
 void check_backend(const GroupConfig& config) {
 #ifndef FERRY_HAS_CUDA
-  if (config.backend == "cuda") unsupported("backend cuda is not in this build; use backend host or auto");
+  if (config.backend == "cuda")
+    refuse_unsupported(kFunction, "backend", "backend cuda is not in this build; use backend host or auto");
 #endif
   if (config.backend != "auto" && config.backend != "host" && config.backend != "cuda")
     refuse(kFunction, "backend", config.backend, "auto, host or cuda");
   if (config.network == "auto" || config.network == "loopback") return;
   if (config.network == "tcp" || config.network == "shm" || config.network == "verbs" || config.network == "efa") {
-    unsupported(
+    refuse_unsupported(
+        kFunction, "network",
         fmt::format("network {} is not in this build; use loopback (ranks of one machine) or auto", config.network));
   }
   refuse(kFunction, "network", config.network, "auto, loopback, tcp, shm, verbs or efa");
@@ -128,7 +122,7 @@ std::unique_ptr<Backend> make_backend(const GroupConfig& settings, const Placeme
 #ifdef FERRY_HAS_CUDA
   if (settings.backend == "cuda") {
     if (runtime.topology.num_nodes() > 1)
-      unsupported("the cuda backend spans one node so far; use a topology of one node, or backend host");
+      refuse_unsupported(kFunction, "topology", "the cuda backend spans one node so far; use a topology of one node, or backend host");
     const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
     const WindowLayout window =
         make_window_layout(settings, runtime.topology, placement, Rails(runtime.topology, nobody));

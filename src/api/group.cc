@@ -19,89 +19,109 @@ Group::~Group() {
   if (state_) state_->close();
 }
 
+/// A group that was moved from has no state.
+GroupState& Group::state(const char* function) const {
+  if (!state_) refuse(function, "group", "moved from", "a group");
+  return *state_;
+}
+
 int Group::rank() const {
-  return state_->runtime->rank;
+  return state("ferry::Group::rank").runtime->rank;
 }
 int Group::size() const {
-  return state_->runtime->topology.num_ranks();
+  return state("ferry::Group::size").runtime->topology.num_ranks();
 }
 const Topology& Group::topology() const {
-  return state_->runtime->topology;
+  return state("ferry::Group::topology").runtime->topology;
 }
 const Placement& Group::placement() const {
-  return *state_->placement;
+  return *state("ferry::Group::placement").placement;
 }
 const GroupConfig& Group::config() const {
-  return state_->config;
+  return state("ferry::Group::config").config;
+}
+std::string Group::backend_name() const {
+  return state("ferry::Group::backend_name").backend->name();
+}
+std::string Group::network_name() const {
+  const auto& engine = state("ferry::Group::network_name").runtime->engine;
+  return engine ? engine->provider().name : "none";
 }
 
 PendingDispatch Group::dispatch_send(const DispatchArgs& args) {
-  return {state_, state_->dispatch_send(args, GroupState::Phases::kApart)};
+  return {state_, state("ferry::Group::dispatch_send").dispatch_send(args, GroupState::Phases::kApart)};
 }
 PendingCombine Group::combine_send(const CombineArgs& args) {
-  return {state_, state_->combine_send(args, GroupState::Phases::kApart)};
+  return {state_, state("ferry::Group::combine_send").combine_send(args, GroupState::Phases::kApart)};
 }
 DispatchResult Group::dispatch(const DispatchArgs& args) {
-  return state_->dispatch_receive(state_->dispatch_send(args, GroupState::Phases::kTogether));
+  GroupState& group = state("ferry::Group::dispatch");
+  return group.dispatch_receive(group.dispatch_send(args, GroupState::Phases::kTogether));
 }
 CombineResult Group::combine(const CombineArgs& args) {
-  return state_->combine_receive(state_->combine_send(args, GroupState::Phases::kTogether));
+  GroupState& group = state("ferry::Group::combine");
+  return group.combine_receive(group.combine_send(args, GroupState::Phases::kTogether));
 }
 
 std::string Group::why_not(const DispatchArgs& args) const {
-  state_->require_open("ferry::Group::why_not");
-  return why_not_dispatch(*state_, args);
+  const GroupState& group = state("ferry::Group::why_not");
+  group.require_open("ferry::Group::why_not");
+  return why_not_dispatch(group, args);
 }
 
 std::string Group::why_not(const CombineArgs& args) const {
-  state_->require_open("ferry::Group::why_not");
-  return why_not_combine(*state_, args);
+  const GroupState& group = state("ferry::Group::why_not");
+  group.require_open("ferry::Group::why_not");
+  return why_not_combine(group, args);
 }
 
 std::size_t Group::handle_bytes(const DispatchArgs& args) const {
-  state_->require_open("ferry::Group::handle_bytes");
+  const GroupState& group = state("ferry::Group::handle_bytes");
+  group.require_open("ferry::Group::handle_bytes");
   DispatchArgs without_memory = args;
   without_memory.handle_memory = {};
   DispatchCall call;
-  fill_dispatch(*state_, without_memory, call);
-  return static_cast<std::size_t>(most_handle_bytes(*state_, call));
+  fill_dispatch(group, without_memory, call);
+  return static_cast<std::size_t>(most_handle_bytes(group, call));
 }
 
 Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elements) const {
   constexpr const char* kFunction = "ferry::Group::combine_input";
-  state_->require_open(kFunction);
-  check_handle(kFunction, *state_, &handle);
+  const GroupState& group = state(kFunction);
+  group.require_open(kFunction);
+  check_handle(kFunction, group, &handle);
   if (dtype != DType::kBf16 && dtype != DType::kFp16 && dtype != DType::kFp32)
     refuse(kFunction, "dtype", name(dtype), "bf16, fp16 or fp32");
-  const std::int64_t most = state_->windows().layout.max_return_bytes() / static_cast<std::int64_t>(dtype_bytes(dtype));
+  const std::int64_t most = group.windows().layout.max_return_bytes() / static_cast<std::int64_t>(dtype_bytes(dtype));
   if (elements < 1 || elements > most)
     refuse(kFunction, "elements", fmt::to_string(elements), fmt::format("1 to {} (limits.hidden and dtype)", most));
-  return state_->backend->combine_input(state_->windows(), handle, dtype, elements);
+  return group.backend->combine_input(group.windows(), handle, dtype, elements);
 }
 
 void Group::mask(int rank) {
-  state_->mask(rank);
+  state("ferry::Group::mask").mask(rank);
 }
 void Group::unmask(int rank) {
-  state_->unmask(rank);
+  state("ferry::Group::unmask").unmask(rank);
 }
 std::vector<bool> Group::masked() const {
-  return {state_->masked().begin(), state_->masked().end()};
+  const auto& masks = state("ferry::Group::masked").masked();
+  return {masks.begin(), masks.end()};
 }
 void Group::check() {
-  state_->check();
+  state("ferry::Group::check").check();
 }
 void Group::abort() {
-  state_->abort();
+  state("ferry::Group::abort").abort();
 }
 void Group::close() {
-  state_->close();
+  state("ferry::Group::close").close();
 }
 GroupStatistics Group::statistics() const {
-  return state_->statistics();
+  return state("ferry::Group::statistics").statistics();
 }
 const std::vector<StepTrace>& Group::last_trace() const {
-  return state_->last_trace;
+  return state("ferry::Group::last_trace").last_trace;
 }
 
 namespace {
@@ -128,6 +148,9 @@ PendingDispatch::~PendingDispatch() {
   drop(call_);
 }
 
+bool PendingDispatch::valid() const noexcept {
+  return call_ && !call_->received;
+}
 DispatchResult PendingDispatch::receive() {
   if (!call_) refuse("ferry::PendingDispatch::receive", "pending", "empty or moved from", "a dispatch that was sent");
   return group_->dispatch_receive(call_);
@@ -146,6 +169,9 @@ PendingCombine::~PendingCombine() {
   drop(call_);
 }
 
+bool PendingCombine::valid() const noexcept {
+  return call_ && !call_->received;
+}
 CombineResult PendingCombine::receive() {
   if (!call_) refuse("ferry::PendingCombine::receive", "pending", "empty or moved from", "a combine that was sent");
   return group_->combine_receive(call_);

@@ -16,9 +16,7 @@ class GroupState::Busy {
  public:
   Busy(GroupState& group, const char* function) : group_(group) {
     if (group_.busy_.exchange(true, std::memory_order_acquire)) {
-      throw Error(
-          ErrorCode::kInvalidArgument,
-          fmt::format("{}: another thread is in a call of this group, expected one thread at a time", function));
+      refuse(function, "group", "in a call of another thread", "one thread at a time");
     }
   }
   Busy(const Busy&) = delete;

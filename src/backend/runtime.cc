@@ -9,6 +9,8 @@
 #include <cstring>
 #include <thread>
 
+#include "core/check.h"
+
 namespace ferry {
 namespace {
 
@@ -236,12 +238,9 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
   if (who == 0 && !aborted()) return;
   if (!abort_spread_) spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
   abort_spread_ = true;
-  Error error(ErrorCode::kAborted,
-              fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
-                          who == 0 ? rank : static_cast<int>(who) - 1, call.epoch, name(call.kind)));
-  error.step = step;
-  error.epoch = call.epoch;
-  throw error;
+  throw call_error(ErrorCode::kAborted, step, call.epoch,
+                   fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
+                               who == 0 ? rank : static_cast<int>(who) - 1, call.epoch, name(call.kind)));
 }
 
 void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
@@ -313,10 +312,9 @@ Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::
                         list.empty() ? "" : ", ", peer.rank, name(one.kind), peer.seen >> kEpochShift,
                         peer.seen & 0xffffff, peer.wanted >> kEpochShift, peer.wanted & 0xffffff, peer.activity);
   }
-  Error error(code, fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, name(call.kind),
-                                list.empty() ? "failed" : "waits for ", list, why));
-  error.step = step;
-  error.epoch = call.epoch;
+  Error error = call_error(code, step, call.epoch,
+                           fmt::format("{}: rank {} in call {} {} {}{}: {}", step, rank, call.epoch, name(call.kind),
+                                       list.empty() ? "failed" : "waits for ", list, why));
   error.peers = std::move(peers);
   return error;
 }

@@ -26,7 +26,13 @@ class StepScope {
     call_.trace.push_back({step_, rows, bytes, seconds});
   }
 
-  std::int64_t rows = 0;  ///< moved by this step on this rank
+  /// Counts a row that the step stored or sent.
+  void count(std::int64_t row_bytes) {
+    ++rows;
+    bytes += row_bytes;
+  }
+
+  std::int64_t rows = 0;  ///< see StepTrace
   std::int64_t bytes = 0;
 
  private:

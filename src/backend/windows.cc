@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "backend/runtime.h"
+#include "core/check.h"
 
 namespace ferry {
 namespace {
@@ -51,8 +52,8 @@ MembershipNotice unpack(const Notice& notice, int peer, int num_ranks) {
   if (notice.bytes.size() >= sizeof(NoticeHeader)) std::memcpy(&out.header, notice.bytes.data(), sizeof(NoticeHeader));
   if (notice.bytes.size() < fixed || out.header.magic != kNoticeMagic ||
       out.header.num_ranks != static_cast<std::uint64_t>(num_ranks)) {
-    throw Error(ErrorCode::kMismatch,
-                fmt::format("ferry: rank {} sent a notice that this version does not understand", peer));
+    throw peer_error(ErrorCode::kMismatch, "meet", 0, peer,
+                     fmt::format("ferry: rank {} sent a notice that this version does not understand", peer));
   }
   const auto* masks = reinterpret_cast<const std::uint8_t*>(notice.bytes.data()) + sizeof(NoticeHeader);
   out.masked.assign(masks, masks + num_ranks);
@@ -122,7 +123,8 @@ class WindowOpener {
       std::erase_if(missing, [&](int peer) { return receive_from(peer); });
       if (missing.empty()) break;
       if (runtime_.aborted() || (before_ != nullptr && runtime_.abort_seen(*before_))) {
-        throw Error(ErrorCode::kAborted, "ferry: the group was aborted while windows were opened");
+        throw call_error(ErrorCode::kAborted, "meet", header_.counters.epoch,
+                         "ferry: the group was aborted while windows were opened");
       }
       // A peer may first want to receive a call whose rows pass through this rank.
       if (runtime_.progress) runtime_.progress();
@@ -165,11 +167,8 @@ class WindowOpener {
 
   void check_agreement(int peer, const MembershipNotice& theirs) const {
     const auto disagree = [&](const std::string& what) {
-      Error error(ErrorCode::kMismatch,
-                  fmt::format("ferry::Group: rank {} and rank {} disagree: {}", peer, runtime_.rank, what));
-      error.step = "meet";
-      error.peers.push_back({.rank = peer});
-      throw error;
+      throw peer_error(ErrorCode::kMismatch, "meet", 0, peer,
+                       fmt::format("ferry::Group: rank {} and rank {} disagree: {}", peer, runtime_.rank, what));
     };
     if (theirs.header.config_digest != header_.config_digest) disagree("their limits, topology or placement differ");
     if (theirs.header.left_out != 0)
@@ -184,8 +183,9 @@ class WindowOpener {
   void adopt(int peer, const std::shared_ptr<Memory>& memory, std::span<const std::byte> description) {
     const auto index = static_cast<std::size_t>(peer);
     if (memory && memory->size() < static_cast<std::size_t>(windows_.layout.total_bytes())) {
-      throw Error(ErrorCode::kMismatch, fmt::format("ferry::Group: rank {} has a window of {} bytes, expected {}", peer,
-                                                    memory->size(), windows_.layout.total_bytes()));
+      throw peer_error(ErrorCode::kMismatch, "meet", 0, peer,
+                       fmt::format("ferry::Group: rank {} has a window of {} bytes, expected {}", peer, memory->size(),
+                                   windows_.layout.total_bytes()));
     }
     if (runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank)) {
       windows_.mapped_[index] = memory;
@@ -209,10 +209,9 @@ class WindowOpener {
   }
 
   [[noreturn]] void fail(ErrorCode code, const std::vector<int>& peers, const char* why) const {
-    Error error(code, fmt::format("ferry::Group: rank {} waits for rank {} to open membership {}: {}", runtime_.rank,
-                                  fmt::join(peers, ", "), header_.number, why));
-    error.step = "meet";
-    error.epoch = header_.counters.epoch;
+    Error error = call_error(code, "meet", header_.counters.epoch,
+                             fmt::format("ferry::Group: rank {} waits for rank {} to open membership {}: {}",
+                                         runtime_.rank, fmt::join(peers, ", "), header_.number, why));
     for (int peer : peers) error.peers.push_back({.rank = peer});
     throw error;
   }
@@ -253,10 +252,8 @@ Runtime::Rejoin Runtime::wait_for_rejoin(std::chrono::nanoseconds timeout) {
     if (progress) progress();
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  Error error(aborted() ? ErrorCode::kAborted : ErrorCode::kTimeout,
-              fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
-  error.step = "meet";
-  throw error;
+  throw call_error(aborted() ? ErrorCode::kAborted : ErrorCode::kTimeout, "meet", 0,
+                   fmt::format("ferry::Group::unmask: no rank took rank {} back within the deadline", rank));
 }
 
 std::optional<std::uint32_t> Runtime::reopened_as(const Windows& windows) const {
@@ -300,18 +297,14 @@ void Runtime::check_notices(const Call& call, const char* step) {
     if (theirs.header.number <= call.windows->membership.number) continue;
     // A peer that began this call before it changed the membership owes it nothing more than any other peer does.
     if (theirs.header.left_out == 0 && theirs.header.counters.epoch >= call.epoch) continue;
-    Error error(
-        ErrorCode::kMismatch,
+    throw peer_error(
+        ErrorCode::kMismatch, step, call.epoch, peer,
         theirs.header.left_out != 0
             ? fmt::format("{}: rank {} has left this rank ({}) out since membership {}", step, peer, rank,
                           theirs.header.number)
             : fmt::format("{}: rank {} is in membership {} and masks {}, this rank is in membership {} and masks {}",
                           step, peer, theirs.header.number, list_masked(theirs.masked), call.windows->membership.number,
                           list_masked(masked_now)));
-    error.step = step;
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = peer});
-    throw error;
   }
 }
 

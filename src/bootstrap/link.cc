@@ -42,7 +42,8 @@ std::optional<PacketHeader> PacketHeader::parse(std::span<const std::byte> packe
   const auto carries = reader.get<std::uint16_t>();
   header.total_bytes = reader.get<std::uint64_t>();
   header.memory_bytes = reader.get<std::uint64_t>();
-  if (!reader.ok() || magic != kMagic || kind < 1 || kind > 4 || carries > (kCarriesMemory | kCarriesDevice)) return std::nullopt;
+  if (!reader.ok() || magic != kMagic || kind < 1 || kind > 4 || carries > (kCarriesMemory | kCarriesDevice))
+    return std::nullopt;
   header.kind = static_cast<Kind>(kind);
   header.has_memory = (carries & kCarriesMemory) != 0;
   header.has_device = (carries & kCarriesDevice) != 0;
@@ -65,7 +66,8 @@ void Link::send(const Notice& notice) {
   header.memory_bytes = notice.memory ? notice.memory->size() : 0;
   header.has_device = notice.device != nullptr;
   const std::size_t first_bytes = std::min(bytes.size(), kMaxChunkBytes);
-  outgoing_.push_back({.packet = header.packet(bytes.first(first_bytes)), .memory = notice.memory, .device = notice.device});
+  outgoing_.push_back(
+      {.packet = header.packet(bytes.first(first_bytes)), .memory = notice.memory, .device = notice.device});
   for (std::size_t at = first_bytes; at < bytes.size(); at += kMaxChunkBytes) {
     PacketHeader more;
     more.kind = PacketHeader::Kind::kMore;
@@ -149,8 +151,7 @@ bool Link::accept(Received received, std::span<const std::byte> packet) {
     return false;
   }
   bytes.insert(bytes.end(), payload.begin(), payload.end());
-  if (opens && header->has_device)
-    partial_->notice.device = std::make_shared<SharedFd>(std::move(received.fds.back()));
+  if (opens && header->has_device) partial_->notice.device = std::make_shared<SharedFd>(std::move(received.fds.back()));
   if (opens && header->has_memory) {
     try {
       partial_->notice.memory = map(std::move(received.fds.front()), header->memory_bytes);

@@ -37,8 +37,8 @@ class SharedFd final : public Shareable {
 
 struct Notice {
   std::vector<std::byte> bytes;
-  std::shared_ptr<Memory> memory;     ///< null, or memory that the receiver may map and write
-  std::shared_ptr<Shareable> device;  ///< null, or what the sender shares beside it; threads get the object itself
+  std::shared_ptr<Memory> memory{};     ///< null, or memory that the receiver may map and write
+  std::shared_ptr<Shareable> device{};  ///< null, or what the sender shares beside it; threads get the object itself
 };
 
 /// All methods may be called from any thread of the rank; none waits. Belongs to the process that made it: a forked

@@ -1,11 +1,12 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Refusals with one shape: function, argument, seen, expected.
+// Errors with one shape each: refusals say function, argument, seen, expected; failures of a call say step, call and peers.
 #pragma once
 
 #include <fmt/format.h>
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -22,6 +23,30 @@ namespace ferry {
   error.step = function;
   error.argument = argument;
   throw error;
+}
+
+/// What cannot be done here; `why` says what is missing and what would work.
+[[noreturn]] inline void refuse_unsupported(std::string_view function, std::string_view argument,
+                                            std::string_view why) {
+  Error error(ErrorCode::kUnsupported, fmt::format("{}: {}", function, why));
+  error.step = function;
+  error.argument = argument;
+  throw error;
+}
+
+/// How a call that had begun ended at `step`. The caller adds what else is known, and throws it.
+inline Error call_error(ErrorCode code, std::string_view step, std::uint64_t epoch, const std::string& message) {
+  Error error(code, message);
+  error.step = step;
+  error.epoch = epoch;
+  return error;
+}
+/// The same where one rank is the reason.
+inline Error peer_error(ErrorCode code, std::string_view step, std::uint64_t epoch, int peer,
+                        const std::string& message) {
+  Error error = call_error(code, step, epoch, message);
+  error.peers.push_back({.rank = peer});
+  return error;
 }
 
 /// "[4, 7168] bf16"

@@ -86,8 +86,7 @@ class ReturnForwarder {
   void send(int source, std::int64_t from, std::int64_t to, int place) {
     runtime_.write(call_, source, to + place * call_.slot_bytes, call_.windows->own(from + place * call_.slot_bytes),
                    call_.slot_bytes);
-    ++scope_.rows;
-    scope_.bytes += call_.row_bytes;
+    scope_.count(call_.row_bytes);
   }
 
   Runtime& runtime_;

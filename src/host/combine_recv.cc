@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "backend/trace.h"
+#include "core/check.h"
 #include "host/combine_common.h"
 #include "host/host_backend.h"
 #include "host/row_sum.h"
@@ -49,13 +50,9 @@ void check_rails(const Runtime& runtime, const CombineCall& call, std::span<cons
   for (const Wait& wait : waits) {
     if (wait.kind != Signal::kCombineNetwork || runtime.masked_now[static_cast<std::size_t>(wait.peer)] == 0) continue;
     if (runtime.signal(*call.windows, wait.kind, call.flight, wait.peer) >= wait.wanted) continue;
-    Error error(ErrorCode::kPeerLost,
-                fmt::format("{}: call {}: rank {} was left out while rows of its node came back through it", kStep,
-                            call.epoch, wait.peer));
-    error.step = kStep;
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = wait.peer});
-    throw error;
+    throw peer_error(ErrorCode::kPeerLost, kStep, call.epoch, wait.peer,
+                     fmt::format("{}: call {}: rank {} was left out while rows of its node came back through it", kStep,
+                                 call.epoch, wait.peer));
   }
 }
 
@@ -66,16 +63,12 @@ void check_notes(const Runtime& runtime, const CombineCall& call, std::span<cons
     const bool refused = note.status == kCallRefused;
     if (note.epoch != call.epoch || (note.digest == call.digest && !refused)) continue;
     const int other = refused ? static_cast<int>(note.where) : wait.peer;
-    Error error(
-        ErrorCode::kMismatch,
+    throw peer_error(
+        ErrorCode::kMismatch, kStep, call.epoch, other,
         fmt::format(
             "ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
             "weighting or topk_weights)",
             call.epoch, other));
-    error.step = kStep;
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = other});
-    throw error;
   }
 }
 

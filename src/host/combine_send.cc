@@ -148,8 +148,7 @@ class RowReturner {
   void finish(const wire::TokenMeta& record, std::int64_t n, int only, int peer, std::int64_t offset, std::byte* at) {
     if (call_.has_topk_weights)
       write_weights(record, n, only, reinterpret_cast<float*>(at + wire::padded(call_.row_bytes)));
-    ++scope_.rows;
-    scope_.bytes += call_.row_bytes;
+    scope_.count(call_.row_bytes);
     if (call_.windows->peer(peer, offset) == nullptr) runtime_.write(call_, peer, offset, at, call_.slot_bytes);
   }
   void write_weights(const wire::TokenMeta& record, std::int64_t n, int only, float* to) const {

@@ -36,8 +36,7 @@ void forward_row(Runtime& runtime, DispatchCall& call, std::byte* record_at, Ste
     runtime.write(call, peer, layout.recv_meta(call.flight) + record.tokens()[k] * bytes,
                   record_at + call.format.row_bytes, bytes);
     ++call.forwarded_to[static_cast<std::size_t>(peer)];
-    ++scope.rows;
-    scope.bytes += call.format.row_bytes;
+    scope.count(call.format.row_bytes);
   }
 }
 

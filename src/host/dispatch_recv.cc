@@ -11,6 +11,7 @@
 
 #include "backend/handle_layout.h"
 #include "backend/trace.h"
+#include "core/check.h"
 #include "host/dispatch_result.h"
 #include "host/host_backend.h"
 #include "host/row_encoder.h"
@@ -34,13 +35,9 @@ void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
     const bool handed_on =
         call.forwarded_from[index] == 0 || has_come(peer, Signal::kDispatchForwarded, call.forwarded_from[index]);
     if (own_rows && handed_on) continue;
-    Error error(ErrorCode::kPeerLost,
-                fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again", kStep,
-                            call.epoch, peer));
-    error.step = kStep;
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = peer});
-    throw error;
+    throw peer_error(ErrorCode::kPeerLost, kStep, call.epoch, peer,
+                     fmt::format("{}: call {}: rank {} was left out while its rows were on the way; dispatch again",
+                                 kStep, call.epoch, peer));
   }
 }
 
@@ -73,8 +70,7 @@ void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) 
   std::memcpy(handle.records(), call.windows->own(layout.recv_meta(call.flight)),
               static_cast<std::size_t>(call.num_rows * wire::TokenMeta::bytes(call.top_k)));
   std::copy_n(call.forward_records.data(), call.forward_records.size(), handle.forwarded_records());
-  scope.rows = call.num_rows;
-  if (call.shape.layout == Layout::kRankMajor) return;
+  if (call.shape.layout == Layout::kRankMajor) return;  // every row is in place
   const std::int32_t* rank_of_slot = handle.rank_of_slot();
   for (std::int64_t n = 0; n < call.num_rows; ++n) {
     const wire::TokenMeta record = handle.record(n);
@@ -86,7 +82,7 @@ void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) 
         continue;
       }
       out.copy_row(first, record.rows()[k]);
-      scope.bytes += call.format.row_bytes;
+      scope.count(call.format.row_bytes);
     }
   }
 }
@@ -142,12 +138,10 @@ void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader
   call.num_expert_rows = call.shape.capacity * static_cast<std::int64_t>(call.expert_counts.size());
   for (std::size_t e = 0; e < call.expert_counts.size(); ++e) {
     if (call.expert_counts[e] <= call.shape.capacity) continue;
-    Error error(
-        ErrorCode::kOverflow,
+    Error error = call_error(
+        ErrorCode::kOverflow, kStep, call.epoch,
         fmt::format("ferry::Group::dispatch: call {}: local expert {} of rank {} got {} rows, expert_capacity is {}",
                     call.epoch, e, runtime.rank, call.expert_counts[e], call.shape.capacity));
-    error.step = kStep;
-    error.epoch = call.epoch;
     error.needed_rows = call.expert_counts[e];
     throw error;
   }
@@ -181,15 +175,14 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
           call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
       if (call.shape.layout == Layout::kRankMajor) continue;
       store(source, row, record.source_token(), record.rows()[k]);
-      scope.bytes += call.format.row_bytes;
+      scope.count(call.format.row_bytes);
     }
     if (call.shape.layout == Layout::kRankMajor) {
       store(source, row, record.source_token(), n);
-      scope.bytes += call.format.row_bytes;
+      scope.count(call.format.row_bytes);
     }
     ++n;
   });
-  scope.rows = call.num_rows;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "core/check.h"
 #include "routing/dedup.h"
 
 namespace ferry::host {
@@ -225,14 +226,11 @@ void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
 HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
   const HandleHeader header = make_header(runtime, call);
   if (call.cached.valid() && HandleView::header_at(call.cached.mutable_bytes()).num_rows != call.num_rows) {
-    Error error(
-        ErrorCode::kPeerLost,
+    throw call_error(
+        ErrorCode::kPeerLost, "dispatch_recv", call.epoch,
         fmt::format("ferry::Group::dispatch: call {}: {} rows came, the handle knows {}: a rank was left out on "
                     "the way; dispatch with topk_ids",
                     call.epoch, call.num_rows, HandleView::header_at(call.cached.mutable_bytes()).num_rows));
-    error.step = "dispatch_recv";
-    error.epoch = call.epoch;
-    throw error;
   }
   if (call.cached.valid() && !call.args.topk_weights.present()) {
     call.result.handle = call.cached;  // the records that arrive are the ones it holds
@@ -257,34 +255,25 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
 void check_note(const DispatchCall& call, int source, const CallNote& note) {
   if (note.epoch != call.epoch) {
     // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived.
-    Error error(ErrorCode::kMismatch, fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to call {}",
-                                                  call.epoch, source, note.epoch));
-    error.step = "route";
-    error.epoch = call.epoch;
-    error.peers.push_back({.rank = source});
-    throw error;
+    throw peer_error(
+        ErrorCode::kMismatch, "route", call.epoch, source,
+        fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to call {}", call.epoch, source, note.epoch));
   }
   if (note.status == kCallBadId) {
-    Error error(
-        ErrorCode::kInvalidArgument,
+    Error error = call_error(
+        ErrorCode::kInvalidArgument, "route", call.epoch,
         fmt::format("ferry::Group::dispatch: topk_ids of rank {} at row {} is {}, expected below {} (or negative)",
                     source, note.where, note.value, call.placement->num_experts()));
-    error.step = "route";
-    error.epoch = call.epoch;
     error.argument = "topk_ids";
     throw error;
   }
   if (note.digest == call.digest) return;
-  Error error(
-      ErrorCode::kMismatch,
+  throw peer_error(
+      ErrorCode::kMismatch, "route", call.epoch, source,
       fmt::format(
           "ferry::Group::dispatch: call {}: rank {} gave other arguments than this rank (mode, layout, codec, dtypes, "
           "widths, top-k, alignment, capacity, weights, placement or handle)",
           call.epoch, source));
-  error.step = "route";
-  error.epoch = call.epoch;
-  error.peers.push_back({.rank = source});
-  throw error;
 }
 
 void make_result(const Runtime& runtime, DispatchCall& call, std::byte* base, std::int64_t capacity) {

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "backend/trace.h"
+#include "core/check.h"
 #include "host/host_backend.h"
 #include "host/row_encoder.h"
 #include "routing/dedup.h"
@@ -130,8 +131,7 @@ void send_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
     for (int k = 0; k < call.top_k; ++k) {
       if (!routing::is_first_of_owner(ranks, k) || topology.node_of(ranks[k]) != my_node) continue;
       store_in_place(runtime, call, row, record, ranks[k], k);
-      ++scope.rows;
-      scope.bytes += call.format.row_bytes;
+      scope.count(call.format.row_bytes);
     }
     for (int node = 0; node < topology.num_nodes(); ++node) {
       const std::int32_t forward_row = call.forward_rows[static_cast<std::size_t>(t * topology.num_nodes() + node)];
@@ -142,8 +142,7 @@ void send_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
       encoder.copy(row, to);
       std::memcpy(to + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
       stream.push();
-      ++scope.rows;
-      scope.bytes += call.format.row_bytes;
+      scope.count(call.format.row_bytes);
       record.forward_row() = -1;
     }
   }
@@ -177,12 +176,10 @@ void wait_for_free_slots(Runtime& runtime, DispatchCall& call) {
   }
   // Every rank sees the same reports, so every rank refuses this call alike, unless all have thrown before.
   if (refusing < 0 || num_refused == static_cast<int>(call.windows->live.size())) return;
-  Error error(ErrorCode::kOverflow,
-              fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, refusing, before));
-  error.step = kStep;
-  error.epoch = call.epoch;
+  Error error =
+      peer_error(ErrorCode::kOverflow, kStep, call.epoch, refusing,
+                 fmt::format("{}: rank {} got more rows than expert_capacity in call {}", kStep, refusing, before));
   error.needed_rows = needed_rows;
-  error.peers.push_back({.rank = refusing});
   throw error;
 }
 
@@ -206,9 +203,10 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
       if (!routing::is_first_of_owner(ranks, k)) continue;
       const std::int64_t slot = layout.dispatch_slots(call.flight, runtime.rank) +
                                 filled[static_cast<std::size_t>(ranks[k])]++ * record_bytes;
+      const bool in_place = ranks[k] == runtime.rank && call.own_rows_in_place();  // dispatch_recv takes it from there
       if (runtime.topology.node_of(ranks[k]) == my_node) {
         std::byte* to = call.windows->peer(ranks[k], slot);
-        if (ranks[k] != runtime.rank || !call.own_rows_in_place()) encoder.copy(row, to);
+        if (!in_place) encoder.copy(row, to);
         std::memcpy(to + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
       } else {
         if (staged == nullptr) {
@@ -218,8 +216,7 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
         }
         runtime.write(call, ranks[k], slot, staged, record_bytes);
       }
-      ++scope.rows;
-      scope.bytes += call.format.row_bytes;
+      if (!in_place) scope.count(call.format.row_bytes);
     }
   }
   CallNote note = call.bad_id;

@@ -10,6 +10,7 @@
 
 #include "backend/handle_layout.h"
 #include "backend/trace.h"
+#include "core/check.h"
 #include "host/dispatch_result.h"
 #include "host/host_backend.h"
 #include "routing/dedup.h"
@@ -219,13 +220,9 @@ class RowPlan {
     const Signal kind = call_.exchange % 2 == 0 ? Signal::kCountsEven : Signal::kCountsOdd;
     for (int source : call_.windows->live) {
       if (runtime_.signal(*call_.windows, kind, call_.flight, source) == call_.total(0)) continue;
-      Error error(
-          ErrorCode::kMismatch,
+      throw peer_error(
+          ErrorCode::kMismatch, kStep, call_.epoch, source,
           fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to another call", call_.epoch, source));
-      error.step = kStep;
-      error.epoch = call_.epoch;
-      error.peers.push_back({.rank = source});
-      throw error;
     }
   }
 
@@ -284,9 +281,8 @@ class RowPlan {
                                                     : std::max(tokens, expert_rows_[static_cast<std::size_t>(rank)]);
   }
   [[noreturn]] void overflow(std::int64_t needed, const std::string& what) const {
-    Error error(ErrorCode::kOverflow, fmt::format("ferry::Group::dispatch: call {}: {}", call_.epoch, what));
-    error.step = kStep;
-    error.epoch = call_.epoch;
+    Error error = call_error(ErrorCode::kOverflow, kStep, call_.epoch,
+                             fmt::format("ferry::Group::dispatch: call {}: {}", call_.epoch, what));
     error.needed_rows = needed;
     throw error;
   }

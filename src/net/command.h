@@ -19,13 +19,7 @@
 
 #include <cstdint>
 
-#if !defined(FERRY_HD)
-#if defined(__CUDACC__)
-#define FERRY_HD __host__ __device__
-#else
-#define FERRY_HD
-#endif
-#endif
+#include "core/host_device.h"
 
 namespace ferry::net {
 

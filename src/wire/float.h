@@ -8,20 +8,7 @@
 #include <bit>
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define FERRY_HD __host__ __device__
-#else
-#define FERRY_HD
-#endif
-
-// Forced, because GCC does not inline a plain function into a clone for another machine (core/clones.h) by itself.
-#if defined(__CUDACC__)
-#define FERRY_HD_INLINE __host__ __device__ __forceinline__
-#elif defined(__GNUC__)
-#define FERRY_HD_INLINE inline __attribute__((always_inline))
-#else
-#define FERRY_HD_INLINE inline
-#endif
+#include "core/host_device.h"
 
 namespace ferry::wire {
 

@@ -136,7 +136,9 @@ TEST_P(Phases, PendingsMoveAndReceiveOnce) {
     pending = group.dispatch_send(round.dispatch_args());
     PendingDispatch moved = std::move(pending);
     require(moved.valid(), "a moved pending is not valid");
+    require(!pending.valid(), "a pending that was moved from is valid");
     const DispatchResult result = moved.receive();
+    require(!moved.valid(), "a pending that was received is valid");
     round.check(result);
     try {
       moved.receive();
@@ -145,7 +147,9 @@ TEST_P(Phases, PendingsMoveAndReceiveOnce) {
       require(error.code() == ErrorCode::kInvalidArgument, std::string("second receive: ") + error.what());
     }
     PendingCombine combining = group.combine_send(round.combine_args(result));
+    require(combining.valid(), "a combine that was sent is not valid");
     round.check(combining.receive());
+    require(!combining.valid(), "a combine that was received is valid");
     try {
       combining.receive();
       throw Failure("a second receive did not throw");

@@ -283,6 +283,11 @@ TEST(Refusals, CombineMisuseIsRefusedHereAndLeavesTheGroupAsItWas) {
        [](CombineArgs& args) {
          args.out = Tensor::contiguous(args.x.data, DType::kBf16, {6, 23});
        }},
+      {"out",
+       [](CombineArgs& args) {
+         args.out = Tensor::contiguous(args.x.data, DType::kBf16, {6, 24});
+         args.out.strides[0] = 0;
+       }},
   };
   Case c = base(Mode::kThroughput, Layout::kExpertMajor);
   c.alignment = 8;
@@ -312,13 +317,16 @@ TEST(Refusals, IllegalCombinationsSayWhyNot) {
     args.layout = Layout::kExpertMajor;
     require(!group.why_not(args).empty(), "latency with expert_major has no reason against it");
     const Error error = expect_error("latency with expert_major", [&] { group.dispatch(args); });
-    require(error.code() == ErrorCode::kUnsupported || error.code() == ErrorCode::kInvalidArgument, error.what());
+    require_code("latency with expert_major", error, ErrorCode::kUnsupported);
+    require(error.argument == "layout", "latency with expert_major names argument " + error.argument);
     const DispatchResult result = group.dispatch(round.dispatch_args());
     CombineArgs combine = round.combine_args(result);
     require(group.why_not(combine).empty(), "a legal combine has a reason against it: " + group.why_not(combine));
     combine.reduction = Reduction::flat();
     require(!group.why_not(combine).empty(), "flat with rank_major has no reason against it");
-    expect_error("flat with rank_major", [&] { group.combine(combine); });
+    const Error flat = expect_error("flat with rank_major", [&] { group.combine(combine); });
+    require_code("flat with rank_major", flat, ErrorCode::kUnsupported);
+    require(flat.argument == "reduction", "flat with rank_major names argument " + flat.argument);
     go_on(group, reference, rank);
   });
 }
@@ -336,6 +344,43 @@ TEST(Refusals, TooManyTokensOrChoices) {
                    ErrorCode::kInvalidArgument);
     }
     go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, AGroupThatWasMovedFrom) {
+  on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [](Group& group, const Reference& reference, int rank) {
+    Group moved = std::move(group);
+    Round round(reference, rank);
+    const DispatchArgs args = round.dispatch_args();
+    const std::function<void()> uses[] = {[&] { group.rank(); },        [&] { group.dispatch(args); },
+                                          [&] { group.why_not(args); }, [&] { group.mask(0); },
+                                          [&] { group.abort(); },       [&] { group.last_trace(); }};
+    for (const auto& use : uses) {
+      const Error error = expect_error("moved from", use);
+      require_code("moved from", error, ErrorCode::kInvalidArgument);
+      require(error.argument == "group", std::string("moved from: ") + error.what());
+    }
+    go_on(moved, reference, rank);
+  });
+}
+
+/// Strides that nobody takes, of one element or in an empty tensor, may be anything.
+TEST(Refusals, StridesOfNothingAreNotLookedAt) {
+  Case c = base(Mode::kThroughput, Layout::kRankMajor);
+  c.tokens = {0, 6, 6};
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    DispatchArgs args = round.dispatch_args();
+    if (rank == 0) args.payload[0].strides = {0, -7, 0};
+    const DispatchResult result = group.dispatch(args);
+    CombineArgs combine = round.combine_args(result);
+    std::byte none{};
+    if (rank == 0) {
+      combine.out = Tensor::contiguous(&none, combine.x.dtype, {0, combine.x.shape[1]});
+      combine.out.strides = {0, 5, 0};
+    }
+    if (combine.x.shape[0] == 0) combine.x.strides = {0, 5, 0};
+    round.check(group.combine(combine));
   });
 }
 

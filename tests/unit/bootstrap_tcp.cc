@@ -344,7 +344,8 @@ TEST(BootstrapTcp, MemberThatSpeaksOutOfTurnFailsTheGroupCleanly) {
     while (member.answer() != "") continue;
   });
   // The frame may come while rank 0 is still in meet_over_tcp: either call may be the one that says so.
-  const auto error = expect_error(ErrorCode::kBootstrap, [&] { meet_over_tcp(place(0, 2, port))->all_gather({}, 10s); });
+  const auto error =
+      expect_error(ErrorCode::kBootstrap, [&] { meet_over_tcp(place(0, 2, port))->all_gather({}, 10s); });
   EXPECT_NE(error.find("rank 1 sent a frame out of turn"), std::string::npos) << error;
   impostor.join();
 }
