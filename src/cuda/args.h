@@ -93,7 +93,8 @@ struct BlockArgs {
   std::int64_t row_stride = 0, element_stride = 0;  ///< bytes
   std::int32_t element_bytes = 1;
   bool in_pieces = false;  ///< rows lie as on the wire: 16-byte pieces can be copied as they are
-  wire::Block wire;
+  std::int32_t begin = 0, bytes = 0, padded = 0, width = 0;  ///< of the block in the wire row; width in elements
+  std::int64_t region = 0;  ///< of the block's rows in a receive region
 };
 
 struct RouteArgs {
@@ -118,7 +119,7 @@ struct RouteArgs {
 struct SendArgs {
   GroupArgs group;
   std::int64_t num_tokens = 0;
-  std::int32_t top_k = 0, num_blocks = 0;
+  std::int32_t top_k = 0, num_blocks = 0, row_bytes = 0;
   Codec codec = Codec::kNone;
   std::int32_t scale_block = 128;
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data

@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Step 7, combine_recv: wait until the peers' rows may be read, fetch each token's rows from where they lie, weigh, sum in the
-// documented order, add bias, round once. Fetching was measured a little faster than pushing (docs/design/cuda.md), and needs
-// no slots for returned rows. See the host step of this name.
+// documented order, add bias, round once. A warp takes a token; its rows come in pieces through the warp's ring of stages, far
+// ahead of the sums. Fetching needs no slots for returned rows and no second pass (docs/design/cuda.md). See the host step of
+// this name.
 #include "cuda/device/elements.cuh"
+#include "cuda/device/lane_ring.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
 
@@ -14,24 +16,46 @@ namespace {
 constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kCombineRecv;
 constexpr int kWarps = 16;
-// Columns of 16 bytes and rows that a lane asks for before it uses the first: 8 loads in flight.
-constexpr int kColumns = 2, kRows = 4;
 
-/// The rows of one token in the order of the sum; one per warp, in shared memory.
+// 128 KiB in flight per SM: a peer answers in about 2 us, and 16 SMs must keep 370 GB/s going beside the local rows.
+constexpr int kDepth = 5, kVectors = 4;
+using FetchRing = LaneRing<kDepth, kVectors>;
+constexpr int kPieceBytes = kVectors * 32 * 16;
+
+/// The rows of one token in the order of the sum.
 struct Terms {
   const std::byte* rows[kMaxTopK];
   float weights[kMaxTopK];
+  int count;
+};
+/// Tokens whose rows may have been asked for and not yet used: short rows are one piece.
+constexpr int kTokensAhead = kDepth;
+
+/// Where a rank's rows begin, as its note says; null: it is left out.
+struct RankRows {
+  const std::byte* base;
+  std::int64_t stride;
 };
 
-/// Refuses peers that are in another call or gave other arguments. All threads of a block.
-__device__ bool check_notes(const CombineArgsOnDevice& a, std::uint64_t epoch) {
+struct alignas(128) WarpMemory {
+  std::byte vectors[FetchRing::kWarpBytes];
+  Terms terms[kTokensAhead];
+};
+
+/// Refuses peers that are in another call or gave other arguments; keeps where the rows of the others are. All threads of a
+/// block.
+__device__ bool read_notes(const CombineArgsOnDevice& a, std::uint64_t epoch, RankRows* ranks) {
   const GroupArgs& group = a.group;
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    ranks[peer] = {};
     if (group.windows[peer] == nullptr) continue;
     const auto& note =
         *reinterpret_cast<const CombineNote*>(group.windows[group.rank] + group.layout.note_at(group.flight, peer));
-    if (note.epoch == epoch && note.digest == group.digest) continue;
+    if (note.epoch == epoch && note.digest == group.digest) {
+      ranks[peer] = {group.windows[peer] + note.rows_offset, note.row_stride};
+      continue;
+    }
     fail(group, epoch, {.kind = note.epoch == epoch ? FaultKind::kMismatch : FaultKind::kGoneOn, .step = kStep,
                         .peer = peer, .seen = note.epoch, .wanted = epoch});
     good = false;
@@ -46,35 +70,140 @@ class TokenSummer {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ TokenSummer(const CombineArgsOnDevice& args, Terms& terms)
-      : a_(args), terms_(terms), lane_(static_cast<int>(threadIdx.x) % 32) {}
+  __device__ TokenSummer(const CombineArgsOnDevice& args, WarpMemory& memory, const RankRows* ranks)
+      : a_(args),
+        ranks_(ranks),
+        ring_(memory.vectors),
+        terms_(memory.terms),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        step_(static_cast<std::int64_t>(gridDim.x) * kWarps),
+        row_bytes_(static_cast<int>((args.hidden * kElementBytes + 15) / 16 * 16)) {}
 
   __device__ void sum_all() {
-    const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
-    for (std::int64_t t = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x; t < a_.num_tokens;
-         t += warps) {
-      find_terms(t);
-      sum(t);
+    const std::int64_t first = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
+    Cursor ask{first}, go{first};
+    next_ = choice_of(first);
+    unsigned asked = 0;
+    for (unsigned piece = 0; go.token < a_.num_tokens; ++piece) {
+      for (; asked < piece + kDepth - 1; ++asked) {
+        if (ask.token < a_.num_tokens) {
+          if (ask.is_first()) find_terms(ask);
+          bring(ask, asked);
+          advance(ask);
+        }
+        FetchRing::asked();
+      }
+      FetchRing::wait_oldest();
+      use(go, piece);
+      advance(go);
     }
   }
 
  private:
-  __device__ const CombineNote& note_of(int rank) const {
-    return *reinterpret_cast<const CombineNote*>(a_.group.windows[a_.group.rank] +
-                                                 a_.group.layout.note_at(a_.group.flight, rank));
+  /// A place in this warp's sequence of pieces: for each token, for each run of columns, for each row. A token without rows
+  /// has empty pieces, which bring it its bias.
+  struct Cursor {
+    std::int64_t token;
+    unsigned number = 0;  ///< of the token in this warp's sequence
+    int offset = 0;       ///< of the run, in bytes
+    int term = 0;
+    __device__ bool is_first() const { return offset == 0 && term == 0; }
+  };
+  __device__ Terms& terms_of(const Cursor& at) const { return terms_[at.number % kTokensAhead]; }
+  __device__ void advance(Cursor& at) const {
+    if (++at.term < terms_of(at).count) return;
+    at.term = 0;
+    at.offset += kPieceBytes;
+    if (at.offset < row_bytes_) return;
+    at.offset = 0;
+    at.token += step_;
+    ++at.number;
   }
-  __device__ float weight_of(std::int64_t at, std::int64_t token) const {
-    if (a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch) return a_.handle.weights[at];
-    if (a_.weigh == CombineArgsOnDevice::Weigh::kGiven)
-      return a_.weights[token * a_.weights_stride[0] + lane_ * a_.weights_stride[1]];
-    return 1.0f;
+
+  __device__ void bring(const Cursor& at, unsigned piece) {
+    const Terms& terms = terms_of(at);
+    if (terms.count == 0) return;
+    const std::byte* row = terms.rows[at.term] + at.offset + lane_ * 16;
+    const int left = row_bytes_ - at.offset - lane_ * 16;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (v * 32 * 16 < left) ring_.ask(piece, v, row + v * 32 * 16);
+    }
+  }
+
+  /// Adds a piece to the sums; the last row of a run ends them.
+  __device__ void use(const Cursor& at, unsigned piece) {
+    const Terms& terms = terms_of(at);
+    const bool weighted =
+        a_.weigh != CombineArgsOnDevice::Weigh::kNone && a_.reduction.group == Reduction::Group::kChoice;
+    const bool by_node = a_.reduction.group == Reduction::Group::kNode;
+    if (at.term == 0) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) sums_[v] = Sums<kDType>{};
+      if (!by_node || terms.count == 0) start_at_bias(sums_, at);
+    }
+    if (terms.count > 0) {
+      const float weight = terms.weights[at.term];
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        const Vector row = Vector::of(ring_.read(piece, v));
+        if (weighted) {
+          sums_[v].add_weighted(row, weight);
+        } else {
+          sums_[v].add(row);
+        }
+      }
+    }
+    if (at.term + 1 < terms.count) return;
+    if (by_node && terms.count > 0) {
+      Sums<kDType> outer[kVectors];
+      start_at_bias(outer, at);
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        outer[v].add(sums_[v].round());
+        sums_[v] = outer[v];
+      }
+    }
+    std::byte* out = a_.out + at.token * a_.out_stride + at.offset + lane_ * 16;
+    const int left = static_cast<int>(a_.hidden) * kElementBytes - at.offset - lane_ * 16;
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) {
+      if (v * 32 * 16 < left) sums_[v].round().store(out + v * 32 * 16, (left - v * 32 * 16) / kElementBytes);
+    }
+  }
+  __device__ int first_column(const Cursor& at, int vector) const {
+    return at.offset / kElementBytes + (vector * 32 + lane_) * kCount;
+  }
+
+  /// What lane k knows about choice k of a token.
+  struct Choice {
+    std::int32_t rank = -1, row = 0, token = 0;
+    float weight = 1.0f;
+  };
+  __device__ Choice choice_of(std::int64_t token) const {
+    Choice out;
+    if (token >= a_.num_tokens || lane_ >= a_.top_k) return out;
+    const std::int64_t at = token * a_.top_k + lane_;
+    const bool flat = a_.reduction.group == Reduction::Group::kChoice;
+    out.rank = a_.handle.ranks[at];
+    out.token = a_.handle.tokens[at];
+    out.row = flat ? a_.handle.rows[at] : out.token;
+    if (!flat || a_.weigh == CombineArgsOnDevice::Weigh::kNone) return out;
+    out.weight = a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch
+                     ? a_.handle.weights[at]
+                     : a_.weights[token * a_.weights_stride[0] + lane_ * a_.weights_stride[1]];
+    return out;
   }
 
   /// Lane k looks at choice k: which row it brings, and at which place of the sum.
-  __device__ void find_terms(std::int64_t token) {
+  __device__ void find_terms(const Cursor& cursor) {
+    const std::int64_t token = cursor.token;
+    Terms& terms = terms_of(cursor);
     const std::int64_t at = token * a_.top_k + lane_;
-    const std::int32_t rank = lane_ < a_.top_k ? a_.handle.ranks[at] : -1;
-    const bool live = rank >= 0 && a_.group.windows[rank] != nullptr;
+    const Choice choice = next_;
+    next_ = choice_of(token + step_);
+    const std::int32_t rank = choice.rank;
+    const bool live = rank >= 0 && ranks_[rank].base != nullptr;
     const unsigned before = (1u << lane_) - 1;
     bool brings = live;
     int place = 0;
@@ -89,117 +218,73 @@ class TokenSummer {
         for (unsigned left = bringing; left != 0; left &= left - 1)
           place += __shfl_sync(kAll, rank, __ffs(static_cast<int>(left)) - 1) < rank ? 1 : 0;
       }
-      count_ = __popc(bringing);
     } else {
-      const unsigned bringing = __ballot_sync(kAll, brings);
-      place = __popc(bringing & before);
-      count_ = __popc(bringing);
+      place = __popc(__ballot_sync(kAll, brings) & before);
     }
+    const int count = __popc(__ballot_sync(kAll, brings));
     __syncwarp();
+    if (lane_ == 0) terms.count = count;
     if (brings) {
-      const bool flat = a_.reduction.group == Reduction::Group::kChoice;
-      const CombineNote& note = note_of(rank);
-      terms_.rows[place] = a_.group.windows[rank] + note.rows_offset +
-                           static_cast<std::int64_t>(flat ? a_.handle.rows[at] : a_.handle.tokens[at]) * note.row_stride;
-      terms_.weights[place] = flat ? weight_of(at, token) : 1.0f;
+      terms.rows[place] = ranks_[rank].base + choice.row * ranks_[rank].stride;
+      terms.weights[place] = choice.weight;
     }
     if (a_.out_weights != nullptr && lane_ < a_.top_k) {
       float value = 0.0f;
       if (live) {
         value += load_relaxed(reinterpret_cast<const float*>(a_.group.windows[rank] + a_.group.layout.combine_weights +
                                                              a_.group.flight * a_.group.layout.combine_weights_stride) +
-                              static_cast<std::int64_t>(a_.handle.tokens[at]) * a_.top_k + lane_);
+                              static_cast<std::int64_t>(choice.token) * a_.top_k + lane_);
       }
       a_.out_weights[at] = value;
     }
     __syncwarp();
   }
 
-  __device__ void sum(std::int64_t token) {
-    const bool weighted =
-        a_.weigh != CombineArgsOnDevice::Weigh::kNone && a_.reduction.group == Reduction::Group::kChoice;
-    for (std::int64_t from = 0; from < a_.hidden; from += 32 * kCount * kColumns) {
-      Sums<kDType> sums[kColumns];
-      if (a_.reduction.group != Reduction::Group::kNode) start_at_bias(sums, token, from);
-      for (int first = 0; first < count_; first += kRows) {
-        uint4 rows[kRows][kColumns];
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (first + r >= count_) break;
-          const std::byte* row = terms_.rows[first + r];
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) {
-            const std::int64_t column = from + (c * 32 + lane_) * kCount;
-            if (column < a_.hidden) rows[r][c] = load_once(row + column * kElementBytes);
-          }
-        }
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (first + r >= count_) break;
-          const float weight = terms_.weights[first + r];
-#pragma unroll
-          for (int c = 0; c < kColumns; ++c) {
-            if (weighted) {
-              sums[c].add_weighted(Vector::of(rows[r][c]), weight);
-            } else {
-              sums[c].add(Vector::of(rows[r][c]));
-            }
-          }
-        }
-      }
-      if (a_.reduction.group == Reduction::Group::kNode && count_ > 0) {
-        Sums<kDType> outer[kColumns];
-        start_at_bias(outer, token, from);
-#pragma unroll
-        for (int c = 0; c < kColumns; ++c) {
-          outer[c].add(sums[c].round());
-          sums[c] = outer[c];
-        }
-      } else if (a_.reduction.group == Reduction::Group::kNode) {
-        start_at_bias(sums, token, from);
-      }
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const std::int64_t column = from + (c * 32 + lane_) * kCount;
-        if (column >= a_.hidden) continue;
-        const int count = static_cast<int>(min(static_cast<std::int64_t>(kCount), a_.hidden - column));
-        sums[c].round().store(a_.out + token * a_.out_stride + column * kElementBytes, count);
-      }
-    }
-  }
-
-  __device__ void start_at_bias(Sums<kDType> (&sums)[kColumns], std::int64_t token, std::int64_t from) const {
+  /// A stage begins at bias0 + bias1, not at 0 + bias0: a negative zero stays one.
+  __device__ void start_at_bias(Sums<kDType> (&sums)[kVectors], const Cursor& at) const {
     for (int b = 0; b < 2; ++b) {
       if (a_.bias[b] == nullptr) continue;
-      for (int c = 0; c < kColumns; ++c) {
+      const bool is_first = b == 0 || a_.bias[0] == nullptr;
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+#pragma unroll
         for (int i = 0; i < kCount; ++i) {
-          const std::int64_t column = from + (c * 32 + lane_) * kCount + i;
-          if (column < a_.hidden) sums[c].values[i] += bias_at(b, token, column);
+          const int column = first_column(at, v) + i;
+          if (column >= a_.hidden) continue;
+          const float bias = bias_at(b, at.token, column);
+          sums[v].values[i] = is_first ? bias : sums[v].values[i] + bias;
         }
       }
     }
   }
-  __device__ float bias_at(int which, std::int64_t token, std::int64_t column) const {
+  __device__ float bias_at(int which, std::int64_t token, int column) const {
     const std::byte* row = a_.bias[which] + token * a_.bias_stride[which];
     if (a_.bias_dtype[which] == DType::kFp32) return reinterpret_cast<const float*>(row)[column];
     return Elements<kDType>::widen(reinterpret_cast<const typename Elements<kDType>::Word*>(row)[column]);
   }
 
   const CombineArgsOnDevice& a_;
-  Terms& terms_;
+  const RankRows* ranks_;
+  Choice next_;  ///< of the token after the last one asked for: its latency is hidden behind rows
+  const FetchRing ring_;
+  Terms* terms_;
   const int lane_;
-  int count_ = 0;
+  const std::int64_t step_;
+  const int row_bytes_;
+  Sums<kDType> sums_[kVectors];
 };
+
+extern __shared__ __align__(128) std::byte shared_bytes[];
 
 template <DType kDType>
 __global__ void __launch_bounds__(32 * kWarps, 1) combine_recv_kernel(const __grid_constant__ CombineArgsOnDevice a) {
-  __shared__ Terms terms[kWarps];
   const std::uint64_t epoch = a.group.state->combine_epoch[a.group.flight];
   bool good = !has_failed(a.group, epoch);
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineReady, total_of(epoch));
-  good = good && check_notes(a, epoch);
+  auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + kWarps * sizeof(WarpMemory));
+  good = good && read_notes(a, epoch, ranks);
   if (good) {
-    TokenSummer<kDType> summer(a, terms[threadIdx.x / 32]);
+    TokenSummer<kDType> summer(a, reinterpret_cast<WarpMemory*>(shared_bytes)[threadIdx.x / 32], ranks);
     summer.sum_all();
   }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
@@ -210,17 +295,27 @@ __global__ void __launch_bounds__(32 * kWarps, 1) combine_recv_kernel(const __gr
 
 }  // namespace
 
+namespace {
+
+std::size_t shared_bytes_for(int num_ranks) {
+  return kWarps * sizeof(WarpMemory) + static_cast<std::size_t>(num_ranks) * sizeof(RankRows);
+}
+
+}  // namespace
+
 void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream) {
   with_dtype(args.dtype, [&]<DType kDType>() {
-    combine_recv_kernel<kDType><<<launch.blocks, 32 * kWarps, 0, stream>>>(args);
+    combine_recv_kernel<kDType><<<launch.blocks, 32 * kWarps, shared_bytes_for(args.group.num_ranks), stream>>>(args);
   });
 }
 
-void prepare_combine_recv() {
-  cudaFuncAttributes attributes;
-  cudaFuncGetAttributes(&attributes, combine_recv_kernel<DType::kBf16>);
-  cudaFuncGetAttributes(&attributes, combine_recv_kernel<DType::kFp16>);
-  cudaFuncGetAttributes(&attributes, combine_recv_kernel<DType::kFp32>);
+void prepare_combine_recv(int max_shared_bytes) {
+  const int bytes = max_shared_bytes - kStaticSharedBytes;
+  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
+    with_dtype(dtype, [&]<DType kDType>() {
+      cudaFuncSetAttribute(combine_recv_kernel<kDType>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    });
+  }
 }
 
 }  // namespace ferry::cuda

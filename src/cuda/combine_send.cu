@@ -84,6 +84,24 @@ class RowSource16 {
 template <DType kDType>
 __device__ void copy_row(const CombineArgsOnDevice& a, const std::byte* from, std::byte* to, int lane) {
   constexpr int kCount = Elements<kDType>::kCount;
+  if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && a.hidden % kCount == 0) {
+    constexpr int kBatch = 8;  // loads in flight per lane
+    const auto* source = reinterpret_cast<const uint4*>(from);
+    auto* target = reinterpret_cast<uint4*>(to);
+    const auto count = static_cast<int>(a.hidden / kCount);
+    for (int begin = lane; begin - lane < count; begin += 32 * kBatch) {
+      uint4 pieces[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i * 32 < count) pieces[i] = source[begin + i * 32];
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        if (begin + i * 32 < count) target[begin + i * 32] = pieces[i];
+      }
+    }
+    return;
+  }
   for (std::int64_t column = lane * kCount; column < a.hidden; column += 32 * kCount) {
     const int count = static_cast<int>(min(static_cast<std::int64_t>(kCount), a.hidden - column));
     Sixteen<kDType>::load(from + column * (16 / kCount), count).store(to + column * (16 / kCount), kCount);

@@ -5,12 +5,23 @@
 namespace ferry::cuda {
 namespace {
 
-constexpr int kThreads = 512;
+constexpr int kThreads = 1024;
+constexpr int kUnrolled = 8;  // loads in flight per thread
 
 __global__ void __launch_bounds__(kThreads) copy_kernel(uint4* to, const uint4* from, std::int64_t count) {
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads;
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step)
-    to[i] = from[i];
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * kThreads * kUnrolled;
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kThreads * kUnrolled + threadIdx.x;
+  for (std::int64_t begin = first; begin < count; begin += step) {
+    uint4 pieces[kUnrolled];
+#pragma unroll
+    for (int i = 0; i < kUnrolled; ++i) {
+      if (begin + i * kThreads < count) pieces[i] = from[begin + i * kThreads];
+    }
+#pragma unroll
+    for (int i = 0; i < kUnrolled; ++i) {
+      if (begin + i * kThreads < count) to[begin + i * kThreads] = pieces[i];
+    }
+  }
 }
 
 }  // namespace

@@ -134,14 +134,18 @@ bool is_in_pieces(const Tensor& tensor, const wire::Block& block) {
          reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
 }
 
-BlockArgs block_args(const Tensor& tensor, const wire::Block& block) {
+BlockArgs block_args(const Tensor& tensor, const wire::Block& block, std::int64_t recv_rows) {
   const auto element = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
   return {.data = static_cast<const std::byte*>(tensor.data),
           .row_stride = tensor.strides[0] * element,
           .element_stride = tensor.strides[1] * element,
           .element_bytes = static_cast<std::int32_t>(element),
           .in_pieces = is_in_pieces(tensor, block),
-          .wire = block};
+          .begin = static_cast<std::int32_t>(block.offset),
+          .bytes = static_cast<std::int32_t>(block.bytes),
+          .padded = static_cast<std::int32_t>(block.padded),
+          .width = static_cast<std::int32_t>(block.width),
+          .region = recv_rows * block.offset};
 }
 
 std::int64_t bytes_of(const Tensor& tensor) {
@@ -407,19 +411,21 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.num_blocks = call.format.num_blocks;
+  args.row_bytes = static_cast<std::int32_t>(call.format.row_bytes);
   args.codec = call.args.codec;
+  const std::int64_t recv_rows = runtime_.device_layout.recv_rows;
   args.scale_block = call.args.scale_block;
   std::size_t wire_block = 0, first = 0;
   if (args.codec != Codec::kNone) {
     const Tensor& x = call.args.payload[0];
-    args.blocks[0] = block_args(x, call.format[0]);
-    args.blocks[0].in_pieces = false;
-    args.blocks[1].wire = call.format[1];
+    args.blocks[0] = block_args(x, call.format[0], recv_rows);
+    args.blocks[1] = block_args(x, call.format[1], recv_rows);
+    args.blocks[0].in_pieces = args.blocks[1].in_pieces = false;
     wire_block = 2;
     first = 1;
   }
   for (std::size_t b = first; b < call.args.payload.size(); ++b, ++wire_block)
-    args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)]);
+    args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)], recv_rows);
   args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
   args.has_weights = args.handle.weights != nullptr;
   launch_dispatch_send(args, plan_dispatch_send(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),

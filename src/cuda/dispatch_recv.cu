@@ -27,6 +27,9 @@ class Receiver {
   }
 
   __device__ void take_rows(std::int64_t num_rows) {
+    const std::int64_t bytes = wire::TokenMeta::bytes(a_.top_k);
+    if (a_.write_records) copy_all(a_.handle.records, arrived_, num_rows * bytes);
+    if (a_.shape.layout == Layout::kRankMajor) return take_choices(num_rows);
     for (std::int64_t n = warp_; n < num_rows; n += warps_) take(n);
   }
   /// Rows of the ids and weights beyond the real ones.
@@ -70,37 +73,68 @@ class Receiver {
     if (a_.weights != nullptr) a_.weights[i] = weight;
   }
 
-  __device__ void take(std::int64_t n) {
+  /// All threads of the grid, four pieces of 16 bytes each at a time.
+  __device__ void copy_all(std::byte* to, const std::byte* from, std::int64_t bytes) const {
+    auto* target = reinterpret_cast<uint4*>(to);
+    const auto* source = reinterpret_cast<const uint4*>(from);
+    const std::int64_t count = bytes / 16, step = threads();
+#pragma unroll 4
+    for (std::int64_t i = thread(); i < count; i += step) target[i] = source[i];
+  }
+
+  __device__ bool is_mine(std::int32_t slot) const {
+    return slot >= first_slot_ && slot < first_slot_ + a_.num_local;
+  }
+
+  /// rank_major: a thread per choice, so that the loads of many rows are in flight together.
+  __device__ void take_choices(std::int64_t num_rows) const {
     const int k = a_.top_k;
-    const std::int64_t bytes = wire::TokenMeta::bytes(k);
-    const wire::TokenMeta record(arrived_ + n * bytes, k);
-    if (a_.write_records) {
-      for (std::int64_t i = lane_ * 16; i < bytes; i += 32 * 16)
-        *reinterpret_cast<uint4*>(a_.handle.records + n * bytes + i) =
-            *reinterpret_cast<const uint4*>(arrived_ + n * bytes + i);
+    const std::int64_t bytes = wire::TokenMeta::bytes(k), count = num_rows * k, step = threads();
+#pragma unroll 4
+    for (std::int64_t i = thread(); i < count; i += step) {
+      const wire::TokenMeta record(arrived_ + i / k * bytes, k);
+      const std::int32_t slot = record.slots()[i % k];
+      const float weight = a_.weights != nullptr ? record.weights()[i % k] : 0.0f;
+      write_choice(i, is_mine(slot) ? slot - first_slot_ : -1, is_mine(slot) ? weight : 0.0f);
     }
+  }
+
+  /// Expert layouts: a warp per row; the row lies at its first choice here and is copied to the others.
+  __device__ void take(std::int64_t n) const {
+    const int k = a_.top_k;
+    const wire::TokenMeta record(arrived_ + n * wire::TokenMeta::bytes(k), k);
     const std::int32_t slot = lane_ < k ? record.slots()[lane_] : -1;
-    const bool mine = slot >= 0 && a_.handle.rank_of_slot[slot] == a_.group.rank;
-    const float weight = mine ? record.weights()[lane_] : 0.0f;
-    if (a_.shape.layout == Layout::kRankMajor) {
-      if (lane_ < k) write_choice(n * k + lane_, mine ? slot - first_slot_ : -1, weight);
-      return;
-    }
+    const bool mine = is_mine(slot);
     const std::int32_t row = mine ? record.rows()[lane_] : -1;
-    if (mine && a_.weights != nullptr) a_.weights[row] = weight;
+    if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[lane_];
     unsigned left = __ballot_sync(kAll, mine);
     if (left == 0) return;
     const std::int32_t first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
-    for (left &= left - 1; left != 0; left &= left - 1)
-      copy_row(first, __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1));
+    left &= left - 1;
+    if (left != 0) copy_row(first, row, left);
   }
 
-  __device__ void copy_row(std::int64_t from, std::int64_t to) const {
+  /// Each piece of the row is loaded once and stored at every lane of `targets`.
+  __device__ void copy_row(std::int64_t from, std::int32_t row, unsigned targets) const {
+    constexpr int kBatch = 4;
     for (int b = 0; b < a_.num_blocks; ++b) {
       const std::byte* source = at(b, from);
-      std::byte* target = at(b, to);
-      for (std::int64_t i = lane_ * 16; i < a_.blocks[b].padded; i += 32 * 16)
-        *reinterpret_cast<uint4*>(target + i) = *reinterpret_cast<const uint4*>(source + i);
+      for (std::int64_t begin = lane_ * 16; begin - lane_ * 16 < a_.blocks[b].padded; begin += 32 * 16 * kBatch) {
+        uint4 pieces[kBatch];
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const std::int64_t offset = begin + i * 32 * 16;
+          if (offset < a_.blocks[b].padded) pieces[i] = *reinterpret_cast<const uint4*>(source + offset);
+        }
+        for (unsigned left = targets; left != 0; left &= left - 1) {
+          std::byte* target = at(b, __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1));
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) {
+            const std::int64_t offset = begin + i * 32 * 16;
+            if (offset < a_.blocks[b].padded) *reinterpret_cast<uint4*>(target + offset) = pieces[i];
+          }
+        }
+      }
     }
   }
 

@@ -14,6 +14,12 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 
+/// What lane k knows about choice k of a token. Asked for one token ahead: its latency would otherwise be paid for every token
+///.
+struct Choice {
+  std::int32_t rank = -1, slot = -1, row = -1, token = -1, weight = 0;
+};
+
 /// Where a token goes: lane k holds the destination of choice k, if it is the first choice there.
 struct Destination {
   std::byte* rows = nullptr;  ///< null: none
@@ -21,88 +27,119 @@ struct Destination {
   std::int32_t row = -1;
 };
 
+#ifndef EXP_STAGES
+#define EXP_STAGES 4
+#define EXP_BYTES 8192
+#define EXP_AHEAD 2
+#endif
+using SendStages = WarpStages<EXP_STAGES, EXP_BYTES, EXP_AHEAD>;
+
+/// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece.
 class RowSender {
  public:
-  __device__ RowSender(const SendArgs& args, WarpStages& stages, std::int32_t* records)
+  __device__ RowSender(const SendArgs& args, SendStages& stages, std::int32_t* records)
       : a_(args), ring_(stages), records_(records), lane_(static_cast<int>(threadIdx.x) % 32) {
     record_bytes_ = static_cast<int>(wire::TokenMeta::bytes(args.top_k));
-    for (int b = 0; b < args.num_blocks; ++b) pieces_ += pieces_of(b);
+    const int pieces = (args.row_bytes + SendStages::kStageBytes - 1) / SendStages::kStageBytes;
     warps_ = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
     first_ = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
-    const std::int64_t tokens = first_ < args.num_tokens ? (args.num_tokens - first_ + warps_ - 1) / warps_ : 0;
-    total_ = tokens * pieces_;
+    total_ = first_ < args.num_tokens ? static_cast<unsigned>((args.num_tokens - first_ + warps_ - 1) / warps_ * pieces) : 0;
   }
 
   __device__ void send_all() {
-    std::int64_t asked = 0;
+    unsigned asked = 0;
     Cursor ask = cursor(), go = cursor();
-    for (std::int64_t piece = 0; piece < total_; ++piece) {
-      for (; asked < total_ && asked <= piece + kAhead; ++asked) {
+    Choice next = choice_of(go.token);
+    for (unsigned piece = 0; piece < total_; ++piece) {
+      for (; asked < total_ && asked <= piece + SendStages::kAhead; ++asked) {
         ring_.claim();
         bring(ask, asked);
         advance(ask);
       }
       if (go.is_first()) {
-        destination_ = destination_of(go.token);
-        send_record(go.token);
+        const Choice choice = next;
+        next = choice_of(go.token + warps_);
+        destination_ = destination_of(choice);
+        send_record(go.token, choice);
       }
       ring_.wait_full(piece);
-      const wire::Block& wire = a_.blocks[go.block].wire;
-      std::byte* to = destination_.rows == nullptr
-                          ? nullptr
-                          : destination_.rows + a_.group.layout.recv_rows * wire.offset +
-                                destination_.row * wire.padded + go.offset;
-      ring_.store(piece, to, piece_bytes(go));
+      for (int b = 0; b < a_.num_blocks; ++b) {
+        const Part part = part_of(go, b);
+        if (part.bytes <= 0) continue;
+        const BlockArgs& block = a_.blocks[b];
+        std::byte* to = destination_.rows;
+        if (to != nullptr) to += block.region + static_cast<std::int64_t>(destination_.row) * block.padded + part.in_block;
+        ring_.store(piece, part.in_stage, to, part.bytes);
+      }
+      ring_.stored();
       advance(go);
     }
     ring_.drain();
   }
 
  private:
-  /// A place in this warp's sequence of pieces.
+  /// A place in this warp's sequence of pieces: the run of `token`'s wire row from `offset` on.
   struct Cursor {
     std::int64_t token;
-    int block = 0, offset = 0;
-    __device__ bool is_first() const { return block == 0 && offset == 0; }
+    int offset = 0;
+    __device__ bool is_first() const { return offset == 0; }
+  };
+  /// What of a piece belongs to one block.
+  struct Part {
+    int in_block, in_stage, bytes;
   };
   __device__ Cursor cursor() const { return {first_}; }
-  __device__ int pieces_of(int block) const {
-    return static_cast<int>((a_.blocks[block].wire.padded + kStageBytes - 1) / kStageBytes);
-  }
-  __device__ int piece_bytes(const Cursor& at) const {
-    return static_cast<int>(min(static_cast<std::int64_t>(kStageBytes), a_.blocks[at.block].wire.padded - at.offset));
-  }
   __device__ void advance(Cursor& at) const {
-    at.offset += kStageBytes;
-    if (at.offset < a_.blocks[at.block].wire.padded) return;
+    at.offset += SendStages::kStageBytes;
+    if (at.offset < a_.row_bytes) return;
     at.offset = 0;
-    if (++at.block < a_.num_blocks) return;
-    at.block = 0;
     at.token += warps_;
+  }
+  __device__ Part part_of(const Cursor& at, int block) const {
+    const BlockArgs& b = a_.blocks[block];
+    const int begin = max(b.begin, at.offset);
+    const int end = min(b.begin + b.padded, at.offset + SendStages::kStageBytes);
+    return {begin - b.begin, begin - at.offset, end - begin};
   }
 
   /// Brings a piece in its wire form into its stage.
-  __device__ void bring(const Cursor& at, std::int64_t piece) {
-    const BlockArgs& block = a_.blocks[at.block];
-    const std::byte* row = block.data + at.token * block.row_stride;
-    if (block.in_pieces) return ring_.load(piece, row + at.offset, piece_bytes(at));
-    std::byte* to = ring_.data(piece);
-    if (a_.codec != Codec::kNone && at.block < 2) {
-      quantise(at, to);
-    } else {
-      gather(block, row, at.offset, piece_bytes(at), to);
+  __device__ void bring(const Cursor& at, unsigned piece) {
+    int asked_bytes = 0;
+    bool by_lanes = false;
+    for (int b = 0; b < a_.num_blocks; ++b) {
+      const Part part = part_of(at, b);
+      if (part.bytes <= 0) continue;
+      const BlockArgs& block = a_.blocks[b];
+      std::byte* to = ring_.data(piece) + part.in_stage;
+      if (block.in_pieces) {
+        asked_bytes += part.bytes;
+        continue;
+      }
+      by_lanes = true;
+      if (a_.codec != Codec::kNone && b < 2) {
+        quantise(at.token, b, part, to);
+      } else {
+        gather(block, block.data + at.token * block.row_stride, part, to);
+      }
     }
-    ring_.written(piece);
+    if (by_lanes) ring_.written();
+    ring_.expect(piece, asked_bytes);
+    for (int b = 0; b < a_.num_blocks; ++b) {
+      const Part part = part_of(at, b);
+      const BlockArgs& block = a_.blocks[b];
+      if (part.bytes > 0 && block.in_pieces)
+        ring_.load(piece, part.in_stage, block.data + at.token * block.row_stride + part.in_block, part.bytes);
+    }
   }
 
   /// Elements that do not lie side by side, or not on 16-byte boundaries.
-  __device__ void gather(const BlockArgs& block, const std::byte* row, int offset, int bytes, std::byte* to) const {
+  __device__ void gather(const BlockArgs& block, const std::byte* row, const Part& part, std::byte* to) const {
     const auto copy = [&]<typename Word>(Word) {
       constexpr int kBytes = static_cast<int>(sizeof(Word));
-      const int end = static_cast<int>(min(static_cast<std::int64_t>(bytes), block.wire.bytes - offset));
+      const int end = min(part.bytes, block.bytes - part.in_block);
       for (int at = lane_ * kBytes; at < end; at += 32 * kBytes) {
         *reinterpret_cast<Word*>(to + at) =
-            *reinterpret_cast<const Word*>(row + (offset + at) / kBytes * block.element_stride);
+            *reinterpret_cast<const Word*>(row + (part.in_block + at) / kBytes * block.element_stride);
       }
     };
     switch (block.element_bytes) {
@@ -119,18 +156,18 @@ class RowSender {
 
   /// bf16 to fp8 with a scale per block of channels: block 0 of the wire row is the data, block 1 the scales, each worked out
   /// from the row when its piece is brought.
-  __device__ void quantise(const Cursor& at, std::byte* to) const {
+  __device__ void quantise(std::int64_t token, int which, const Part& part, std::byte* to) const {
     const BlockArgs& source = a_.blocks[0];
-    const auto hidden = static_cast<int>(source.wire.width);
-    const std::byte* row = source.data + at.token * source.row_stride;
+    const int hidden = source.width;
+    const std::byte* row = source.data + token * source.row_stride;
     const int group = a_.scale_block;
-    const bool data = at.block == 0;
+    const bool data = which == 0;
     const int scale_bytes = a_.codec == Codec::kFp8F32 ? 4 : 1;
-    // A piece of data begins at a multiple of the scale block; a piece of scales holds whole scales.
-    const int first = data ? at.offset / group : at.offset / scale_bytes;
-    const int end_channel = data ? min(hidden, at.offset + kStageBytes) : hidden;
-    const int count = data ? (end_channel - at.offset + group - 1) / group
-                           : min((hidden + group - 1) / group - first, kStageBytes / scale_bytes);
+    // A run of data begins at a multiple of the scale block; a run of scales holds whole scales.
+    const int first = data ? part.in_block / group : part.in_block / scale_bytes;
+    const int end_channel = data ? min(hidden, part.in_block + part.bytes) : hidden;
+    const int count = data ? (end_channel - part.in_block + group - 1) / group
+                           : min((hidden + group - 1) / group - first, part.bytes / scale_bytes);
     const auto value = [&](int channel) {
       return *reinterpret_cast<const std::uint16_t*>(row + channel * source.element_stride);
     };
@@ -153,26 +190,37 @@ class RowSender {
       const float multiplier = a_.codec == Codec::kFp8F32 ? wire::fp8_scale_f32(magnitude).multiplier
                                                           : wire::fp8_scale_ue8m0(magnitude).multiplier;
       for (int c = begin + lane_; c < end; c += 32)
-        reinterpret_cast<std::uint8_t*>(to)[c - at.offset] = wire::fp8_encode(value(c), multiplier);
+        reinterpret_cast<std::uint8_t*>(to)[c - part.in_block] = wire::fp8_encode(value(c), multiplier);
     }
   }
 
-  __device__ Destination destination_of(std::int64_t token) const {
+  __device__ Choice choice_of(std::int64_t token) const {
+    Choice out;
+    if (token >= a_.num_tokens || lane_ >= a_.top_k) return out;
     const std::int64_t at = token * a_.top_k + lane_;
-    const std::int32_t rank = lane_ < a_.top_k ? a_.handle.ranks[at] : -1;
+    out.rank = a_.handle.ranks[at];
+    out.slot = a_.handle.slots[at];
+    out.row = a_.handle.rows[at];
+    out.token = a_.handle.tokens[at];
+    if (a_.has_weights) out.weight = __float_as_int(a_.handle.weights[at]);
+    return out;
+  }
+
+  __device__ Destination destination_of(const Choice& choice) const {
+    const std::int32_t rank = choice.rank;
     const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - lane_);
     Destination out;
     if (rank < 0 || (same & ((1u << lane_) - 1)) != 0 || a_.group.windows[rank] == nullptr) return out;
     const DeviceLayout& layout = a_.group.layout;
     out.rows = a_.group.windows[rank] + layout.recv + a_.group.flight * layout.recv_stride;
     out.record = a_.group.windows[rank] + layout.recv_meta + a_.group.flight * layout.recv_meta_stride +
-                 static_cast<std::int64_t>(a_.handle.tokens[at]) * record_bytes_;
-    out.row = a_.handle.rows[at];
+                 static_cast<std::int64_t>(choice.token) * record_bytes_;
+    out.row = choice.row;
     return out;
   }
 
   /// The token's record, built in shared memory and stored by ordinary stores to every destination.
-  __device__ void send_record(std::int64_t token) {
+  __device__ void send_record(std::int64_t token, const Choice& choice) {
     const int k = a_.top_k;
     __syncwarp();
     if (lane_ == 0) {
@@ -182,11 +230,10 @@ class RowSender {
       records_[3] = 0;
     }
     if (lane_ < k) {
-      const std::int64_t at = token * k + lane_;
-      records_[4 + lane_] = a_.handle.slots[at];
-      records_[4 + k + lane_] = a_.handle.rows[at];
-      records_[4 + 2 * k + lane_] = a_.handle.tokens[at];
-      records_[4 + 3 * k + lane_] = a_.has_weights ? __float_as_int(a_.handle.weights[at]) : 0;
+      records_[4 + lane_] = choice.slot;
+      records_[4 + k + lane_] = choice.row;
+      records_[4 + 2 * k + lane_] = choice.token;
+      records_[4 + 3 * k + lane_] = choice.weight;
     }
     __syncwarp();
     for (unsigned left = __ballot_sync(kAll, destination_.rows != nullptr); left != 0; left &= left - 1) {
@@ -199,12 +246,13 @@ class RowSender {
   }
 
   const SendArgs& a_;
-  StageRing ring_;
+  StageRing<SendStages> ring_;
   std::int32_t* records_;
   Destination destination_;
   const int lane_;
-  int record_bytes_, pieces_ = 0;
-  std::int64_t warps_, first_, total_;
+  int record_bytes_;
+  unsigned total_;
+  std::int64_t warps_, first_;
 };
 
 /// Tells the peers that their rows are there, and files the call; by the last block.
@@ -220,11 +268,11 @@ __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
-__global__ void __launch_bounds__(256, 1) dispatch_send_kernel(const __grid_constant__ SendArgs a) {
+__global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_constant__ SendArgs a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
-  auto* stages = reinterpret_cast<WarpStages*>(shared_bytes);
-  auto* records = reinterpret_cast<std::int32_t*>(shared_bytes + warps * sizeof(WarpStages)) +
+  auto* stages = reinterpret_cast<SendStages*>(shared_bytes);
+  auto* records = reinterpret_cast<std::int32_t*>(shared_bytes + warps * sizeof(SendStages)) +
                   warp * (wire::TokenMeta::bytes(a.top_k) / 4);
   if (!has_failed(a.group, epoch)) {
     RowSender sender(a, stages[warp], records);
@@ -238,7 +286,7 @@ __global__ void __launch_bounds__(256, 1) dispatch_send_kernel(const __grid_cons
 
 std::size_t send_shared_bytes(int warps, int top_k) {
   return static_cast<std::size_t>(warps) *
-         (sizeof(WarpStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)));
+         (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)));
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {

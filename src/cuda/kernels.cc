@@ -11,7 +11,7 @@ void prepare_route(int max_shared_bytes);
 void prepare_dispatch_send(int max_shared_bytes);
 void prepare_dispatch_recv();
 void prepare_combine_send();
-void prepare_combine_recv();
+void prepare_combine_recv(int max_shared_bytes);
 void prepare_copy();
 
 void prepare_kernels() {
@@ -23,7 +23,7 @@ void prepare_kernels() {
   prepare_dispatch_send(max_shared_bytes);
   prepare_dispatch_recv();
   prepare_combine_send();
-  prepare_combine_recv();
+  prepare_combine_recv(max_shared_bytes);
   prepare_copy();
   check(cudaGetLastError(), "ferry: loading kernels");
 }

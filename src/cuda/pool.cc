@@ -44,8 +44,14 @@ std::shared_ptr<std::byte> Pool::allocate(std::size_t bytes) {
 
 void Pool::add_chunk(std::size_t bytes) {
   const DeviceScope scope(device_);
+  // Stream-ordered, on a stream of its own: cudaMalloc may wait for whatever runs on the device.
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
   void* memory = nullptr;
-  check(cudaMalloc(&memory, bytes), "ferry: device memory for results: cudaMalloc");
+  const cudaError_t status = cudaMallocAsync(&memory, bytes, stream);
+  cudaStreamSynchronize(stream);
+  cudaStreamDestroy(stream);
+  check(status, "ferry: device memory for results: cudaMallocAsync");
   chunks_.push_back(static_cast<std::byte*>(memory));
   free_.emplace(chunks_.back(), bytes);
 }

@@ -63,8 +63,12 @@ class TokenRun {
     end_ = min(args.num_tokens, begin_ + whole);
   }
 
-  /// Chooses slots and counts tokens per rank and choices per slot.
+  // The code of this kernel runs once and cold: what counts is how much of it there is (measured: three quarters of the time
+  // went into fetching instructions while the loops were unrolled), so loops stay loops.
+
+  /// Chooses slots; numbers each choice within its slot and each token within its rank, counting from the begin of the run.
   __device__ void count() {
+#pragma unroll 1
     for (std::int64_t first = begin_; first < end_; first += per_step_) {
       const Choice c = choice_at(first);
       std::int32_t slot = -1;
@@ -76,25 +80,33 @@ class TokenRun {
         } else if (id >= 0) {
           slot = choose_slot(a_.group, static_cast<std::int32_t>(id), c.token);
         }
-        a_.handle.slots[c.at] = slot;
-        a_.handle.ranks[c.at] = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
       }
-      number(c, slot);
+      const std::int32_t rank = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
+      const Rows rows = number(slot, rank);
+      if (!c.active) continue;
+      a_.handle.slots[c.at] = slot;
+      a_.handle.ranks[c.at] = rank;
+      a_.handle.tokens[c.at] = rows.token;
+      a_.handle.rows[c.at] = rows.choice;
     }
   }
-  /// With counters that hold the first row of each key: writes the row of every token and choice.
+  /// With counters that hold the first row of each key: numbers become rows.
   __device__ void place() {
-    for (std::int64_t first = begin_; first < end_; first += per_step_) {
-      const Choice c = choice_at(first);
-      const Rows rows = number(c, c.active ? a_.handle.slots[c.at] : -1);
-      if (!c.active) continue;
-      a_.handle.tokens[c.at] = rows.token;
-      a_.handle.rows[c.at] = a_.shape.layout == Layout::kRankMajor ? rows.token : rows.choice;
+    const std::int64_t end = end_ * a_.top_k;
+    const bool by_token = a_.shape.layout == Layout::kRankMajor;
+#pragma unroll 1
+    for (std::int64_t at = begin_ * a_.top_k + lane_; at < end; at += 32) {
+      const std::int32_t rank = a_.handle.ranks[at], slot = a_.handle.slots[at];
+      if (rank < 0) continue;
+      const std::int32_t token = a_.handle.tokens[at] + counters_[rank];
+      a_.handle.tokens[at] = token;
+      a_.handle.rows[at] = by_token ? token : a_.handle.rows[at] + counters_[a_.group.num_ranks + slot];
     }
   }
   /// Copies the weights; on request scales those of live choices up to what all choices of the token had.
   __device__ void weigh() {
     if (a_.weights == nullptr) return;
+#pragma unroll 1
     for (std::int64_t t = begin_ + lane_; t < end_; t += 32) {
       float* row = a_.handle.weights + t * a_.top_k;
       float all = 0.0f, live = 0.0f;
@@ -117,23 +129,21 @@ class TokenRun {
     std::int64_t token, at;
   };
   struct Rows {
-    std::int32_t token, choice;
+    std::int32_t token = -1, choice = -1;
   };
-
   __device__ Choice choice_at(std::int64_t first) const {
     const std::int64_t token = first + lane_ / a_.top_k;
     const int k = lane_ % a_.top_k;
     return {lane_ < per_step_ * a_.top_k && token < end_, k, token, token * a_.top_k + k};
   }
 
-  /// The number of each lane's choice in its slot and of its token at its rank; counts both. Lanes are in order of
+  /// The number of each lane's choice in its slot and of its token at its rank, -1 without; counts both. Lanes are in order of
   /// (token, choice).
-  __device__ Rows number(const Choice& c, std::int32_t slot) {
+  __device__ Rows number(std::int32_t slot, std::int32_t rank) {
     const int num_ranks = a_.group.num_ranks;
     const bool has = slot >= 0;
     const unsigned before = (1u << lane_) - 1;
     const int nobody = -1 - lane_;  // no two lanes agree about it
-    const std::int32_t rank = has ? a_.group.placement.rank_of_slot[slot] : -1;
     const unsigned same_slot = __match_any_sync(kAll, has ? slot : nobody);
     const unsigned same_owner = __match_any_sync(kAll, has ? lane_ / a_.top_k * num_ranks + rank : nobody);
     const bool first = has && (same_owner & before) == 0;
@@ -299,12 +309,15 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
     for (int slot = tid; slot < group.placement.num_slots; slot += threads)
       h.rank_of_slot[slot] = group.placement.rank_of_slot[slot];
     const Counts mine(own + group.layout.counts_at(static_cast<int>(exchange % 2), group.rank));
-    for (int rank = tid; rank < num_ranks; rank += threads) {
-      h.tokens_to[rank] = failed ? 0 : mine.keys[rank];
+    for (int rank = tid / 32; rank < num_ranks; rank += threads / 32) {
       std::int32_t choices = 0;
-      for (int slot = group.placement.first_slot[rank]; !failed && slot < group.placement.first_slot[rank + 1]; ++slot)
+      for (int slot = group.placement.first_slot[rank] + tid % 32; !failed && slot < group.placement.first_slot[rank + 1];
+           slot += 32)
         choices += mine.keys[num_ranks + slot];
+      choices = __reduce_add_sync(kAll, choices);
+      if (tid % 32 != 0) continue;
       h.choices_to[rank] = choices;
+      h.tokens_to[rank] = failed ? 0 : mine.keys[rank];
     }
     if (tid == 0) {
       std::int32_t rows = 0, to_node = 0;

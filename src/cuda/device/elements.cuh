@@ -85,18 +85,36 @@ struct Sums {
   float values[kCount] = {};
 
   __device__ void add(const Sixteen<kDType>& row) {
+    if constexpr (kDType == DType::kBf16) {
+      const uint4 bits = row.bits();
+      const std::uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] += Elements<kDType>::widen(row.words[i]);
+      for (int i = 0; i < 4; ++i) {
+        values[2 * i] += __uint_as_float(pairs[i] << 16);
+        values[2 * i + 1] += __uint_as_float(pairs[i] & 0xffff0000u);
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) values[i] += Elements<kDType>::widen(row.words[i]);
+    }
   }
   __device__ void add_weighted(const Sixteen<kDType>& row, float weight) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = __fmaf_rn(weight, Elements<kDType>::widen(row.words[i]), values[i]);
   }
   __device__ Sixteen<kDType> round() const {
-    Sixteen<kDType> out;
+    if constexpr (kDType == DType::kBf16) {
+      uint4 bits;  // two at a time
+      auto* pairs = reinterpret_cast<__nv_bfloat162*>(&bits);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) out.words[i] = Elements<kDType>::round(values[i]);
-    return out;
+      for (int i = 0; i < 4; ++i) pairs[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+      return Sixteen<kDType>::of(bits);
+    } else {
+      Sixteen<kDType> out;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) out.words[i] = Elements<kDType>::round(values[i]);
+      return out;
+    }
   }
 };
 

@@ -12,19 +12,20 @@
 
 namespace ferry::cuda {
 
-inline constexpr int kStages = 4;
-inline constexpr int kStageBytes = 8192;
-/// Pieces are asked for this far ahead of the one at hand.
-inline constexpr int kAhead = 2;
-
+/// Pieces are asked for kAheadOf before they are used. What is also stored from its stage needs a stage more.
+template <int kCount, int kBytes, int kAheadOf>
 struct alignas(128) WarpStages {
+  static constexpr int kStages = kCount, kStageBytes = kBytes, kAhead = kAheadOf;
   std::byte data[kStages][kStageBytes];
   std::uint64_t full[kStages];
 };
 
+template <typename Stages>
 class StageRing {
  public:
-  __device__ explicit StageRing(WarpStages& memory) : memory_(memory), lane_(threadIdx.x % 32) {
+  static constexpr int kStages = Stages::kStages, kAhead = Stages::kAhead;
+
+  __device__ explicit StageRing(Stages& memory) : memory_(memory), lane_(threadIdx.x % 32) {
 #if __CUDA_ARCH__ >= 900
     if (lane_ < kStages) barrier_init(&memory_.full[lane_]);
     fence_bulk();
@@ -32,7 +33,7 @@ class StageRing {
     __syncwarp();
   }
 
-  __device__ std::byte* data(std::int64_t piece) { return memory_.data[piece % kStages]; }
+  __device__ std::byte* data(unsigned piece) { return memory_.data[piece % kStages]; }
 
   /// Waits until the stage of `piece` may be filled; pieces come one after the other, kAhead before they go out.
   __device__ void claim() {
@@ -41,47 +42,55 @@ class StageRing {
 #endif
     __syncwarp();
   }
-  /// Asks for a piece; bytes and addresses are multiples of 16. After claim().
-  __device__ void load(std::int64_t piece, const std::byte* from, int bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (lane_ != 0) return;
-    std::uint64_t* full = &memory_.full[piece % kStages];
-    barrier_expect(full, static_cast<std::uint32_t>(bytes));
-    bulk_load(data(piece), from, static_cast<std::uint32_t>(bytes), full);
-#else
-    copy(data(piece), from, bytes);
-#endif
-  }
-  /// Says that the lanes have written a piece by themselves. After claim().
-  __device__ void written(std::int64_t piece) {
+  /// The lanes have written a part of a piece by themselves; before expect().
+  __device__ void written() {
 #if __CUDA_ARCH__ >= 900
     fence_bulk();
-    __syncwarp();
-    if (lane_ == 0) barrier_expect(&memory_.full[piece % kStages], 0);
 #endif
     __syncwarp();
   }
-  __device__ void wait_full(std::int64_t piece) {
+  /// Says how many bytes of a piece will be asked for with load(). After claim(), before load().
+  __device__ void expect(unsigned piece, int bytes) {
 #if __CUDA_ARCH__ >= 900
-    const auto parity = static_cast<std::uint32_t>(piece / kStages & 1);
+    if (lane_ == 0) barrier_expect(&memory_.full[piece % kStages], static_cast<std::uint32_t>(bytes));
+#endif
+  }
+  /// Asks for a part of a piece; bytes, addresses and the place in the stage are multiples of 16.
+  __device__ void load(unsigned piece, int place, const std::byte* from, int bytes) {
+#if __CUDA_ARCH__ >= 900
+    if (lane_ == 0)
+      bulk_load(data(piece) + place, from, static_cast<std::uint32_t>(bytes), &memory_.full[piece % kStages]);
+#else
+    copy(data(piece) + place, from, bytes);
+#endif
+  }
+  __device__ void wait_full(unsigned piece) {
+#if __CUDA_ARCH__ >= 900
+    const std::uint32_t parity = piece / kStages & 1u;
     while (!barrier_passed(&memory_.full[piece % kStages], parity)) {
     }
 #else
     __syncwarp();
 #endif
   }
-  /// Stores a piece to `to` of every lane that has one.
-  __device__ void store(std::int64_t piece, std::byte* to, int bytes) {
+  /// Stores a part of a piece to `to` of every lane that has one.
+  __device__ void store(unsigned piece, int place, std::byte* to, int bytes) {
 #if __CUDA_ARCH__ >= 900
-    if (to != nullptr) bulk_store(to, data(piece), static_cast<std::uint32_t>(bytes));
-    bulk_commit();
+    if (to != nullptr) bulk_store(to, data(piece) + place, static_cast<std::uint32_t>(bytes));
 #else
     unsigned left = __ballot_sync(0xffffffffu, to != nullptr);
     for (; left != 0; left &= left - 1) {
       auto* target = reinterpret_cast<std::byte*>(
           __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(to), __ffs(static_cast<int>(left)) - 1));
-      copy(target, data(piece), bytes);
+      copy(target, data(piece) + place, bytes);
     }
+#endif
+  }
+  /// After the stores of a piece.
+  __device__ void stored() {
+#if __CUDA_ARCH__ >= 900
+    bulk_commit();
+#else
     __syncwarp();
 #endif
   }
@@ -101,7 +110,7 @@ class StageRing {
       *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(from + at);
   }
 #endif
-  WarpStages& memory_;
+  Stages& memory_;
   const int lane_;
 };
 

@@ -1,0 +1,561 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// Dispatch and combine on GPUs, a thread per GPU, each call timed alone: a barrier of all devices, an event, the call, an event;
+// the slowest rank counts. In the same run the link's ceiling: every GPU pushes to its neighbour with a plain copy kernel. One
+// JSON line per measurement (docs/measuring.md).
+#include <cuda_runtime_api.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <barrier>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ferry/ferry.h"
+
+namespace {
+
+using namespace ferry;
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
+}
+
+struct Options {
+  std::vector<std::int64_t> tokens{4096};
+  std::vector<int> sms{16};
+  std::vector<std::string> ops{"dispatch-bf16", "dispatch-fp8", "dispatch-expert", "dispatch-owned", "combine-window",
+                               "combine-any"};
+  std::string routing = "uniform";
+  int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
+  std::int64_t hidden = 7168;
+  std::string json, commit = "unknown", date;
+};
+
+// --- kernels of the ruler -----------------------------------------------------------------------------------------------------
+
+constexpr int kMaxGpus = 8;
+struct Flags {
+  unsigned long long* of[kMaxGpus];  ///< [kMaxGpus] words on each GPU
+};
+
+/// All devices leave it at about the same time. Gives up after two seconds.
+__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round) {
+  const int peer = static_cast<int>(threadIdx.x);
+  if (peer >= ranks) return;
+  __threadfence_system();
+  *reinterpret_cast<volatile unsigned long long*>(flags.of[peer] + rank) = round;
+  __threadfence_system();
+  const long long start = clock64();
+  while (*reinterpret_cast<volatile unsigned long long*>(flags.of[rank] + peer) < round) {
+    if (clock64() - start > 4000000000ll) return;
+  }
+}
+
+__global__ void __launch_bounds__(1024) push_kernel(uint4* to, const uint4* from, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  for (; i + 3 * step < count; i += 4 * step) {
+    const uint4 a = from[i], b = from[i + step], c = from[i + 2 * step], d = from[i + 3 * step];
+    to[i] = a;
+    to[i + step] = b;
+    to[i + 2 * step] = c;
+    to[i + 3 * step] = d;
+  }
+  for (; i < count; i += step) to[i] = from[i];
+}
+
+__global__ void fill_kernel(std::uint16_t* x, std::int64_t tokens, std::int64_t hidden, int rank, int set) {
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < tokens * hidden;
+       i += static_cast<std::int64_t>(gridDim.x) * blockDim.x) {
+    const std::int64_t t = i / hidden, j = i % hidden;
+    // bf16 values from 1 to 2 with 7 bits that depend on everything.
+    x[i] = static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
+  }
+}
+std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
+  return static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
+}
+
+// --- routing ------------------------------------------------------------------------------------------------------------------
+
+std::vector<std::int64_t> make_routing(const Options& o, std::int64_t tokens, int rank, int set) {
+  std::mt19937_64 random(static_cast<std::uint64_t>(rank * 1000 + set * 7 + 1));
+  std::vector<double> weight(static_cast<std::size_t>(o.experts), 1.0);
+  if (o.routing == "zipf") {
+    for (int e = 0; e < o.experts; ++e) weight[static_cast<std::size_t>(e)] = 1.0 / (1 + e);
+  }
+  std::vector<std::int64_t> ids;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    // K distinct experts: the largest keys log(u) / w.
+    std::vector<std::pair<double, int>> keys;
+    for (int e = 0; e < o.experts; ++e) {
+      const double u = (static_cast<double>(random() >> 11) + 1) * 0x1p-53;
+      keys.push_back({std::log(u) / weight[static_cast<std::size_t>(e)], e});
+    }
+    std::partial_sort(keys.begin(), keys.begin() + o.top_k, keys.end(), std::greater<>());
+    for (int k = 0; k < o.top_k; ++k) ids.push_back(keys[static_cast<std::size_t>(k)].second);
+  }
+  return ids;
+}
+
+/// Bit r: the token needs rank r.
+std::vector<unsigned> ranks_needed(const Options& o, const std::vector<std::int64_t>& ids, int ranks) {
+  const Placement placement = Placement::contiguous(o.experts, ranks);
+  std::vector<unsigned> needed(ids.size() / static_cast<std::size_t>(o.top_k), 0);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const int slot = placement.slots_of(static_cast<int>(ids[i]))[0];
+    needed[i / static_cast<std::size_t>(o.top_k)] |= 1u << placement.rank_of_slot(slot);
+  }
+  return needed;
+}
+
+/// Rows that the busiest link carries, per set: the larger of egress and ingress over ranks.
+double busiest_rows(const Options& o, std::int64_t tokens, int ranks, int set) {
+  std::vector<double> egress(static_cast<std::size_t>(ranks)), ingress(static_cast<std::size_t>(ranks));
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (unsigned needed : ranks_needed(o, make_routing(o, tokens, rank, set), ranks)) {
+      for (int peer = 0; peer < ranks; ++peer) {
+        if (peer == rank || (needed >> peer & 1) == 0) continue;
+        ++egress[static_cast<std::size_t>(rank)];
+        ++ingress[static_cast<std::size_t>(peer)];
+      }
+    }
+  }
+  return std::max(*std::max_element(egress.begin(), egress.end()), *std::max_element(ingress.begin(), ingress.end()));
+}
+
+// --- one rank -----------------------------------------------------------------------------------------------------------------
+
+struct Shared {
+  explicit Shared(int ranks) : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)) {}
+  std::barrier<> sync;
+  Flags flags;
+  std::vector<std::byte*> link;
+  std::vector<std::vector<double>> times;  ///< [rank][iteration]
+  bool verified = true;
+};
+
+class RankBench {
+ public:
+  RankBench(const Options& options, int rank, int ranks, Shared& shared)
+      : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
+    check(cudaSetDevice(rank), "cudaSetDevice");
+    for (int peer = 0; peer < ranks; ++peer) {
+      if (peer != rank) cudaDeviceEnablePeerAccess(peer, 0);
+    }
+    cudaGetLastError();
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
+    check(cudaEventCreate(&begin_), "cudaEventCreate");
+    check(cudaEventCreate(&end_), "cudaEventCreate");
+    check(cudaEventCreate(&half_), "cudaEventCreate");
+    check(cudaEventRecord(half_, stream_), "cudaEventRecord");
+    shared_.flags.of[rank] = static_cast<unsigned long long*>(allocate(sizeof(unsigned long long) * kMaxGpus));
+    check(cudaMemset(shared_.flags.of[rank], 0, sizeof(unsigned long long) * kMaxGpus), "cudaMemset");
+    shared_.link[static_cast<std::size_t>(rank)] = static_cast<std::byte*>(allocate(kLinkBytes));
+    link_source_ = static_cast<std::byte*>(allocate(kLinkBytes));
+    check(cudaDeviceSynchronize(), "cudaMemset");
+    shared_.sync.arrive_and_wait();
+  }
+
+  void* allocate(std::size_t bytes) {
+    void* memory = nullptr;
+    check(cudaMalloc(&memory, bytes), "cudaMalloc");
+    return memory;
+  }
+  void barrier() {
+    barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_);
+  }
+
+  /// Calls `call` alone, again and again; its times in us go to shared_.times[rank].
+  /// Inside a timed call: how long it took from its begin to here is kept.
+  void mark_half() {
+    half_host_ = std::chrono::steady_clock::now();
+    check(cudaEventRecord(half_, stream_), "cudaEventRecord");
+  }
+  void print_halves() const {
+    std::printf("  send half %.1f us; host: %.1f + %.1f us\n", half_us_, host_us_[0], host_us_[1]);
+  }
+
+  template <typename Call>
+  void time(int warm_up, int iterations, Call&& call) {
+    auto& times = shared_.times[static_cast<std::size_t>(rank_)];
+    times.clear();
+    for (int i = 0; i < warm_up + iterations; ++i) {
+      barrier();
+      check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+      const auto host_begin = std::chrono::steady_clock::now();
+      call(i);
+      const auto host_end = std::chrono::steady_clock::now();
+      host_us_[0] = std::chrono::duration<double, std::micro>(half_host_ - host_begin).count();
+      host_us_[1] = std::chrono::duration<double, std::micro>(host_end - half_host_).count();
+      check(cudaEventRecord(end_, stream_), "cudaEventRecord");
+      check(cudaStreamSynchronize(stream_), "the timed call");
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
+      if (i >= warm_up) times.push_back(1000.0 * ms);
+      if (cudaEventElapsedTime(&ms, begin_, half_) == cudaSuccess) half_us_ = 1000.0 * ms;
+    }
+    shared_.sync.arrive_and_wait();
+  }
+
+  void push(int sms) {
+    push_kernel<<<sms, 1024, 0, stream_>>>(
+        reinterpret_cast<uint4*>(shared_.link[static_cast<std::size_t>((rank_ + 1) % ranks_)]),
+        reinterpret_cast<const uint4*>(link_source_), static_cast<std::int64_t>(kLinkBytes / 16));
+  }
+
+  static constexpr std::size_t kLinkBytes = std::size_t{256} << 20;
+  const Options& o_;
+  const int rank_, ranks_;
+  Shared& shared_;
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t begin_ = nullptr, half_ = nullptr, end_ = nullptr;
+  double half_us_ = 0, host_us_[2] = {};
+  std::chrono::steady_clock::time_point half_host_{};
+  std::byte* link_source_ = nullptr;
+  unsigned long long round_ = 0;
+};
+
+/// Inputs of one rotation.
+struct Set {
+  std::uint16_t* x;
+  std::int64_t* ids;
+  float* scales;
+  std::vector<unsigned> needed;
+};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+double quantile(std::vector<double> values, double q) {
+  std::sort(values.begin(), values.end());
+  return values[std::min(values.size() - 1, static_cast<std::size_t>(q * static_cast<double>(values.size())))];
+}
+/// Per iteration the slowest rank.
+std::vector<double> slowest(const Shared& shared) {
+  std::vector<double> out = shared.times[0];
+  for (const auto& times : shared.times) {
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = std::max(out[i], times[i]);
+  }
+  return out;
+}
+
+class Runner {
+ public:
+  Runner(const Options& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks) {
+    shared_.times.resize(static_cast<std::size_t>(ranks));
+    if (!o.json.empty()) file_ = std::fopen(o.json.c_str(), "a");
+  }
+  ~Runner() {
+    if (file_ != nullptr) std::fclose(file_);
+  }
+
+  void run() {
+    auto meetings = meet_in_process(ranks_);
+    std::vector<std::thread> threads;
+    for (int rank = 0; rank < ranks_; ++rank) {
+      threads.emplace_back([&, rank] {
+        try {
+          run_rank(rank, *meetings[static_cast<std::size_t>(rank)]);
+        } catch (const std::exception& error) {
+          std::fprintf(stderr, "rank %d: %s\n", rank, error.what());
+          std::fflush(nullptr);
+          std::_Exit(1);  // the others wait for this rank
+        }
+      });
+    }
+    for (auto& thread : threads) thread.join();
+  }
+
+ private:
+  void run_rank(int rank, Meeting& meeting) {
+    RankBench bench(o_, rank, ranks_, shared_);
+    bench.time(3, 10, [&](int) { bench.push(132); });
+    if (rank == 0) ceiling_ = RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3;
+    for (int sms : o_.sms) {
+      bench.time(3, 10, [&](int) { bench.push(sms); });
+      if (rank == 0) std::printf("ceiling: all SMs %.1f GB/s, %d SMs %.1f GB/s\n", ceiling_, sms, RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3);
+    }
+    for (std::int64_t tokens : o_.tokens) run_tokens(bench, meeting, tokens);
+  }
+
+  void run_tokens(RankBench& bench, Meeting& meeting, std::int64_t tokens) {
+    GroupConfig config;
+    config.backend = "cuda";
+    config.device = bench.rank_;
+    config.limits.num_experts = o_.experts;
+    config.limits.max_tokens = tokens;
+    config.limits.max_latency_tokens = 0;
+    config.limits.max_top_k = o_.top_k;
+    config.limits.hidden = o_.hidden;
+    // What these routings need of expert rows, with room.
+    config.limits.recv_rows = tokens * o_.top_k * (o_.routing == "uniform" ? 5 : 4 * ranks_) / 4 + 1024;
+    config.timeout = std::chrono::seconds(5);
+    Group group = Group::create(config, meeting);
+    const auto sets = make_sets(bench, tokens);
+    for (const std::string& op : o_.ops) {
+      for (int sms : o_.sms) measure(bench, group, sets, tokens, op, sms);
+    }
+    for (const Set& set : sets) {
+      cudaFree(set.x);
+      cudaFree(set.ids);
+      cudaFree(set.scales);
+    }
+    shared_.sync.arrive_and_wait();
+  }
+
+  std::vector<Set> make_sets(RankBench& bench, std::int64_t tokens) {
+    std::vector<Set> sets;
+    for (int s = 0; s < o_.sets; ++s) {
+      Set set;
+      set.x = static_cast<std::uint16_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.hidden * 2)));
+      set.ids = static_cast<std::int64_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.top_k * 8)));
+      set.scales = static_cast<float*>(bench.allocate(static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)));
+      const auto ids = make_routing(o_, tokens, bench.rank_, s);
+      set.needed = ranks_needed(o_, ids, ranks_);
+      check(cudaMemcpy(set.ids, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
+      fill_kernel<<<128, 256, 0, bench.stream_>>>(set.x, tokens, o_.hidden, bench.rank_, s);
+      check(cudaMemset(set.scales, 0x3f, static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)), "cudaMemset");
+      check(cudaStreamSynchronize(bench.stream_), "filling inputs");
+      sets.push_back(std::move(set));
+    }
+    check(cudaDeviceSynchronize(), "filling inputs");
+    bench.shared_.sync.arrive_and_wait();
+    return sets;
+  }
+
+  DispatchArgs dispatch_args(RankBench& bench, const Set& set, std::int64_t tokens, const std::string& op, int sms) {
+    DispatchArgs args;
+    if (op == "dispatch-fp8") {
+      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kFp8E4m3, {tokens, o_.hidden}));
+      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.scales), DType::kFp32, {tokens, (o_.hidden + 127) / 128}));
+    } else {
+      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kBf16, {tokens, o_.hidden}));
+    }
+    args.topk_ids = Tensor::contiguous(static_cast<void*>(set.ids), DType::kInt64, {tokens, o_.top_k});
+    if (op == "dispatch-expert") args.layout = Layout::kExpertMajor;
+    args.host_counts = false;
+    if (op == "dispatch-owned") {
+      args.host_counts = true;
+      args.output = Output::kOwned;
+    }
+    args.num_sms = sms;
+    args.stream = bench.stream_;
+    return args;
+  }
+
+  void measure(RankBench& bench, Group& group, const std::vector<Set>& sets, std::int64_t tokens, const std::string& op,
+               int sms) {
+    const bool combine = op.rfind("combine", 0) == 0;
+    const int warm_up = 3;
+    DispatchResult result;
+    std::byte* any = nullptr;
+    if (combine) {
+      // One dispatch per set would be needed for fresh handles; the handle of set i is used for every i-th combine.
+      std::vector<DispatchResult> results;
+      for (const Set& set : sets) {
+        DispatchArgs args = dispatch_args(bench, set, tokens, op, sms);
+        args.host_counts = true;
+        results.push_back(group.dispatch(args));
+      }
+      const std::int64_t rows = group.config().limits.max_tokens * ranks_;
+      if (op == "combine-any") any = static_cast<std::byte*>(bench.allocate(static_cast<std::size_t>(rows * o_.hidden * 2)));
+      check(cudaStreamSynchronize(bench.stream_), "dispatch");
+      bench.shared_.sync.arrive_and_wait();
+      std::vector<CombineResult> keep(2);
+      bench.time(warm_up, o_.iterations, [&](int i) {
+        const DispatchResult& from = results[static_cast<std::size_t>(i) % results.size()];
+        CombineArgs args;
+        args.handle = &from.handle;
+        args.x = any == nullptr ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
+                                : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
+        args.num_sms = sms;
+        args.stream = bench.stream_;
+        PendingCombine pending = group.combine_send(args);
+        bench.mark_half();
+        keep[static_cast<std::size_t>(i % 2)] = pending.receive();
+      });
+      if (bench.rank_ == 0) bench.print_halves();
+      verify_combine(bench, group, sets, tokens, op, sms, any);
+    } else {
+      bench.time(warm_up, o_.iterations, [&](int i) {
+        const Set& set = sets[static_cast<std::size_t>(i) % sets.size()];
+        PendingDispatch pending = group.dispatch_send(dispatch_args(bench, set, tokens, op, sms));
+        bench.mark_half();
+        result = pending.receive();
+      });
+      if (bench.rank_ == 0) bench.print_halves();
+      verify_dispatch(bench, group, sets, tokens, op, sms);
+    }
+    group.check();
+    bench.shared_.sync.arrive_and_wait();
+    if (bench.rank_ == 0) report(tokens, op, sms);
+    if (any != nullptr) cudaFree(any);
+    bench.shared_.sync.arrive_and_wait();
+  }
+
+  /// (source, token) of each rank-major row of a rank.
+  std::vector<std::pair<int, std::int64_t>> expected_rows(std::int64_t tokens, int rank, int set) const {
+    std::vector<std::pair<int, std::int64_t>> rows;
+    for (int source = 0; source < ranks_; ++source) {
+      const auto needed = ranks_needed(o_, make_routing(o_, tokens, source, set), ranks_);
+      for (std::int64_t t = 0; t < tokens; ++t) {
+        if (needed[static_cast<std::size_t>(t)] >> rank & 1) rows.push_back({source, t});
+      }
+    }
+    return rows;
+  }
+
+  void verify_dispatch(RankBench& bench, Group& group, const std::vector<Set>& sets, std::int64_t tokens,
+                       const std::string& op, int sms) {
+    DispatchArgs args = dispatch_args(bench, sets[0], tokens, op, sms);
+    args.host_counts = true;
+    const DispatchResult result = group.dispatch(args);
+    check(cudaStreamSynchronize(bench.stream_), "dispatch");
+    bool good = true;
+    if (op != "dispatch-expert") {
+      const auto rows = expected_rows(tokens, bench.rank_, 0);
+      good = static_cast<std::int64_t>(rows.size()) == result.handle.num_rows();
+      const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden : o_.hidden * 2;
+      std::vector<std::byte> seen(static_cast<std::size_t>(row_bytes));
+      for (std::size_t n = 0; good && n < rows.size(); n += 1 + rows.size() / 200) {
+        check(cudaMemcpy(seen.data(), static_cast<const std::byte*>(result.payload[0].data) + static_cast<std::int64_t>(n) * row_bytes, seen.size(),
+                         cudaMemcpyDeviceToHost), "cudaMemcpy");
+        // The fp8 row of token t is the t-th run of `hidden` bytes of the bf16 tensor.
+        for (std::int64_t i = 0; good && i < row_bytes; ++i) {
+          const std::int64_t byte = rows[n].second * row_bytes + i;
+          const std::int64_t element = byte / 2;
+          const std::uint16_t value = value_of(element / o_.hidden, element % o_.hidden, rows[n].first, 0);
+          good = seen[static_cast<std::size_t>(i)] == static_cast<std::byte>(byte % 2 == 0 ? value & 0xff : value >> 8);
+        }
+      }
+    } else {
+      // Every expert row holds some token's row: count rows against the routing.
+      std::int64_t wanted = 0;
+      const Placement placement = Placement::contiguous(o_.experts, ranks_);
+      for (int source = 0; source < ranks_; ++source) {
+        for (std::int64_t id : make_routing(o_, tokens, source, 0))
+          wanted += placement.rank_of_slot(placement.slots_of(static_cast<int>(id))[0]) == bench.rank_ ? 1 : 0;
+      }
+      std::int64_t seen = 0;
+      for (std::int32_t count : result.handle.expert_counts()) seen += count;
+      good = seen == wanted;
+      std::vector<std::uint16_t> row(static_cast<std::size_t>(o_.hidden));
+      for (std::int64_t n = 0; good && n < seen; n += 1 + seen / 100) {
+        check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(result.payload[0].data) + n * o_.hidden, row.size() * 2, cudaMemcpyDeviceToHost), "cudaMemcpy");
+        for (std::int64_t j = 1; good && j < o_.hidden; ++j) good = ((row[static_cast<std::size_t>(j)] - row[static_cast<std::size_t>(j - 1)]) & 0x7f) == 7;
+      }
+    }
+    if (!good) shared_.verified = false;
+  }
+
+  /// The experts return the rows they got: a token's sum is its row times the number of its ranks.
+  void verify_combine(RankBench& bench, Group& group, const std::vector<Set>& sets, std::int64_t tokens,
+                      const std::string& op, int sms, std::byte* any) {
+    DispatchArgs args = dispatch_args(bench, sets[0], tokens, op, sms);
+    args.host_counts = true;
+    const DispatchResult result = group.dispatch(args);
+    CombineArgs back;
+    back.handle = &result.handle;
+    back.x = any == nullptr ? group.combine_input(result.handle, DType::kBf16, o_.hidden)
+                            : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {result.handle.num_rows(), o_.hidden});
+    check(cudaMemcpyAsync(back.x.data, result.payload[0].data, static_cast<std::size_t>(result.handle.num_rows() * o_.hidden * 2),
+                          cudaMemcpyDeviceToDevice, bench.stream_), "cudaMemcpyAsync");
+    back.num_sms = sms;
+    back.stream = bench.stream_;
+    const CombineResult combined = group.combine(back);
+    std::vector<std::uint16_t> row(static_cast<std::size_t>(o_.hidden));
+    check(cudaStreamSynchronize(bench.stream_), "combine");
+    bool good = true;
+    for (std::int64_t t = 0; good && t < tokens; t += 1 + tokens / 100) {
+      check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(combined.out.data) + t * o_.hidden, row.size() * 2, cudaMemcpyDeviceToHost), "cudaMemcpy");
+      const int count = __builtin_popcount(sets[0].needed[static_cast<std::size_t>(t)]);
+      for (std::int64_t j = 0; good && j < o_.hidden; ++j) {
+        const std::uint32_t bits = static_cast<std::uint32_t>(value_of(t, j, bench.rank_, 0)) << 16;
+        float value;
+        std::memcpy(&value, &bits, 4);
+        const float sum = value * static_cast<float>(count);
+        std::uint32_t sum_bits;
+        std::memcpy(&sum_bits, &sum, 4);
+        const auto rounded = static_cast<std::uint16_t>((sum_bits + 0x7fff + ((sum_bits >> 16) & 1)) >> 16);
+        good = row[static_cast<std::size_t>(j)] == rounded;
+      }
+    }
+    if (!good) shared_.verified = false;
+  }
+
+  void report(std::int64_t tokens, const std::string& op, int sms) {
+    const bool combine = op.rfind("combine", 0) == 0;
+    const std::vector<double> times = slowest(shared_);
+    const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden + (o_.hidden + 127) / 128 * 4 : 2 * o_.hidden;
+    double rows = 0;
+    for (int s = 0; s < o_.sets; ++s) rows += busiest_rows(o_, tokens, ranks_, s) / o_.sets;
+    const double bytes = rows * static_cast<double>(row_bytes);
+    const double time = median(times);
+    const double fraction = bytes / (time * 1e-6) / (ceiling_ * 1e9);
+    const double logical = static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e-6) * 1e-9;
+    nlohmann::ordered_json line = {
+        {"commit", o_.commit}, {"date", o_.date}, {"machine", std::to_string(ranks_) + "xH200"}, {"backend", "cuda"},
+        {"ranks", ranks_}, {"nodes", 1}, {"ranks_as", "threads"}, {"mode", "throughput"},
+        {"op", combine ? "combine" : "dispatch"}, {"layout", op == "dispatch-expert" ? "expert_major" : "rank_major"},
+        {"payload", op == "dispatch-fp8" ? "fp8_f32" : "bf16"}, {"codec", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
+        {"reduction", combine ? "per_rank" : ""}, {"tokens", tokens}, {"hidden", o_.hidden}, {"top_k", o_.top_k},
+        {"experts", o_.experts}, {"routing", o_.routing}, {"network", "none"}, {"link_limit_gbps", nullptr},
+        {"launch", "direct"}, {"num_sms", sms}, {"time_us_median", time}, {"time_us_p90", quantile(times, 0.9)},
+        {"time_us_p99", quantile(times, 0.99)}, {"necessary_bytes", bytes}, {"ceiling_gbps", ceiling_},
+        {"fraction", fraction}, {"logical_gbps", logical}, {"verified", shared_.verified}};
+    if (combine) line["input"] = op == "combine-any" ? "any" : "window";
+    if (!combine) line["output"] = op == "dispatch-owned" ? "owned" : "window";
+    if (file_ != nullptr) std::fprintf(file_, "%s\n", line.dump().c_str());
+    std::printf("%-16s %5ld tokens %3d SMs: %8.1f us (p90 %8.1f)  floor %6.1f  fraction %.3f  %s\n", op.c_str(),
+                static_cast<long>(tokens), sms, time, quantile(times, 0.9), bytes / ceiling_ * 1e-3, fraction,
+                shared_.verified ? "verified" : "WRONG");
+    std::fflush(stdout);
+    shared_.verified = true;
+  }
+
+  const Options& o_;
+  const int ranks_;
+  Shared shared_;
+  double ceiling_ = 0;
+  std::FILE* file_ = nullptr;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options o;
+  CLI::App app("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
+  app.add_option("--tokens", o.tokens)->delimiter(',');
+  app.add_option("--sms", o.sms)->delimiter(',');
+  app.add_option("--ops", o.ops)->delimiter(',');
+  app.add_option("--routing", o.routing);
+  app.add_option("--ranks", o.ranks, "GPUs (0: all)");
+  app.add_option("--experts", o.experts);
+  app.add_option("--top-k", o.top_k);
+  app.add_option("--hidden", o.hidden);
+  app.add_option("--iterations", o.iterations);
+  app.add_option("--json", o.json, "append a line per measurement");
+  app.add_option("--commit", o.commit);
+  app.add_option("--date", o.date);
+  CLI11_PARSE(app, argc, argv);
+  int gpus = 0;
+  if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus == 0) {
+    std::fprintf(stderr, "cuda_throughput: no GPU\n");
+    return 1;
+  }
+  Runner(o, o.ranks > 0 ? std::min(o.ranks, gpus) : std::min(gpus, kMaxGpus)).run();
+  return 0;
+}
