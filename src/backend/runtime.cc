@@ -160,6 +160,8 @@ void Runtime::announce(const Call& call) {
   announced_kinds_ = (announced_kinds_ << kKindBits | kind) & kKindsMask;
   const std::uint64_t what = call.epoch << kEpochShift | announced_kinds_;
   const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, rank);
+  // Release: the signals of this rank's earlier calls come first, for the second look of check_slow. No test can show it: x86
+  // keeps the order of stores, and ThreadSanitizer looks for plain data, of which there is none.
   word_at(call.windows->own(offset)).store(what, std::memory_order_release);
   for (int peer : call.windows->live) {
     if (topology.node_of(peer) == topology.node_of(rank)) continue;  // they read it here
@@ -172,6 +174,7 @@ void Runtime::announce(const Call& call) {
 std::uint64_t Runtime::activity_of(const Windows& windows, int peer) const {
   const std::int64_t offset = windows.layout.signal(Signal::kActivity, 0, peer);
   std::byte* address = windows.peer(peer, offset);
+  // Acquire: the other side of announce(), and as invisible to a test: x86 keeps the order of loads.
   return word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
 }
 
@@ -254,7 +257,8 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
-    // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part.
+    // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part. No
+    // test shows it: the peer would have to do that between two neighbouring loads.
     const std::uint64_t activity = activity_of(*call.windows, one.peer);
     const bool other_kind = is_other_kind(activity, call);
     const bool finished = has_finished(call, one.peer);
@@ -320,6 +324,7 @@ Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::
 }
 
 void Runtime::spread_abort_in_node(const Windows& windows) const {
+  // The word alone is the message: nothing else has to be visible with it.
   for (int peer : windows.node_peers) {
     word_at(windows.peer(peer, windows.layout.abort_word()))
         .store(static_cast<std::uint64_t>(rank) + 1, std::memory_order_release);

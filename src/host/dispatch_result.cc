@@ -254,7 +254,8 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
 
 void check_note(const DispatchCall& call, int source, const CallNote& note) {
   if (note.epoch != call.epoch) {
-    // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived.
+    // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived. Without this look the
+    // call ends in a timeout or in check_still_the_same, so no test needs it alone.
     throw peer_error(
         ErrorCode::kMismatch, "route", call.epoch, source,
         fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to call {}", call.epoch, source, note.epoch));
