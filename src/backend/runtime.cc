@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/check.h"
+#include "wire/rows.h"
 
 namespace ferry {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Pauses before the CPU is given away, where every rank has a core: about 0.1 ms, longer than the copies of a small call.
-constexpr int kSpins = 2000;
+constexpr int kSpins = 400;
 // Between looks at peers, notices and the clock.
 constexpr std::chrono::nanoseconds kSlowCheckEvery = std::chrono::milliseconds(1);
 // A wait that has lasted this long sleeps between looks instead of yielding: a rank that waits for a human costs no core.
@@ -99,7 +100,7 @@ std::uint64_t Runtime::signal(const Windows& windows, Signal kind, int flight, i
 void Runtime::write(const Call& call, int peer, std::int64_t offset, const void* src, std::int64_t bytes) {
   if (bytes == 0) return;
   if (std::byte* mapped = call.windows->peer(peer, offset)) {
-    if (mapped != src) std::memcpy(mapped, src, static_cast<std::size_t>(bytes));
+    if (mapped != src) wire::copy_row(mapped, src, bytes);
     return;
   }
   wait_until(call, "network put", [&] {
