@@ -356,6 +356,15 @@ def test_statistics_and_trace() -> None:
     run_ranks(2, body)
 
 
+@pytest.mark.parametrize(("nodes", "network"), [([2], "none"), ([1, 1], "loopback")])
+def test_names_of_what_was_chosen(nodes: list[int], network: str) -> None:
+    def body(group: ferry.Group) -> None:
+        assert group.backend_name == "host"
+        assert group.network_name == network
+
+    run_ranks(2, body, topology=nodes, backend="host")
+
+
 def test_traffic_plan() -> None:
     config = ferry.GroupConfig(num_experts=8, hidden=64)
     plan = ferry.traffic_plan(config, ferry.Topology.split(8, 2), "per_node", 100, 2)
