@@ -296,7 +296,7 @@ class LayerRun {
       case Layout::kExpertMajor:
         return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows});
       default:
-        return Tensor::contiguous(values.data(), DType::kFp32, {experts, experts == 0 ? 0 : view_.num_rows / experts});
+        return Tensor::contiguous(values.data(), DType::kFp32, {experts, handle_.expert_capacity()});
     }
   }
 
