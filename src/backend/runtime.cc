@@ -240,7 +240,10 @@ bool Runtime::abort_seen(const Windows& windows) const {
 void Runtime::check_aborted(const Call& call, const char* step, const Windows& windows) {
   const std::uint64_t who = word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire);
   if (who == 0 && !aborted()) return;
-  if (!abort_spread_) spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
+  if (!abort_spread_) {
+    if (who == 0) spread_abort_in_node(windows);  // abort() came while these windows were opened
+    spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
+  }
   abort_spread_ = true;
   throw call_error(ErrorCode::kAborted, step, call.epoch,
                    fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
