@@ -94,7 +94,7 @@ TEST(NetBell, AClosedWindowGoesSoon) {
               memory.reset();
               let_the_proxy_fall_asleep();
               return time_of([&] {
-                engine->close(window);
+                engine->close(window, nullptr);
                 EXPECT_TRUE(test::eventually([&] { return watch.expired(); }));
               });
             }),
@@ -110,7 +110,7 @@ TEST(NetBell, AClosedWindowStaysUntilItsCommandsAreCarriedOut) {
     const WindowId window = test::open_window(*engine, 0, memory);
     memory.reset();
     EXPECT_TRUE(engine->channel(0).try_post(window, 0, 1));
-    engine->close(window);
+    engine->close(window, nullptr);
     EXPECT_TRUE(test::eventually([&] { return watch.expired(); }));
     EXPECT_EQ(engine->channel(0).completed(), 1u) << "the window went first";
   }
