@@ -229,10 +229,10 @@ class LayerRun {
     const std::vector<std::byte> x =
         run_.layout == Layout::kRankMajor ? summed_by_row(rows, weights) : placed_by_expert(rows);
     const auto experts = static_cast<std::int64_t>(num_local_experts_);
-    args.x = run_.layout == Layout::kExpertPadded
-                 ? Tensor::contiguous(x.data(), options_.wire.dtype,
-                                      {experts, experts == 0 ? 0 : view_.num_rows / experts, options_.hidden})
-                 : Tensor::contiguous(x.data(), options_.wire.dtype, {view_.num_rows, options_.hidden});
+    args.x =
+        run_.layout == Layout::kExpertPadded
+            ? Tensor::contiguous(x.data(), options_.wire.dtype, {experts, handle_.expert_capacity(), options_.hidden})
+            : Tensor::contiguous(x.data(), options_.wire.dtype, {view_.num_rows, options_.hidden});
     args.handle = &handle_;
     args.reduction = options_.reduction;
     hooks_.line_up();
@@ -296,7 +296,7 @@ class LayerRun {
       case Layout::kExpertMajor:
         return Tensor::contiguous(values.data(), DType::kFp32, {view_.num_rows});
       default:
-        return Tensor::contiguous(values.data(), DType::kFp32, {experts, experts == 0 ? 0 : view_.num_rows / experts});
+        return Tensor::contiguous(values.data(), DType::kFp32, {experts, handle_.expert_capacity()});
     }
   }
 

@@ -94,7 +94,8 @@ struct GroupStatistics {
 /// row of x (combine). Records, weights and signals do not count, nor does the copy that Output::kOwned asks for.
 ///
 /// route             rows: tokens routed; bytes: counts sent to the ranks (0 in latency mode)
-/// dispatch_send     throughput: one row per (token, rank of this node) and per (token, other node); latency: per (token, rank)
+/// dispatch_send     throughput: one row per (token, rank of this node) and per (token, other node); latency: per (token, rank),
+///                   also where ranks of this node fetch a row that lies ready once
 /// dispatch_forward  one row per (token of another node, rank of this node)
 /// dispatch_recv     rows copied into the result. Throughput: 0 for rank_major, whose rows lie where they belong, else the rows
 ///                   of a token beyond its first one on this rank. Latency: all

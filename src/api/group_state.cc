@@ -156,6 +156,9 @@ void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& f
   call.memory = std::make_shared<ResultMemory>();
   call.memory->keep.push_back(windows_->own_memory());
   runtime->announce(call);
+  // Waits that end at once do not look for trouble, so a group that was aborted is found here.
+  const bool combine = call.kind == CallKind::kCombine;
+  runtime->check_aborted(call, combine ? "ferry::Group::combine" : "ferry::Group::dispatch", *windows_);
 }
 
 /// A call whose kind ranks did not agree about counts for none of them, so that flights stay in step.

@@ -67,8 +67,10 @@ struct ForwardProgress {
 };
 
 struct DispatchCall : Call {
-  /// Latency mode: rows to oneself go from the caller's tensor into the result, without a slot in between.
+  /// Latency mode: rows to oneself go from the caller's tensor into the result, without being staged in between.
   bool own_rows_in_place() const { return blocking && args.codec == Codec::kNone; }
+  /// Latency mode: from one staged record to the next. Rows begin on a cache line, or copies take half as long again.
+  std::int64_t staged_stride() const { return routing::align_up(format.row_bytes + wire::TokenMeta::bytes(top_k), 64); }
 
   DispatchArgs args;  ///< as given; tensors are read until dispatch_send returns
   Handle cached;      ///< args.handle's memory, if this is a cached dispatch

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "core/check.h"
+#include "wire/rows.h"
 
 namespace ferry {
 namespace {
@@ -17,7 +18,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 // Pauses before the CPU is given away, where every rank has a core: about 0.1 ms, longer than the copies of a small call.
-constexpr int kSpins = 2000;
+constexpr int kSpins = 400;
 // Between looks at peers, notices and the clock.
 constexpr std::chrono::nanoseconds kSlowCheckEvery = std::chrono::milliseconds(1);
 // A wait that has lasted this long sleeps between looks instead of yielding: a rank that waits for a human costs no core.
@@ -99,7 +100,7 @@ std::uint64_t Runtime::signal(const Windows& windows, Signal kind, int flight, i
 void Runtime::write(const Call& call, int peer, std::int64_t offset, const void* src, std::int64_t bytes) {
   if (bytes == 0) return;
   if (std::byte* mapped = call.windows->peer(peer, offset)) {
-    if (mapped != src) std::memcpy(mapped, src, static_cast<std::size_t>(bytes));
+    if (mapped != src) wire::copy_row(mapped, src, bytes);
     return;
   }
   wait_until(call, "network put", [&] {
@@ -160,6 +161,8 @@ void Runtime::announce(const Call& call) {
   announced_kinds_ = (announced_kinds_ << kKindBits | kind) & kKindsMask;
   const std::uint64_t what = call.epoch << kEpochShift | announced_kinds_;
   const std::int64_t offset = call.windows->layout.signal(Signal::kActivity, 0, rank);
+  // Release: the signals of this rank's earlier calls come first, for the second look of check_slow. No test can show it: x86
+  // keeps the order of stores, and ThreadSanitizer looks for plain data, of which there is none.
   word_at(call.windows->own(offset)).store(what, std::memory_order_release);
   for (int peer : call.windows->live) {
     if (topology.node_of(peer) == topology.node_of(rank)) continue;  // they read it here
@@ -172,6 +175,7 @@ void Runtime::announce(const Call& call) {
 std::uint64_t Runtime::activity_of(const Windows& windows, int peer) const {
   const std::int64_t offset = windows.layout.signal(Signal::kActivity, 0, peer);
   std::byte* address = windows.peer(peer, offset);
+  // Acquire: the other side of announce(), and as invisible to a test: x86 keeps the order of loads.
   return word_at(address != nullptr ? address : windows.own(offset)).load(std::memory_order_acquire);
 }
 
@@ -236,7 +240,10 @@ bool Runtime::abort_seen(const Windows& windows) const {
 void Runtime::check_aborted(const Call& call, const char* step, const Windows& windows) {
   const std::uint64_t who = word_at(windows.own(windows.layout.abort_word())).load(std::memory_order_acquire);
   if (who == 0 && !aborted()) return;
-  if (!abort_spread_) spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
+  if (!abort_spread_) {
+    if (who == 0) spread_abort_in_node(windows);  // abort() came while these windows were opened
+    spread_abort_by_network(windows, who == 0 ? static_cast<std::uint64_t>(rank) + 1 : who);
+  }
   abort_spread_ = true;
   throw call_error(ErrorCode::kAborted, step, call.epoch,
                    fmt::format("{}: the group was aborted by rank {} (call {} {})", step,
@@ -254,7 +261,8 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
-    // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part.
+    // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part. No
+    // test shows it: the peer would have to do that between two neighbouring loads.
     const std::uint64_t activity = activity_of(*call.windows, one.peer);
     const bool other_kind = is_other_kind(activity, call);
     const bool finished = has_finished(call, one.peer);
@@ -320,6 +328,7 @@ Error Runtime::failure(ErrorCode code, const Call& call, const char* step, std::
 }
 
 void Runtime::spread_abort_in_node(const Windows& windows) const {
+  // The word alone is the message: nothing else has to be visible with it.
   for (int peer : windows.node_peers) {
     word_at(windows.peer(peer, windows.layout.abort_word()))
         .store(static_cast<std::uint64_t>(rank) + 1, std::memory_order_release);

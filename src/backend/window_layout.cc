@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "routing/rows.h"
 #include "wire/row_format.h"
 #include "wire/token_meta.h"
 
@@ -87,15 +88,15 @@ void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placeme
   max_latency_tokens_ = limits.max_latency_tokens;
   recv_meta_ = add_flights("receive records", recv_tokens_ * meta_bytes);
 
-  dispatch_slots_stride_ = limits.max_latency_tokens * record_bytes;
+  const bool has_network = num_nodes_ > 1;
+  // Rows come into slots over the network only; ranks of a node fetch them from each other's staging regions.
+  dispatch_slots_stride_ = limits.max_latency_tokens * (has_network ? record_bytes : meta_bytes);
   dispatch_slots_ = add_flights("latency slots", dispatch_slots_stride_ * num_ranks_);
   latency_out_rows_ = std::max<std::int64_t>(1, max_local) * num_ranks_ * limits.max_latency_tokens;
   latency_out_ = add_flights("latency results", latency_out_rows_ * max_row_bytes_);
 
-  const bool has_network = num_nodes_ > 1;
-  const std::int64_t staged =
-      has_network ? std::max((num_nodes_ - 1) * limits.max_tokens, limits.max_latency_tokens) : 0;
-  dispatch_staging_ = add_flights("dispatch staging", staged * record_bytes);
+  const std::int64_t staged = std::max((num_nodes_ - 1) * limits.max_tokens, limits.max_latency_tokens);
+  dispatch_staging_ = add_flights("dispatch staging", staged * routing::align_up(record_bytes, 64));
   dispatch_forward_ = add_flights("dispatch forward", forward_sources_ * limits.max_tokens * record_bytes);
 }
 

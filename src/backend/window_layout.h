@@ -22,7 +22,7 @@ enum class Signal : std::uint8_t {
   kDispatchRows,  ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
   kDispatchNetwork,    ///< rows of the writer that have arrived in this rank's forward region so far
   kDispatchForwarded,  ///< rows that the writer, a rail peer, has handed on to this rank
-  kDispatchRead,       ///< the writer has read its latency slots of this flight
+  kDispatchRead,       ///< the writer has read its latency slots, and the rows staged for it, of this flight
   kCombineWeights,     ///< weights sent ahead by the writer are here
   kCombineRows,        ///< rows that the writer stored into this rank's return slots
   kCombineForward,     ///< rows that the writer stored into this rank's forward region, for tokens of other nodes
@@ -84,12 +84,14 @@ class WindowLayout {
   std::int64_t recv_tokens(Mode mode) const noexcept {
     return mode == Mode::kThroughput ? recv_tokens_ : num_ranks_ * max_latency_tokens_;
   }
-  std::int64_t recv(int flight) const;                        ///< blocks one after the other, each recv_rows() rows
-  std::int64_t recv_meta(int flight) const;                   ///< one record per token received
-  std::int64_t dispatch_slots(int flight, int source) const;  ///< latency: max_latency_tokens records
+  std::int64_t recv(int flight) const;       ///< blocks one after the other, each recv_rows() rows
+  std::int64_t recv_meta(int flight) const;  ///< one record per token received
+  std::int64_t dispatch_slots(
+      int flight, int source) const;  ///< latency: max_latency_tokens records; of ranks of this node without their rows
   std::int64_t latency_out_rows() const noexcept { return latency_out_rows_; }
-  std::int64_t latency_out(int flight) const;       ///< local: where latency results are laid out
-  std::int64_t dispatch_staging(int flight) const;  ///< local: records on their way to the network
+  std::int64_t latency_out(int flight) const;  ///< local: where latency results are laid out
+  std::int64_t dispatch_staging(
+      int flight) const;  ///< records on their way to the network; latency: rows that the node's ranks fetch
   std::int64_t dispatch_forward(int flight) const;
   std::int64_t return_slots(int flight) const;               ///< [tokens][K] rows of this rank's tokens
   std::int64_t combine_forward(int flight) const;            ///< [forward rows][K]

@@ -93,7 +93,7 @@ Windows::Windows(Membership members, int my_rank, const Topology& topology, Wind
 Windows::~Windows() {
   if (!engine_) return;
   for (const auto& window : remote_) {
-    if (window) engine_->close(*window);
+    if (window) engine_->close(*window, memory_);  // puts of a call that failed may still be read from it
   }
 }
 

@@ -96,7 +96,7 @@ class RowReturner {
     for (int k = 0; k < call_.top_k; ++k) {
       if (owners_.ranks()[k] != runtime_.rank) continue;
       std::byte* to = slot(peer, base, k);
-      std::memcpy(to, expert_row(record.rows()[k]), static_cast<std::size_t>(call_.row_bytes));
+      wire::copy_row(to, expert_row(record.rows()[k]), call_.row_bytes);
       finish(record, n, k, peer, base + k * call_.slot_bytes, to);
     }
   }
@@ -122,7 +122,7 @@ class RowReturner {
 
   void sum_choices(const wire::TokenMeta& record, std::int64_t n, std::int64_t index, std::byte* to) {
     if (call_.handle.layout() == Layout::kRankMajor) {
-      std::memcpy(to, x_row(n), static_cast<std::size_t>(call_.row_bytes));
+      wire::copy_row(to, x_row(n), call_.row_bytes);
       return;
     }
     sum_.clear();

@@ -3,7 +3,8 @@
 //
 // Step 4, dispatch_recv: wait for the rows, lay them out as the experts want them, write the handle. Throughput: rows are in
 // place already; an expert layout copies a token that several local experts want from its first row to the others. Latency:
-// slots are read in order of (source rank, source token) into the result.
+// rows are fetched in order of (source rank, source token) into the result, from where their source in this node staged them,
+// or from the slots that sources of other nodes filled.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -71,12 +72,12 @@ void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) 
               static_cast<std::size_t>(call.num_rows * wire::TokenMeta::bytes(call.top_k)));
   std::copy_n(call.forward_records.data(), call.forward_records.size(), handle.forwarded_records());
   if (call.shape.layout == Layout::kRankMajor) return;  // every row is in place
-  const std::int32_t* rank_of_slot = handle.rank_of_slot();
+  const LocalSlots local(*call.placement, runtime.rank);
   for (std::int64_t n = 0; n < call.num_rows; ++n) {
     const wire::TokenMeta record = handle.record(n);
     std::int64_t first = -1;
     for (int k = 0; k < call.top_k; ++k) {
-      if (record.slots()[k] < 0 || rank_of_slot[record.slots()[k]] != runtime.rank) continue;
+      if (local.expert(record.slots()[k]) < 0) continue;
       if (first < 0) {
         first = record.rows()[k];
         continue;
@@ -101,37 +102,43 @@ void wait_for_slots(Runtime& runtime, DispatchCall& call) {
   }
 }
 
-/// The records of all slots filled, in order of (source rank, source token).
+/// The wire rows and records of all slots filled, in order of (source rank, source token).
 class SlotReader {
  public:
-  SlotReader(const DispatchCall& call)
-      : call_(call), record_bytes_(call.format.row_bytes + wire::TokenMeta::bytes(call.top_k)) {}
+  explicit SlotReader(const DispatchCall& call)
+      : call_(call),
+        meta_bytes_(wire::TokenMeta::bytes(call.top_k)),
+        record_bytes_(call.format.row_bytes + meta_bytes_) {}
 
   template <typename Visit>
   void for_each(Visit&& visit) const {
-    for (int source : call_.windows->live) {
-      std::byte* slot = call_.windows->own(call_.windows->layout.dispatch_slots(call_.flight, source));
-      for (std::int32_t i = 0; i < call_.tokens_from[static_cast<std::size_t>(source)]; ++i, slot += record_bytes_) {
-        visit(source, slot, wire::TokenMeta(slot + call_.format.row_bytes, call_.top_k));
+    const Windows& windows = *call_.windows;
+    for (int source : windows.live) {
+      std::byte* slot = windows.own(windows.layout.dispatch_slots(call_.flight, source));
+      // Null for a source of another node, whose rows lie in the slots.
+      const std::byte* staged = windows.peer(source, windows.layout.dispatch_staging(call_.flight));
+      for (std::int32_t i = 0; i < call_.tokens_from[static_cast<std::size_t>(source)]; ++i) {
+        const wire::TokenMeta record(staged == nullptr ? slot + call_.format.row_bytes : slot, call_.top_k);
+        visit(source, staged == nullptr ? slot : staged + record.source_token() * call_.staged_stride(), record);
+        slot += staged == nullptr ? record_bytes_ : meta_bytes_;
       }
     }
   }
 
  private:
   const DispatchCall& call_;
-  std::int64_t record_bytes_;
+  std::int64_t meta_bytes_, record_bytes_;
 };
 
 void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader& slots) {
-  const int first_slot = call.placement->first_slot(runtime.rank);
+  const LocalSlots local(*call.placement, runtime.rank);
   call.expert_counts.assign(static_cast<std::size_t>(call.placement->num_local_experts(runtime.rank)), 0);
   call.num_rows = 0;
-  slots.for_each([&](int, std::byte*, wire::TokenMeta record) {
+  slots.for_each([&](int, const std::byte*, wire::TokenMeta record) {
     ++call.num_rows;
     for (int k = 0; k < call.top_k; ++k) {
-      const std::int32_t slot = record.slots()[k];
-      if (slot >= 0 && call.placement->rank_of_slot(slot) == runtime.rank)
-        ++call.expert_counts[static_cast<std::size_t>(slot - first_slot)];
+      const std::int32_t expert = local.expert(record.slots()[k]);
+      if (expert >= 0) ++call.expert_counts[static_cast<std::size_t>(expert)];
     }
   });
   if (call.shape.layout != Layout::kExpertPadded) return;
@@ -155,8 +162,7 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   const WindowLayout& layout = call.windows->layout;
   ResultRows out(call, call.windows->own(layout.latency_out(call.flight)), layout.latency_out_rows());
   const HandleView handle = make_handle(runtime, call);
-  const std::int32_t* rank_of_slot = handle.rank_of_slot();
-  const int first_slot = call.placement->first_slot(runtime.rank);
+  const LocalSlots local(*call.placement, runtime.rank);
   std::vector<std::int32_t> next(handle.expert_offsets(), handle.expert_offsets() + call.expert_counts.size());
   std::int32_t n = 0;
   RowEncoder own_rows(call);
@@ -164,15 +170,14 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
     if (source == runtime.rank && call.own_rows_in_place()) return out.store_blocks(own_rows.encode(token).blocks, to);
     out.store_row(wire_row, to);
   };
-  slots.for_each([&](int source, std::byte* row, wire::TokenMeta arrived) {
+  slots.for_each([&](int source, const std::byte* row, wire::TokenMeta arrived) {
     const wire::TokenMeta record = handle.record(n);
     std::memcpy(record.slots() - 4, arrived.slots() - 4, static_cast<std::size_t>(wire::TokenMeta::bytes(call.top_k)));
     for (int k = 0; k < call.top_k; ++k) {
-      const std::int32_t slot = record.slots()[k];
-      if (slot < 0 || rank_of_slot[slot] != runtime.rank) continue;
+      const std::int32_t expert = local.expert(record.slots()[k]);
+      if (expert < 0) continue;
       record.tokens()[k] = n;
-      record.rows()[k] =
-          call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(slot - first_slot)]++;
+      record.rows()[k] = call.shape.layout == Layout::kRankMajor ? n : next[static_cast<std::size_t>(expert)]++;
       if (call.shape.layout == Layout::kRankMajor) continue;
       store(source, row, record.source_token(), record.rows()[k]);
       scope.count(call.format.row_bytes);

@@ -9,6 +9,7 @@
 
 #include "core/check.h"
 #include "routing/dedup.h"
+#include "wire/rows.h"
 
 namespace ferry::host {
 namespace {
@@ -67,8 +68,9 @@ void write_sender_part(const Runtime& runtime, const DispatchCall& call, const H
 
 void write_receiver_part(const Runtime& runtime, const DispatchCall& call, const HandleView& view) {
   std::int32_t* rank_of_slot = view.rank_of_slot();
-  for (int slot = 0; slot < call.placement->num_slots(); ++slot)
-    rank_of_slot[slot] = call.placement->rank_of_slot(slot);
+  for (int rank = 0; rank < runtime.topology.num_ranks(); ++rank)
+    std::fill(rank_of_slot + call.placement->first_slot(rank), rank_of_slot + call.placement->first_slot(rank + 1),
+              rank);
   std::int32_t* source_offsets = view.source_offsets();
   std::int32_t* forward_offsets = view.forward_offsets();
   source_offsets[0] = forward_offsets[0] = 0;
@@ -140,20 +142,19 @@ void make_choices(const Runtime& runtime, DispatchCall& call, const HandleView& 
   auto* ids = static_cast<std::byte*>(
       call.memory->allocate(num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(id_dtype))));
   auto* weights = call.has_weights ? static_cast<float*>(call.memory->allocate(num_rows * call.top_k * 4)) : nullptr;
-  const int first_slot = call.placement->first_slot(runtime.rank);
-  const std::int32_t* rank_of_slot = view.rank_of_slot();
+  const LocalSlots local(*call.placement, runtime.rank);
   for (std::int64_t n = 0; n < num_rows; ++n) {
+    const bool arrived = n < call.num_rows;
+    const wire::TokenMeta record = view.record(arrived ? n : 0);
     for (int k = 0; k < call.top_k; ++k) {
       const std::int64_t at = n * call.top_k + k;
-      const std::int32_t slot = n < call.num_rows ? view.record(n).slots()[k] : -1;
-      const bool mine = slot >= 0 && rank_of_slot[slot] == runtime.rank;
-      const std::int32_t local = mine ? slot - first_slot : -1;
+      const std::int32_t expert = arrived ? local.expert(record.slots()[k]) : -1;
       if (wide) {
-        reinterpret_cast<std::int64_t*>(ids)[at] = local;
+        reinterpret_cast<std::int64_t*>(ids)[at] = expert;
       } else {
-        reinterpret_cast<std::int32_t*>(ids)[at] = local;
+        reinterpret_cast<std::int32_t*>(ids)[at] = expert;
       }
-      if (weights != nullptr) weights[at] = mine ? view.record(n).weights()[k] : 0.0f;
+      if (weights != nullptr) weights[at] = expert >= 0 ? record.weights()[k] : 0.0f;
     }
   }
   call.result.topk_ids = Tensor::contiguous(ids, id_dtype, {num_rows, call.top_k});
@@ -164,12 +165,11 @@ void make_choices(const Runtime& runtime, DispatchCall& call, const HandleView& 
 void make_row_weights(const Runtime& runtime, DispatchCall& call, const HandleView& view, std::int64_t num_rows) {
   auto* weights = static_cast<float*>(call.memory->allocate(num_rows * 4));
   std::fill_n(weights, num_rows, 0.0f);
-  const std::int32_t* rank_of_slot = view.rank_of_slot();
+  const LocalSlots local(*call.placement, runtime.rank);
   for (std::int64_t n = 0; n < call.num_rows; ++n) {
     const wire::TokenMeta record = view.record(n);
     for (int k = 0; k < call.top_k; ++k) {
-      if (record.slots()[k] >= 0 && rank_of_slot[record.slots()[k]] == runtime.rank)
-        weights[record.rows()[k]] = record.weights()[k];
+      if (local.expert(record.slots()[k]) >= 0) weights[record.rows()[k]] = record.weights()[k];
     }
   }
   call.result.topk_weights =
@@ -212,15 +212,13 @@ void ResultRows::copy_row(std::int64_t from, std::int64_t to) const {
 }
 
 void ResultRows::store_blocks(const std::array<const std::byte*, wire::kMaxBlocks>& blocks, std::int64_t to) const {
-  for (int b = 0; b < format_.num_blocks; ++b) {
-    const std::byte* from = blocks[static_cast<std::size_t>(b)];
-    if (format_[b].bytes > 0) std::memcpy(at(b, to), from, static_cast<std::size_t>(format_[b].bytes));
-  }
+  for (int b = 0; b < format_.num_blocks; ++b)
+    wire::copy_row(at(b, to), blocks[static_cast<std::size_t>(b)], format_[b].bytes);
 }
 
 void ResultRows::store_row(const std::byte* wire_row, std::int64_t to) const {
   for (int b = 0; b < format_.num_blocks; ++b)
-    std::memcpy(at(b, to), wire_row + format_[b].offset, static_cast<std::size_t>(format_[b].bytes));
+    wire::copy_row(at(b, to), wire_row + format_[b].offset, format_[b].bytes);
 }
 
 HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
@@ -254,7 +252,8 @@ HandleView make_handle(const Runtime& runtime, DispatchCall& call) {
 
 void check_note(const DispatchCall& call, int source, const CallNote& note) {
   if (note.epoch != call.epoch) {
-    // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived.
+    // Signals only grow, so a rank that has given up on this call and gone on looks as if it had arrived. Without this look the
+    // call ends in a timeout or in check_still_the_same, so no test needs it alone.
     throw peer_error(
         ErrorCode::kMismatch, "route", call.epoch, source,
         fmt::format("ferry::Group::dispatch: call {}: rank {} has gone on to call {}", call.epoch, source, note.epoch));

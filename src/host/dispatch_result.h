@@ -10,6 +10,21 @@
 
 namespace ferry::host {
 
+/// Slots of one rank follow each other, so a comparison tells whose a slot is.
+class LocalSlots {
+ public:
+  LocalSlots(const Placement& placement, int rank)
+      : first_(placement.first_slot(rank)), count_(placement.num_local_experts(rank)) {}
+  /// -1 for another rank's slot, and for no slot.
+  std::int32_t expert(std::int32_t slot) const {
+    const std::int32_t local = slot - first_;
+    return slot >= 0 && local >= 0 && local < count_ ? local : -1;
+  }
+
+ private:
+  std::int32_t first_, count_;
+};
+
 /// The rows of a result: each block has an array of its own, `capacity` rows long, the arrays follow each other.
 class ResultRows {
  public:

@@ -3,7 +3,8 @@
 //
 // Step 2, dispatch_send: encode a row once and store it at each destination. Throughput: inside the node straight into the
 // row where it belongs, for another node once into the staging region and from there, in chunks, to the rail peer. Latency:
-// into the slots that this rank has at every destination, whatever its node.
+// once into the staging region, from where the ranks of this node fetch it; they get its record alone into the slots that
+// this rank has at every destination, ranks of other nodes get both.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -193,28 +194,25 @@ void send_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   runtime.wait_completed(call, kStep, call.windows->dispatch_staging_busy[static_cast<std::size_t>(call.flight)]);
 
   std::vector<std::int64_t> filled(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
+  const std::int64_t slots = layout.dispatch_slots(call.flight, runtime.rank);
   const std::int64_t num_tokens = call.bad_id.status == kCallGood ? call.num_tokens : 0;
   for (std::int64_t t = 0; t < num_tokens; ++t) {
     const std::int32_t* ranks = call.ranks.data() + t * call.top_k;
-    const EncodedRow row = encoder.encode(t);
     builder.build(t);
     std::byte* staged = nullptr;
     for (int k = 0; k < call.top_k; ++k) {
       if (!routing::is_first_of_owner(ranks, k)) continue;
-      const std::int64_t slot = layout.dispatch_slots(call.flight, runtime.rank) +
-                                filled[static_cast<std::size_t>(ranks[k])]++ * record_bytes;
+      const std::int64_t index = filled[static_cast<std::size_t>(ranks[k])]++;
       const bool in_place = ranks[k] == runtime.rank && call.own_rows_in_place();  // dispatch_recv takes it from there
+      if (staged == nullptr && !in_place) {
+        staged = call.windows->own(layout.dispatch_staging(call.flight) + t * call.staged_stride());
+        encoder.copy(encoder.encode(t), staged);
+        std::memcpy(staged + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
+      }
       if (runtime.topology.node_of(ranks[k]) == my_node) {
-        std::byte* to = call.windows->peer(ranks[k], slot);
-        if (!in_place) encoder.copy(row, to);
-        std::memcpy(to + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
+        runtime.write(call, ranks[k], slots + index * builder.bytes(), builder.data(), builder.bytes());
       } else {
-        if (staged == nullptr) {
-          staged = call.windows->own(layout.dispatch_staging(call.flight) + t * record_bytes);
-          encoder.copy(row, staged);
-          std::memcpy(staged + call.format.row_bytes, builder.data(), static_cast<std::size_t>(builder.bytes()));
-        }
-        runtime.write(call, ranks[k], slot, staged, record_bytes);
+        runtime.write(call, ranks[k], slots + index * record_bytes, staged, record_bytes);
       }
       if (!in_place) scope.count(call.format.row_bytes);
     }

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "wire/fp8_quant.h"
+#include "wire/rows.h"
 
 namespace ferry::host {
 
@@ -57,8 +58,7 @@ EncodedRow RowEncoder::encode(std::int64_t token) {
 void RowEncoder::copy(const EncodedRow& row, std::byte* to) const {
   for (int b = 0; b < call_.format.num_blocks; ++b) {
     const wire::Block& block = call_.format[b];
-    if (block.bytes > 0)
-      std::memcpy(to + block.offset, row.blocks[static_cast<std::size_t>(b)], static_cast<std::size_t>(block.bytes));
+    if (block.bytes > 0) wire::copy_row(to + block.offset, row.blocks[static_cast<std::size_t>(b)], block.bytes);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A sum of rows, first noted down, then carried out in pieces of columns, so that the float32 sums stay in the first-level
+// A sum of rows, first noted down, then carried out: plain sums of bf16 in one go, others in pieces of columns, so that the float32 sums stay in the first-level
 // cache (a whole row of 7168 float32 would fill it; measured: 40 us instead of 55 us for 8 tokens from 2 ranks). The order of
 // the terms of each element is the order in which they were noted.
 #pragma once
@@ -25,8 +25,14 @@ class RowSum {
  public:
   explicit RowSum(DType dtype) : dtype_(dtype), element_bytes_(static_cast<std::int64_t>(dtype_bytes(dtype))) {}
 
-  void clear() { terms_.clear(); }
-  void add(const std::byte* row) { terms_.push_back({Kind::kAdd, row, 0.0f}); }
+  void clear() {
+    terms_.clear();
+    plain_.clear();
+  }
+  void add(const std::byte* row) {
+    terms_.push_back({Kind::kAdd, row, 0.0f});
+    plain_.push_back(row);
+  }
   void add_weighted(const std::byte* row, float weight) { terms_.push_back({Kind::kAddWeighted, row, weight}); }
   /// What is added between the two is a sum of its own from +0, rounded once to the rows' dtype before it is added.
   void begin_inner() { terms_.push_back({Kind::kBeginInner, nullptr, 0.0f}); }
@@ -34,6 +40,8 @@ class RowSum {
 
   /// Writes `hidden` elements to `out`, rounded once. `out` may be one of the rows.
   void write(std::byte* out, std::int64_t hidden, const SumBias& bias) {
+    const bool is_plain = plain_.size() == terms_.size() && bias.row0 == nullptr && bias.row1 == nullptr;
+    if (dtype_ == DType::kBf16 && is_plain) return wire::sum_bf16_rows(out, plain_, hidden);
     for (std::int64_t column = 0; column < hidden; column += kColumns) {
       write_columns(out, column, std::min(kColumns, hidden - column), bias);
     }
@@ -81,6 +89,7 @@ class RowSum {
   DType dtype_;
   std::int64_t element_bytes_;
   std::vector<Term> terms_;
+  std::vector<const void*> plain_;  ///< the rows of terms that are nothing but added
   alignas(64) std::array<float, kColumns> outer_, inner_;
   alignas(64) std::array<std::byte, kColumns * 4> rounded_;
 };

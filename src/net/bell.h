@@ -24,7 +24,8 @@ class Bell {
   }
 
   /// Sleeps until ring() or the time is over. `has_work` looks for work with sequentially consistent loads; it is asked
-  /// after this thread counts as asleep, so work that it misses comes with a ring().
+  /// after this thread counts as asleep, so work that it misses comes with a ring(). The order of these steps is tested;
+  /// that a relaxed store would not do is not (Ring::push says why).
   template <class HasWork>
   void sleep(std::chrono::nanoseconds at_most, HasWork has_work) {
     std::unique_lock lock(mutex_);

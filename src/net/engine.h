@@ -65,8 +65,9 @@ class Engine {
   virtual std::vector<std::byte> describe(const Memory& memory) = 0;
   /// Opens a peer's window. `memory` is the peer's memory where this machine can map it (loopback needs it), else null.
   virtual WindowId open(int peer, std::span<const std::byte> description, std::shared_ptr<Memory> memory) = 0;
-  /// Commands already taken for it may still be carried out; its memory is kept until they are.
-  virtual void close(WindowId window) = 0;
+  /// Commands already taken for it may still be carried out; its memory is kept until they are, and so is `sources`, the
+  /// memory that its puts read (may be null, if that lives longer than the engine).
+  virtual void close(WindowId window, std::shared_ptr<const void> sources) = 0;
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
   /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure

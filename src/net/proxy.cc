@@ -85,7 +85,7 @@ void FailureBox::keep(std::string failure, std::size_t at_most) {
   const std::lock_guard lock(mutex_);
   if (failures_.size() >= at_most) return;
   failures_.push_back(std::move(failure));
-  any_.store(true, std::memory_order_release);
+  any_.store(true, std::memory_order_release);  // a hint: the list is read under the mutex, whatever this order
 }
 
 std::optional<std::string> FailureBox::take() {

@@ -56,10 +56,10 @@ class ProxyEngine final : public Engine {
     return windows_.open(peer, carrier_->attach(peer, description, std::move(memory)));
   }
 
-  void close(WindowId window) override {
+  void close(WindowId window, std::shared_ptr<const void> sources) override {
     std::vector<std::uint64_t> pushed;
     for (const auto& channel : channels_) pushed.push_back(channel->submitted());
-    windows_.close(window, std::move(pushed));
+    windows_.close(window, std::move(pushed), std::move(sources));
     bell_.ring();
   }
 

@@ -35,7 +35,8 @@ Ring::Ring(std::span<CommandWords> slots, std::uint64_t first_index)
 bool Ring::has_room(std::uint64_t commands) noexcept {
   const std::uint64_t head = head_.load(std::memory_order_relaxed);
   if (num_slots() - (head - cached_tail_) >= commands) return true;
-  // Acquire: the consumer's reads of the slots it returns come before our writes into them.
+  // Acquire: the consumer's reads of the slots it returns come before our writes into them. Tests do not see it (nor the
+  // release in return_slots): on x86 loads stay before later stores, and the slots' words are atomics to ThreadSanitizer.
   cached_tail_ = tail_.load(std::memory_order_acquire);
   return num_slots() - (head - cached_tail_) >= commands;
 }
@@ -47,8 +48,10 @@ void Ring::push(CommandWords words) noexcept {
   std::atomic_ref(slot.second).store(marked.second, std::memory_order_relaxed);
   // Release: the source rows and the second word come first. Sequentially consistent on top of that, because the
   // producer then asks whether the proxy is asleep, and the proxy says "asleep" and then looks here: one of them must
-  // see the other.
+  // see the other. A test cannot tell that from a release: the window is a few nanoseconds, and what is lost is a wake-up
+  // of at most 0.5 s, never the command.
   std::atomic_ref(slot.first).store(marked.first, std::memory_order_seq_cst);
+  // Release for whoever counts; commands are found by their lap bits, so no test depends on it.
   head_.store(head + 1, std::memory_order_release);
 }
 
@@ -57,7 +60,8 @@ bool Ring::front(CommandWords& words) const noexcept {
   const bool lap = lap_of_index(next_, slots_log2_);
   words.first = std::atomic_ref(slot.first).load(std::memory_order_seq_cst);
   if (lap_of(words.first) != lap) return false;
-  // A GPU may make the words visible in either order, hence a check and an acquire for each.
+  // A GPU may make the words visible in either order, hence a check and an acquire for each. For a CPU producer the first
+  // acquire is enough, so no host test misses the second.
   words.second = std::atomic_ref(slot.second).load(std::memory_order_acquire);
   return lap_of(words.second) == lap;
 }

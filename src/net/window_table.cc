@@ -72,15 +72,16 @@ WindowId WindowTable::open(int peer, std::unique_ptr<RemoteWindow> window) {
   entry.lane = lane;
   entry.serial = last_serial_.load(std::memory_order_relaxed) + 1;
   last_serial_.store(entry.serial, std::memory_order_release);
+  // Release for other threads that use the window; the proxy has the entry by the ring slot of the command that names it.
   entry.state.store(state_of(Phase::kOpen, id), std::memory_order_release);
   return id;
 }
 
-void WindowTable::close(WindowId id, std::vector<std::uint64_t> pushed) {
+void WindowTable::close(WindowId id, std::vector<std::uint64_t> pushed, std::shared_ptr<const void> sources) {
   const std::lock_guard lock(mutex_);
   if (!is_open(id)) refuse("ferry::net::Engine::close", "window", fmt::format("{:#x}", id), "an open window");
   entries_[slot_of(id)]->state.store(state_of(Phase::kClosing, id), std::memory_order_release);
-  closing_.push_back({.slot = slot_of(id), .pushed = std::move(pushed)});
+  closing_.push_back({.slot = slot_of(id), .pushed = std::move(pushed), .sources = std::move(sources)});
   num_closing_.store(closing_.size(), std::memory_order_seq_cst);
 }
 
@@ -97,11 +98,13 @@ WindowEntry* WindowTable::find(std::uint32_t slot) const noexcept {
 
 void WindowTable::retire(std::span<const std::uint64_t> completed) {
   std::vector<std::unique_ptr<RemoteWindow>> gone;  // destroyed after the lock: unmapping takes its time
+  std::vector<std::shared_ptr<const void>> gone_sources;
   const std::lock_guard lock(mutex_);
   std::erase_if(closing_, [&](const Closing& closing) {
     if (!all_reached(completed, closing.pushed)) return false;
     WindowEntry& entry = *entries_[closing.slot];
     gone.push_back(std::move(entry.window));
+    gone_sources.push_back(closing.sources);
     entry.state.store(state_of(Phase::kFree, id_of(entry.state.load(std::memory_order_relaxed))),
                       std::memory_order_release);
     free_.push_back(closing.slot);

@@ -41,9 +41,9 @@ class WindowTable {
 
   /// Throws Error(unsupported) when all slots are taken.
   WindowId open(int peer, std::unique_ptr<RemoteWindow> window);
-  /// `pushed`: per channel, the commands that may still need the window. Throws Error(invalid_argument) if it is not
-  /// open.
-  void close(WindowId id, std::vector<std::uint64_t> pushed);
+  /// `pushed`: per channel, the commands that may still need the window and read `sources`. Throws
+  /// Error(invalid_argument) if it is not open.
+  void close(WindowId id, std::vector<std::uint64_t> pushed, std::shared_ptr<const void> sources);
   /// Any thread.
   bool is_open(WindowId id) const noexcept;
   bool has_closing() const noexcept { return num_closing_.load(std::memory_order_seq_cst) != 0; }
@@ -58,6 +58,7 @@ class WindowTable {
   struct Closing {
     std::uint32_t slot;
     std::vector<std::uint64_t> pushed;
+    std::shared_ptr<const void> sources;
   };
 
   std::uint32_t take_slot();

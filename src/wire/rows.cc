@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <string>
 
 #include "core/clones.h"
@@ -113,6 +114,46 @@ FERRY_CLONES void round_fp16(std::uint16_t* out, const float* acc, std::int64_t 
   round_loop<Fp16>(out, acc, n);
 }
 
+// Two bf16 are the halves of a 32-bit word, and each half in place is a float: no shuffles, and the sums stay in registers.
+// Vectors are written out, because compilers take such a loop over rows for no vector loop.
+typedef std::uint32_t Words __attribute__((vector_size(32)));
+typedef float Floats __attribute__((vector_size(32)));
+
+/// float_to_bf16 whose result stays in the upper half.
+FERRY_HD_INLINE void round_halves(Words& bits) {
+  const Words quiet_nan = bits | 0x400000u;
+  const Words rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  bits = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
+}
+
+// Two vectors at a time: compilers would make memcpy of a loop with one.
+FERRY_CLONES void copy_words(std::byte* to, const std::byte* from, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += 2 * static_cast<std::int64_t>(sizeof(Words))) {
+    Words first, second;
+    std::memcpy(&first, from + at, sizeof(Words));
+    std::memcpy(&second, from + at + sizeof(Words), sizeof(Words));
+    std::memcpy(to + at, &first, sizeof(Words));
+    std::memcpy(to + at + sizeof(Words), &second, sizeof(Words));
+  }
+}
+
+FERRY_CLONES void sum_bf16_words(std::byte* out, std::span<const void* const> rows, std::int64_t bytes) {
+  for (std::int64_t at = 0; at < bytes; at += static_cast<std::int64_t>(sizeof(Words))) {
+    Floats low{}, high{};
+    for (const void* row : rows) {
+      Words words;
+      std::memcpy(&words, static_cast<const std::byte*>(row) + at, sizeof(words));
+      low += reinterpret_cast<Floats>(words << 16);
+      high += reinterpret_cast<Floats>(words & 0xffff0000u);
+    }
+    Words low_bits = reinterpret_cast<Words>(low), high_bits = reinterpret_cast<Words>(high);
+    round_halves(low_bits);
+    round_halves(high_bits);
+    const Words sums = (low_bits >> 16) | (high_bits & 0xffff0000u);
+    std::memcpy(out + at, &sums, sizeof(sums));
+  }
+}
+
 [[noreturn]] void refuse(const char* function, DType dtype) {
   throw Error(ErrorCode::kInternal, std::string("wire::") + function + ": dtype " + name(dtype) +
                                         " cannot be summed; expected bf16, fp16 or fp32");
@@ -157,6 +198,28 @@ void accumulate_weighted(DType dtype, float* acc, const void* row, float weight,
       return fma_fp32(acc, static_cast<const float*>(row), weight, n);
     default:
       refuse("accumulate_weighted", dtype);
+  }
+}
+
+void copy_row(void* to, const void* from, std::int64_t bytes) {
+  const bool is_aligned =
+      (reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % sizeof(Words) == 0;
+  const std::int64_t whole = is_aligned ? bytes / 64 * 64 : 0;
+  copy_words(static_cast<std::byte*>(to), static_cast<const std::byte*>(from), whole);
+  if (whole < bytes) {
+    std::memcpy(static_cast<std::byte*>(to) + whole, static_cast<const std::byte*>(from) + whole,
+                static_cast<std::size_t>(bytes - whole));
+  }
+}
+
+void sum_bf16_rows(void* out, std::span<const void* const> rows, std::int64_t n) {
+  constexpr std::int64_t kElements = sizeof(Words) / 2;
+  const std::int64_t whole = n / kElements * kElements;
+  sum_bf16_words(static_cast<std::byte*>(out), rows, whole * 2);
+  for (std::int64_t i = whole; i < n; ++i) {
+    float sum = 0.0f;
+    for (const void* row : rows) sum += bf16_to_float(static_cast<const std::uint16_t*>(row)[i]);
+    static_cast<std::uint16_t*>(out)[i] = float_to_bf16(sum);
   }
 }
 

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "ferry/types.h"
 
@@ -16,6 +17,14 @@ void accumulate(DType dtype, float* acc, const void* row, std::int64_t n);
 
 /// acc[i] = fma(weight, row[i], acc[i])
 void accumulate_weighted(DType dtype, float* acc, const void* row, float weight, std::int64_t n);
+
+/// memcpy for rows: with vectors where both ends are aligned, which is faster than the `rep movsb` that memcpy uses for
+/// such lengths. Measured: docs/design/host-latency.md.
+void copy_row(void* to, const void* from, std::int64_t bytes);
+
+/// out[i] = rows[0][i] + rows[1][i] + ... of bf16, from +0 in the order given, rounded once: the same bits as accumulate()
+/// and round_row() give, faster. `out` may be one of the rows.
+void sum_bf16_rows(void* out, std::span<const void* const> rows, std::int64_t n);
 
 /// out[i] = acc[i], rounded once to nearest even.
 void round_row(DType dtype, void* out, const float* acc, std::int64_t n);

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 FERRY = Path(__file__).resolve().parents[2] / "build/host/bin/ferry"
-SMALL = ["--tokens=16", "--hidden=32", "--experts=16"]
+SMALL = ["--tokens=16", "--hidden=32"]
 STEPS = "route dispatch_send dispatch_forward dispatch_recv combine_send combine_forward combine_recv".split()
 
 pytestmark = pytest.mark.skipif(not FERRY.exists(), reason=f"{FERRY} is not built")
@@ -32,7 +32,8 @@ def read(path: Path) -> dict | list:
     [
         ["--ranks=3", "--nodes=2"],
         ["--ranks=1", "--codec=fp8_ue8m0"],
-        ["--ranks=7", "--nodes=3", "--ranks-as=threads", "--reduction=per_node", "--seed=9"],
+        ["--ranks=3", "--nodes=3", "--experts=2", "--top-k=2"],
+        ["--ranks=7", "--nodes=3", "--experts=16", "--ranks-as=threads", "--reduction=per_node", "--seed=9"],
         ["--ranks=2", "--nodes=1", "--reduction=flat", "--codec=fp16"],
         ["--ranks=4", "--nodes=3", "--top-k=16", "--mode=latency", "--layout=expert_padded", "--codec=fp8"],
     ],
@@ -126,7 +127,7 @@ def test_plan_says_what_the_python_function_says(tmp_path):
     path = tmp_path / "plan.json"
     ferry("plan", "--ranks=4", "--nodes=2", "--tokens=32", "--hidden=64", "--experts=8", "--top-k=2", f"--json={path}")
     config = module.GroupConfig(num_experts=8, max_tokens=32, hidden=64, max_top_k=2)
-    plan = module.memory_plan(config, module.Topology([2, 2]), read(path)["fullest_rank"])
+    plan = module.memory_plan(config, module.Topology.split(4, 2), read(path)["fullest_rank"])
     assert plan.total_bytes == read(path)["rank_bytes"]
     assert [region.name for region in plan.regions] == [region["name"] for region in read(path)["regions"]]
 

@@ -87,13 +87,15 @@ def test_a_lost_process() -> None:
 
 
 SCRIPT = """
+import sys
 import numpy as np
 import ferry
 meeting = ferry.meet_from_environment()
 with ferry.Group(meeting, num_experts=6, max_tokens=8, max_latency_tokens=0, hidden=16, dtype="fp32") as group:
     x = np.full((2, 16), group.rank, dtype=np.float32)
     result = group.dispatch(x, np.full((2, 1), (group.rank + 1) % group.size * (6 // group.size), dtype=np.int64))
-    print(group.rank, group.topology.describe(), np.asarray(result.payload[0])[:, 0].tolist())
+    first = np.asarray(result.payload[0])[:, 0].tolist()
+    sys.stdout.write(f"{group.rank} {group.topology.describe()} {first}\\n")  # one piece
 """
 
 
@@ -354,6 +356,15 @@ def test_statistics_and_trace() -> None:
         assert all(region.name for region in plan.regions)
 
     run_ranks(2, body)
+
+
+@pytest.mark.parametrize(("nodes", "network"), [([2], "none"), ([1, 1], "loopback")])
+def test_names_of_what_was_chosen(nodes: list[int], network: str) -> None:
+    def body(group: ferry.Group) -> None:
+        assert group.backend_name == "host"
+        assert group.network_name == network
+
+    run_ranks(2, body, topology=nodes, backend="host")
 
 
 def test_traffic_plan() -> None:

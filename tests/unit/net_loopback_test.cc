@@ -301,12 +301,12 @@ TEST_P(NetLoopbackBoth, ClosedWindowsKeepTheirMemoryUntilDoneAndTheirIdsDie) {
   const WindowId window = open_window(*engine, 1, memory);
   std::uint64_t source = 5;
   ASSERT_TRUE(test::put(channel, window, 0, &source, 8));
-  engine->close(window);
+  engine->close(window, nullptr);
   memory.reset();
   EXPECT_TRUE(eventually([&] { return watch.expired(); }));
   EXPECT_EQ(channel.completed(), 1u);
   EXPECT_THROW((void)channel.try_put(window, 0, &source, 8), Error);
-  EXPECT_THROW(engine->close(window), Error);
+  EXPECT_THROW(engine->close(window, nullptr), Error);
   const auto next = Memory::anonymous(4096);
   const WindowId reopened = open_window(*engine, 1, next);
   EXPECT_NE(reopened, window);
@@ -315,13 +315,34 @@ TEST_P(NetLoopbackBoth, ClosedWindowsKeepTheirMemoryUntilDoneAndTheirIdsDie) {
   EXPECT_TRUE(channel.try_post(reopened, 0, 1));
 }
 
+TEST_P(NetLoopbackBoth, ClosedWindowsKeepWhatTheirPutsReadUntilDone) {
+  EngineConfig delayed = config();
+  delayed.max_post_delay_ns = 3'000'000;
+  const auto engine = make_loopback(delayed);
+  Channel& channel = engine->channel(0);
+  const WindowId window = open_window(*engine, 1, Memory::anonymous(4096));
+  auto source = Memory::anonymous(4096);
+  const std::weak_ptr<Memory> watch = source;
+  for (std::uint64_t i = 1; i <= 8; ++i) {
+    ASSERT_TRUE(test::put(channel, window, 64, source->data(), 1024));
+    ASSERT_TRUE(test::post(channel, window, 0, i));
+  }
+  const std::uint64_t submitted = channel.submitted();
+  engine->close(window, std::move(source));
+  EXPECT_TRUE(eventually([&] {
+    if (!watch.expired()) return false;
+    EXPECT_EQ(channel.completed(), submitted) << "the source went while commands could still read it";
+    return true;
+  }));
+}
+
 TEST(NetLoopback, AsManyWindowsAsSlotsAndNoMore) {
   const auto engine = make_loopback({});
   const auto memory = Memory::anonymous(4096);
   std::vector<WindowId> windows;
   for (std::uint32_t i = 0; i < kMaxWindows; ++i) windows.push_back(open_window(*engine, 0, memory));
   EXPECT_THROW(open_window(*engine, 0, memory), Error);
-  engine->close(windows[17]);
+  engine->close(windows[17], nullptr);
   EXPECT_TRUE(eventually([&] {
     try {
       open_window(*engine, 0, memory);

@@ -150,6 +150,53 @@ TEST(WireRows, BiasOfAnyDtypes) {
   }
 }
 
+/// Rows that begin anywhere, also off the vectors' alignment; the sum goes to memory of its own or into the first row.
+TEST(WireRows, PlainSumsOfBf16) {
+  std::mt19937 random(11);
+  for (const std::int64_t n : kLengths) {
+    for (const std::size_t num_rows : {0, 1, 2, 5}) {
+      for (const bool into_first : {false, true}) {
+        const auto lead = static_cast<std::int64_t>(num_rows % 3);
+        std::vector<RandomRow> rows(num_rows, RandomRow(DType::kBf16, 0, random));
+        std::vector<const void*> starts;
+        for (RandomRow& row : rows) {
+          row = RandomRow(DType::kBf16, lead + n + 1, random);
+          starts.push_back(row.bytes.data() + 2 * lead);
+        }
+        const std::vector<RandomRow> before = rows;
+        std::vector<std::uint16_t> separate(static_cast<std::size_t>(n) + 1, 9);
+        auto* out = separate.data();
+        if (into_first && num_rows > 0) out = reinterpret_cast<std::uint16_t*>(rows[0].bytes.data()) + lead;
+        const std::uint16_t behind = out[n];
+        sum_bf16_rows(out, starts, n);
+        for (std::int64_t i = 0; i < n; ++i) {
+          float sum = 0.0f;
+          for (const RandomRow& row : before) sum += row.at(lead + i);
+          ASSERT_TRUE(same(bf16_to_float(out[i]), bf16_to_float(float_to_bf16(sum)))) << n << " " << i;
+        }
+        ASSERT_EQ(out[n], behind);
+      }
+    }
+  }
+}
+
+TEST(WireRows, CopiesAtAnyAlignment) {
+  std::mt19937 random(12);
+  for (const std::int64_t n : {0, 1, 63, 64, 65, 127, 128, 14336, 14345}) {
+    for (const std::size_t lead : {0, 1, 16, 32}) {
+      alignas(64) static std::byte from[14500], to[14500];
+      for (auto& byte : from) byte = static_cast<std::byte>(random());
+      std::memset(to, 7, sizeof(to));
+      copy_row(to + lead, from + 32, n);
+      ASSERT_EQ(std::memcmp(to + lead, from + 32, static_cast<std::size_t>(n)), 0) << n << " " << lead;
+      ASSERT_EQ(to[lead + static_cast<std::size_t>(n)], std::byte{7});
+      if (lead > 0) {
+        ASSERT_EQ(to[lead - 1], std::byte{7});
+      }
+    }
+  }
+}
+
 TEST(WireRows, OtherDtypesAreRefused) {
   float acc[4] = {};
   EXPECT_THROW(accumulate(DType::kInt32, acc, acc, 0), Error);
