@@ -34,8 +34,8 @@ void check(cudaError_t status, const char* what) {
 struct Options {
   std::vector<std::int64_t> tokens{4096};
   std::vector<int> sms{16};
-  std::vector<std::string> ops{"dispatch-bf16", "dispatch-fp8", "dispatch-expert", "dispatch-owned", "combine-window",
-                               "combine-any"};
+  std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
+                               "dispatch-owned", "combine-window", "combine-any"};
   std::string routing = "uniform";
   int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
   std::int64_t hidden = 7168;
@@ -173,9 +173,7 @@ class RankBench {
     check(cudaMalloc(&memory, bytes), "cudaMalloc");
     return memory;
   }
-  void barrier() {
-    barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_);
-  }
+  void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_); }
 
   /// Calls `call` alone, again and again; its times in us go to shared_.times[rank].
   /// Inside a timed call: how long it took from its begin to here is kept.
@@ -286,7 +284,9 @@ class Runner {
     if (rank == 0) ceiling_ = RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3;
     for (int sms : o_.sms) {
       bench.time(3, 10, [&](int) { bench.push(sms); });
-      if (rank == 0) std::printf("ceiling: all SMs %.1f GB/s, %d SMs %.1f GB/s\n", ceiling_, sms, RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3);
+      if (rank == 0)
+        std::printf("ceiling: all SMs %.1f GB/s, %d SMs %.1f GB/s\n", ceiling_, sms,
+                    RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3);
     }
     for (std::int64_t tokens : o_.tokens) run_tokens(bench, meeting, tokens);
   }
@@ -322,12 +322,14 @@ class Runner {
       Set set;
       set.x = static_cast<std::uint16_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.hidden * 2)));
       set.ids = static_cast<std::int64_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.top_k * 8)));
-      set.scales = static_cast<float*>(bench.allocate(static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)));
+      set.scales =
+          static_cast<float*>(bench.allocate(static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)));
       const auto ids = make_routing(o_, tokens, bench.rank_, s);
       set.needed = ranks_needed(o_, ids, ranks_);
       check(cudaMemcpy(set.ids, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
       fill_kernel<<<128, 256, 0, bench.stream_>>>(set.x, tokens, o_.hidden, bench.rank_, s);
-      check(cudaMemset(set.scales, 0x3f, static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)), "cudaMemset");
+      check(cudaMemset(set.scales, 0x3f, static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)),
+            "cudaMemset");
       check(cudaStreamSynchronize(bench.stream_), "filling inputs");
       sets.push_back(std::move(set));
     }
@@ -340,7 +342,8 @@ class Runner {
     DispatchArgs args;
     if (op == "dispatch-fp8") {
       args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kFp8E4m3, {tokens, o_.hidden}));
-      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.scales), DType::kFp32, {tokens, (o_.hidden + 127) / 128}));
+      args.payload.push_back(
+          Tensor::contiguous(static_cast<void*>(set.scales), DType::kFp32, {tokens, (o_.hidden + 127) / 128}));
     } else {
       args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kBf16, {tokens, o_.hidden}));
     }
@@ -371,7 +374,8 @@ class Runner {
         results.push_back(group.dispatch(args));
       }
       const std::int64_t rows = group.config().limits.max_tokens * ranks_;
-      if (op == "combine-any") any = static_cast<std::byte*>(bench.allocate(static_cast<std::size_t>(rows * o_.hidden * 2)));
+      if (op == "combine-any")
+        any = static_cast<std::byte*>(bench.allocate(static_cast<std::size_t>(rows * o_.hidden * 2)));
       check(cudaStreamSynchronize(bench.stream_), "dispatch");
       bench.shared_.sync.arrive_and_wait();
       std::vector<CombineResult> keep(2);
@@ -379,8 +383,9 @@ class Runner {
         const DispatchResult& from = results[static_cast<std::size_t>(i) % results.size()];
         CombineArgs args;
         args.handle = &from.handle;
-        args.x = any == nullptr ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
-                                : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
+        args.x = any == nullptr
+                     ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
+                     : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
         args.num_sms = sms;
         args.stream = bench.stream_;
         PendingCombine pending = group.combine_send(args);
@@ -431,8 +436,11 @@ class Runner {
       const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden : o_.hidden * 2;
       std::vector<std::byte> seen(static_cast<std::size_t>(row_bytes));
       for (std::size_t n = 0; good && n < rows.size(); n += 1 + rows.size() / 200) {
-        check(cudaMemcpy(seen.data(), static_cast<const std::byte*>(result.payload[0].data) + static_cast<std::int64_t>(n) * row_bytes, seen.size(),
-                         cudaMemcpyDeviceToHost), "cudaMemcpy");
+        check(
+            cudaMemcpy(seen.data(),
+                       static_cast<const std::byte*>(result.payload[0].data) + static_cast<std::int64_t>(n) * row_bytes,
+                       seen.size(), cudaMemcpyDeviceToHost),
+            "cudaMemcpy");
         // The fp8 row of token t is the t-th run of `hidden` bytes of the bf16 tensor.
         for (std::int64_t i = 0; good && i < row_bytes; ++i) {
           const std::int64_t byte = rows[n].second * row_bytes + i;
@@ -454,8 +462,11 @@ class Runner {
       good = seen == wanted;
       std::vector<std::uint16_t> row(static_cast<std::size_t>(o_.hidden));
       for (std::int64_t n = 0; good && n < seen; n += 1 + seen / 100) {
-        check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(result.payload[0].data) + n * o_.hidden, row.size() * 2, cudaMemcpyDeviceToHost), "cudaMemcpy");
-        for (std::int64_t j = 1; good && j < o_.hidden; ++j) good = ((row[static_cast<std::size_t>(j)] - row[static_cast<std::size_t>(j - 1)]) & 0x7f) == 7;
+        check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(result.payload[0].data) + n * o_.hidden,
+                         row.size() * 2, cudaMemcpyDeviceToHost),
+              "cudaMemcpy");
+        for (std::int64_t j = 1; good && j < o_.hidden; ++j)
+          good = ((row[static_cast<std::size_t>(j)] - row[static_cast<std::size_t>(j - 1)]) & 0x7f) == 7;
       }
     }
     if (!good) shared_.verified = false;
@@ -469,10 +480,13 @@ class Runner {
     const DispatchResult result = group.dispatch(args);
     CombineArgs back;
     back.handle = &result.handle;
-    back.x = any == nullptr ? group.combine_input(result.handle, DType::kBf16, o_.hidden)
-                            : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {result.handle.num_rows(), o_.hidden});
-    check(cudaMemcpyAsync(back.x.data, result.payload[0].data, static_cast<std::size_t>(result.handle.num_rows() * o_.hidden * 2),
-                          cudaMemcpyDeviceToDevice, bench.stream_), "cudaMemcpyAsync");
+    back.x = any == nullptr
+                 ? group.combine_input(result.handle, DType::kBf16, o_.hidden)
+                 : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {result.handle.num_rows(), o_.hidden});
+    check(cudaMemcpyAsync(back.x.data, result.payload[0].data,
+                          static_cast<std::size_t>(result.handle.num_rows() * o_.hidden * 2), cudaMemcpyDeviceToDevice,
+                          bench.stream_),
+          "cudaMemcpyAsync");
     back.num_sms = sms;
     back.stream = bench.stream_;
     const CombineResult combined = group.combine(back);
@@ -480,7 +494,9 @@ class Runner {
     check(cudaStreamSynchronize(bench.stream_), "combine");
     bool good = true;
     for (std::int64_t t = 0; good && t < tokens; t += 1 + tokens / 100) {
-      check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(combined.out.data) + t * o_.hidden, row.size() * 2, cudaMemcpyDeviceToHost), "cudaMemcpy");
+      check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(combined.out.data) + t * o_.hidden, row.size() * 2,
+                       cudaMemcpyDeviceToHost),
+            "cudaMemcpy");
       const int count = __builtin_popcount(sets[0].needed[static_cast<std::size_t>(t)]);
       for (std::int64_t j = 0; good && j < o_.hidden; ++j) {
         const std::uint32_t bits = static_cast<std::uint32_t>(value_of(t, j, bench.rank_, 0)) << 16;
@@ -506,16 +522,36 @@ class Runner {
     const double time = median(times);
     const double fraction = bytes / (time * 1e-6) / (ceiling_ * 1e9);
     const double logical = static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e-6) * 1e-9;
-    nlohmann::ordered_json line = {
-        {"commit", o_.commit}, {"date", o_.date}, {"machine", std::to_string(ranks_) + "xH200"}, {"backend", "cuda"},
-        {"ranks", ranks_}, {"nodes", 1}, {"ranks_as", "threads"}, {"mode", "throughput"},
-        {"op", combine ? "combine" : "dispatch"}, {"layout", op == "dispatch-expert" ? "expert_major" : "rank_major"},
-        {"payload", op == "dispatch-fp8" ? "fp8_f32" : "bf16"}, {"codec", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
-        {"reduction", combine ? "per_rank" : ""}, {"tokens", tokens}, {"hidden", o_.hidden}, {"top_k", o_.top_k},
-        {"experts", o_.experts}, {"routing", o_.routing}, {"network", "none"}, {"link_limit_gbps", nullptr},
-        {"launch", "direct"}, {"num_sms", sms}, {"time_us_median", time}, {"time_us_p90", quantile(times, 0.9)},
-        {"time_us_p99", quantile(times, 0.99)}, {"necessary_bytes", bytes}, {"ceiling_gbps", ceiling_},
-        {"fraction", fraction}, {"logical_gbps", logical}, {"verified", shared_.verified}};
+    nlohmann::ordered_json line = {{"commit", o_.commit},
+                                   {"date", o_.date},
+                                   {"machine", std::to_string(ranks_) + "xH200"},
+                                   {"backend", "cuda"},
+                                   {"ranks", ranks_},
+                                   {"nodes", 1},
+                                   {"ranks_as", "threads"},
+                                   {"mode", "throughput"},
+                                   {"op", combine ? "combine" : "dispatch"},
+                                   {"layout", op == "dispatch-expert" ? "expert_major" : "rank_major"},
+                                   {"payload", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
+                                   {"codec", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
+                                   {"reduction", combine ? "per_rank" : ""},
+                                   {"tokens", tokens},
+                                   {"hidden", o_.hidden},
+                                   {"top_k", o_.top_k},
+                                   {"experts", o_.experts},
+                                   {"routing", o_.routing},
+                                   {"network", "none"},
+                                   {"link_limit_gbps", nullptr},
+                                   {"launch", "direct"},
+                                   {"num_sms", sms},
+                                   {"time_us_median", time},
+                                   {"time_us_p90", quantile(times, 0.9)},
+                                   {"time_us_p99", quantile(times, 0.99)},
+                                   {"necessary_bytes", bytes},
+                                   {"ceiling_gbps", ceiling_},
+                                   {"fraction", fraction},
+                                   {"logical_gbps", logical},
+                                   {"verified", shared_.verified}};
     if (combine) line["input"] = op == "combine-any" ? "any" : "window";
     if (!combine) line["output"] = op == "dispatch-owned" ? "owned" : "window";
     if (file_ != nullptr) std::fprintf(file_, "%s\n", line.dump().c_str());

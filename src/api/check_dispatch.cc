@@ -245,8 +245,8 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
       refuse(kFunction, "topk_weights", describe(args.topk_weights), expected);
     check_matrix("topk_weights", args.topk_weights, call.num_tokens, call.top_k, expected);
   }
-  call.has_weights = args.topk_weights.present() ||
-                     (args.handle != nullptr && header_of(*args.handle).has_weights != 0);
+  call.has_weights =
+      args.topk_weights.present() || (args.handle != nullptr && header_of(*args.handle).has_weights != 0);
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
                 .capacity = resolve_capacity(group, args, *call.placement)};

@@ -302,7 +302,7 @@ void GroupState::check() {
 
 void GroupState::abort() {
   runtime->abort();
-  backend->abort();
+  backend->give_up();
   const std::lock_guard lock(windows_mutex_);
   if (windows_) runtime->spread_abort_in_node(*windows_);
 }

@@ -19,15 +19,16 @@ const HandleHeader& checked_header(const Handle& handle) {
 using Counts = std::span<const std::int32_t>;
 
 /// An array of the handle: in its block on the host, or in the shadow of a block on a device.
-Counts counts_of(const Handle& handle, const char* function, std::vector<std::int32_t> HandleShadow::* in_shadow,
+Counts counts_of(const Handle& handle, const char* function, std::vector<std::int32_t> HandleShadow::*in_shadow,
                  std::int32_t* (HandleView::*in_block)() const, std::int32_t size) {
   if (handle.shadow() == nullptr)
     return {(HandleView(handle.mutable_bytes()).*in_block)(), static_cast<std::size_t>(size)};
   if (handle.shadow()->counts_known) return *handle.shadow().*in_shadow;
-  throw Error(ErrorCode::kUnsupported,
-              fmt::format("ferry::Handle::{}: the dispatch was made with host_counts == false, so the counts are on the "
-                          "device alone; use the tensors of DispatchResult",
-                          function));
+  throw Error(
+      ErrorCode::kUnsupported,
+      fmt::format("ferry::Handle::{}: the dispatch was made with host_counts == false, so the counts are on the "
+                  "device alone; use the tensors of DispatchResult",
+                  function));
 }
 
 }  // namespace

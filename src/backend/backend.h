@@ -28,7 +28,7 @@ class Backend {
   /// Waits until nothing of earlier calls runs any more; `abandon` makes what waits for peers give up at once.
   virtual void settle(bool /*abandon*/) {}
   /// Ends what runs of any call; may be called from any thread.
-  virtual void abort() {}
+  virtual void give_up() {}
   /// What the experts may write their results into, so that combine reads them where they are: `elements` of `dtype` a row,
   /// rows as in the dispatch's layout. Throws Error(unsupported) where combine has no such place.
   virtual Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) = 0;

@@ -111,7 +111,7 @@ struct CombineCall : Call {
   CombineArgs args;
   Handle handle;
   std::shared_ptr<const Placement> placement;  ///< of the group
-  std::int64_t num_tokens = 0;  ///< T
+  std::int64_t num_tokens = 0;                 ///< T
   int top_k = 0;
   std::int64_t hidden = 0;
   std::int64_t row_bytes = 0;     ///< of a row, without padding

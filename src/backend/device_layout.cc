@@ -31,15 +31,14 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.recv_rows = window.recv_rows();
   out.recv_tokens = window.recv_tokens(Mode::kThroughput);
   const std::int64_t first_flight_signal = static_cast<int>(DeviceSignal::kDispatchRows);
-  const std::int64_t words =
-      first_flight_signal +
-      (static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal) * static_cast<std::int64_t>(limits.num_flights);
+  const std::int64_t words = first_flight_signal + (static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal) *
+                                                       static_cast<std::int64_t>(limits.num_flights);
   out.signal_stride = (words * 8 + DeviceLayout::kLineBytes - 1) / DeviceLayout::kLineBytes * DeviceLayout::kLineBytes;
   out.signals = list.add("device signals", out.signal_stride * out.num_ranks);
-  out.notes = list.add("combine notes", static_cast<std::int64_t>(sizeof(CombineNote)) * out.num_ranks * out.num_flights);
+  out.notes =
+      list.add("combine notes", static_cast<std::int64_t>(sizeof(CombineNote)) * out.num_ranks * out.num_flights);
   const std::int64_t num_slots = std::max(limits.max_slots, placement.num_slots());
-  out.counts_stride =
-      wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (out.num_ranks + num_slots));
+  out.counts_stride = wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (out.num_ranks + num_slots));
   out.counts = list.add("device counts", 2 * out.counts_stride * out.num_ranks);
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
     return add_flights(list, name, bytes, limits.num_flights, stride);

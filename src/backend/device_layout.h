@@ -16,21 +16,21 @@ namespace ferry {
 
 /// Signals between devices; each writer has one 64-bit word of each in the reader's window (and of each flight).
 enum class DeviceSignal : std::uint8_t {
-  kCountsEven,       ///< route: the writer's counts of an even exchange are here
+  kCountsEven,  ///< route: the writer's counts of an even exchange are here
   kCountsOdd,
-  kDispatchRows,     ///< the writer has stored all its rows for this rank
-  kCombineWeights,   ///< the weights that the writer sends ahead are here
-  kCombineReady,     ///< the writer's rows may be read; its CombineNote says where
-  kCombineRead,      ///< the writer has read this rank's rows
+  kDispatchRows,    ///< the writer has stored all its rows for this rank
+  kCombineWeights,  ///< the weights that the writer sends ahead are here
+  kCombineReady,    ///< the writer's rows may be read; its CombineNote says where
+  kCombineRead,     ///< the writer has read this rank's rows
   kNumSignals,
 };
 
 /// Where a rank's rows of a combine lie in its window, for its peers.
 struct CombineNote {
   std::uint64_t epoch = 0;
-  std::uint64_t digest = 0;       ///< of the arguments that must agree
-  std::int64_t rows_offset = 0;   ///< of row 0
-  std::int64_t row_stride = 0;    ///< bytes
+  std::uint64_t digest = 0;      ///< of the arguments that must agree
+  std::int64_t rows_offset = 0;  ///< of row 0
+  std::int64_t row_stride = 0;   ///< bytes
 };
 static_assert(sizeof(CombineNote) == 32);
 

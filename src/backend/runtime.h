@@ -35,9 +35,9 @@ class Runtime {
   const int rank;
   std::uint64_t group = 0;  ///< random number that all ranks of the group share; handles carry it
   const Topology topology;
-  std::unique_ptr<Mesh> mesh;           ///< null after leave()
-  std::shared_ptr<net::Engine> engine;  ///< null on a single node
-  std::vector<std::int64_t> wait_ns;    ///< [R] time spent waiting for each rank
+  std::unique_ptr<Mesh> mesh;                       ///< null after leave()
+  std::shared_ptr<net::Engine> engine;              ///< null on a single node
+  std::vector<std::int64_t> wait_ns;                ///< [R] time spent waiting for each rank
   std::unique_ptr<DeviceMemories> device_memories;  ///< null: rows lie in host memory
   DeviceLayout device_layout;
   /// Forwards whatever has arrived for any call in flight; called while this rank waits, so that no receive order can make

@@ -196,10 +196,12 @@ class WindowOpener {
   }
 
   void adopt_device(int peer, const std::shared_ptr<Shareable>& shared) {
-    if (!runtime_.device_memories || runtime_.topology.node_of(peer) != runtime_.topology.node_of(runtime_.rank)) return;
+    if (!runtime_.device_memories || runtime_.topology.node_of(peer) != runtime_.topology.node_of(runtime_.rank))
+      return;
     if (!shared) {
-      Error error(ErrorCode::kMismatch,
-                  fmt::format("ferry::Group: rank {} has no device window, this rank ({}) has one", peer, runtime_.rank));
+      Error error(
+          ErrorCode::kMismatch,
+          fmt::format("ferry::Group: rank {} has no device window, this rank ({}) has one", peer, runtime_.rank));
       error.step = "meet";
       error.peers.push_back({.rank = peer});
       throw error;

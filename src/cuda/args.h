@@ -41,8 +41,8 @@ struct HostCounts {
 
 /// What outlasts a kernel on the device. Kernels of one group run one after the other.
 struct DeviceState {
-  std::uint64_t epoch = 0;      ///< calls whose send half is done
-  std::uint64_t exchanges = 0;  ///< throughput dispatches among them
+  std::uint64_t epoch = 0;         ///< calls whose send half is done
+  std::uint64_t exchanges = 0;     ///< throughput dispatches among them
   std::uint64_t failed_epoch = 0;  ///< the last call that ended badly here: its other kernels do nothing
   std::uint64_t dispatch_epoch[kMaxFlights] = {};
   std::uint64_t combine_epoch[kMaxFlights] = {};
@@ -69,13 +69,13 @@ struct GroupArgs {
   std::int32_t rank = 0, num_ranks = 0, flight = 0;
   std::byte* const* windows = nullptr;  ///< [R]; null: left out
   DeviceState* state = nullptr;
-  Fault* fault = nullptr;                      ///< in host memory
-  const std::uint64_t* abort_word = nullptr;   ///< in host memory
+  Fault* fault = nullptr;                     ///< in host memory
+  const std::uint64_t* abort_word = nullptr;  ///< in host memory
   DeviceLayout layout;
   PlacementArgs placement;
   std::int64_t timeout_ns = 0;
   std::uint64_t digest = 0;
-  std::uint32_t delay_seed = 0;       ///< test mode: random delays before signals
+  std::uint32_t delay_seed = 0;  ///< test mode: random delays before signals
   std::uint32_t max_delay_ns = 0;
 };
 
@@ -83,7 +83,8 @@ struct GroupArgs {
 struct HandleArgs {
   std::int32_t *slots, *ranks, *rows, *tokens;  ///< [T, K]
   float* weights;                               ///< [T, K] or null
-  std::int32_t *tokens_to, *choices_to, *tokens_to_node, *rank_of_slot, *source_offsets, *expert_counts, *expert_offsets;
+  std::int32_t *tokens_to, *choices_to, *tokens_to_node, *rank_of_slot, *source_offsets, *expert_counts,
+      *expert_offsets;
   std::byte* records;  ///< [N] TokenMeta
 };
 
@@ -94,7 +95,7 @@ struct BlockArgs {
   std::int32_t element_bytes = 1;
   bool in_pieces = false;  ///< rows lie as on the wire: 16-byte pieces can be copied as they are
   std::int32_t begin = 0, bytes = 0, padded = 0, width = 0;  ///< of the block in the wire row; width in elements
-  std::int64_t region = 0;  ///< of the block's rows in a receive region
+  std::int64_t region = 0;                                   ///< of the block's rows in a receive region
 };
 
 struct RouteArgs {
@@ -109,7 +110,7 @@ struct RouteArgs {
   std::int32_t top_k = 0;
   routing::ExpertShape shape;
   HandleArgs handle;
-  bool cached = false;  ///< the handle's routing is used again: only notes are exchanged
+  bool cached = false;                   ///< the handle's routing is used again: only notes are exchanged
   std::int32_t* block_totals = nullptr;  ///< scratch [blocks][R + S]
   std::int64_t* num_rows = nullptr;      ///< [1] of the result
   HostCounts* counts = nullptr;          ///< in host memory
@@ -157,7 +158,7 @@ struct CombineArgsOnDevice {
   const std::byte* x = nullptr;
   std::int64_t row_stride = 0, expert_stride = 0;  ///< bytes
   RowSource source = RowSource::kCopy;
-  std::int32_t input_flight = -1;  ///< kInPlace: whose combine input x is
+  std::int32_t input_flight = -1;                 ///< kInPlace: whose combine input x is
   std::int64_t rows_offset = 0, sent_stride = 0;  ///< where the rows lie in this rank's window for the peers
   enum class Weigh : std::int32_t { kNone, kFromDispatch, kGiven } weigh = Weigh::kNone;
   const float* weights = nullptr;  ///< kGiven [T, K]
@@ -168,7 +169,7 @@ struct CombineArgsOnDevice {
   DType bias_dtype[2] = {};
   std::int64_t bias_stride[2] = {};  ///< bytes
   std::byte* out = nullptr;
-  std::int64_t out_stride = 0;  ///< bytes
+  std::int64_t out_stride = 0;   ///< bytes
   float* out_weights = nullptr;  ///< [T, K]
 };
 

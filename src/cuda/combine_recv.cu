@@ -56,8 +56,12 @@ __device__ bool read_notes(const CombineArgsOnDevice& a, std::uint64_t epoch, Ra
       ranks[peer] = {group.windows[peer] + note.rows_offset, note.row_stride};
       continue;
     }
-    fail(group, epoch, {.kind = note.epoch == epoch ? FaultKind::kMismatch : FaultKind::kGoneOn, .step = kStep,
-                        .peer = peer, .seen = note.epoch, .wanted = epoch});
+    fail(group, epoch,
+         {.kind = note.epoch == epoch ? FaultKind::kMismatch : FaultKind::kGoneOn,
+          .step = kStep,
+          .peer = peer,
+          .seen = note.epoch,
+          .wanted = epoch});
     good = false;
   }
   return __syncthreads_and(good) != 0;

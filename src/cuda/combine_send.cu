@@ -187,7 +187,8 @@ __device__ void make_rows(const CombineArgsOnDevice& a) {
 __device__ void finish(const CombineArgsOnDevice& a, std::uint64_t epoch) {
   const GroupArgs& group = a.group;
   const bool failed = has_failed(group, epoch);
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks && !failed; peer += static_cast<int>(blockDim.x)) {
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks && !failed;
+       peer += static_cast<int>(blockDim.x)) {
     if (group.windows[peer] == nullptr) continue;
     *reinterpret_cast<CombineNote*>(group.windows[peer] + group.layout.note_at(group.flight, group.rank)) = {
         epoch, group.digest, a.rows_offset, a.sent_stride};

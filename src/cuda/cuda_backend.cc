@@ -14,6 +14,7 @@
 #include "core/check.h"
 #include "cuda/check.h"
 #include "cuda/device_memory.h"
+#include "cuda/faults.h"
 
 namespace ferry::cuda {
 namespace {
@@ -42,63 +43,6 @@ DeviceLimits limits_of(int device) {
   return limits;
 }
 
-const char* name_of(FaultStep step) {
-  switch (step) {
-    case FaultStep::kRoute:
-      return "route";
-    case FaultStep::kDispatchRecv:
-      return "dispatch_recv";
-    case FaultStep::kCombineSend:
-      return "combine_send";
-    case FaultStep::kCombineRecv:
-      return "combine_recv";
-  }
-  return "";
-}
-
-ErrorCode code_of(FaultKind kind) {
-  switch (kind) {
-    case FaultKind::kTimeout:
-      return ErrorCode::kTimeout;
-    case FaultKind::kAborted:
-      return ErrorCode::kAborted;
-    case FaultKind::kBadId:
-      return ErrorCode::kInvalidArgument;
-    case FaultKind::kOverflow:
-      return ErrorCode::kOverflow;
-    case FaultKind::kMismatch:
-    case FaultKind::kGoneOn:
-      return ErrorCode::kMismatch;
-    case FaultKind::kNone:
-      break;
-  }
-  return ErrorCode::kInternal;
-}
-
-std::string describe(const Fault& fault, int rank) {
-  const std::string where = fmt::format("{}: rank {} in call {}", name_of(fault.step), rank, fault.epoch);
-  switch (fault.kind) {
-    case FaultKind::kTimeout:
-      return fmt::format("{} waits for rank {} (seen {}.{}, wanted {}.{}): the deadline has passed", where, fault.peer,
-                         fault.seen >> 24, fault.seen & 0xffffff, fault.wanted >> 24, fault.wanted & 0xffffff);
-    case FaultKind::kAborted:
-      return fmt::format("{} waits for rank {}: the group was aborted", where, fault.peer);
-    case FaultKind::kBadId:
-      return fmt::format("{}: topk_ids of rank {} at row {} is {}, expected less than the number of experts (or negative)",
-                         where, fault.peer, fault.where, fault.value);
-    case FaultKind::kOverflow:
-      return fmt::format("{}: rank {} needs {} rows, expected at most {} (limits.recv_rows or expert_capacity)", where,
-                         fault.peer, fault.where, fault.value);
-    case FaultKind::kMismatch:
-      return fmt::format("{}: rank {} gave other arguments than this rank", where, fault.peer);
-    case FaultKind::kGoneOn:
-      return fmt::format("{}: rank {} has gone on to call {}", where, fault.peer, fault.seen);
-    case FaultKind::kNone:
-      break;
-  }
-  return where;
-}
-
 /// Room for the results of as many calls as are in flight, and one more, so that no call has to ask the driver.
 GroupMemory::Sizes sizes_of(const GroupConfig& config, const Runtime& runtime) {
   const GroupLimits& limits = config.limits;
@@ -120,8 +64,9 @@ GroupMemory::Sizes sizes_of(const GroupConfig& config, const Runtime& runtime) {
   const std::int64_t choices = layout.recv_tokens * limits.max_top_k;
   const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, layout.recv_rows) * 4;
   const std::int64_t combine =
-      limits.max_tokens * (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
-                           4 * static_cast<std::int64_t>(limits.max_top_k));
+      limits.max_tokens *
+      (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
+       4 * static_cast<std::int64_t>(limits.max_top_k));
   constexpr std::int64_t kSmallThings = 1 << 20;  // placements, counters, scratch
   sizes.result_bytes = (limits.num_flights + 1) * (dispatch + combine) + kSmallThings;
   return sizes;
@@ -146,6 +91,16 @@ BlockArgs block_args(const Tensor& tensor, const wire::Block& block, std::int64_
           .padded = static_cast<std::int32_t>(block.padded),
           .width = static_cast<std::int32_t>(block.width),
           .region = recv_rows * block.offset};
+}
+
+/// Kernels would fault on memory that the device cannot reach, and take the whole context with them.
+std::string why_not_here(const std::string& argument, const Tensor& tensor) {
+  if (tensor.num_elements() == 0 || tensor.data == nullptr) return {};
+  cudaPointerAttributes attributes{};
+  const cudaError_t status = cudaPointerGetAttributes(&attributes, tensor.data);
+  if (status == cudaSuccess && attributes.devicePointer != nullptr) return {};
+  cudaGetLastError();
+  return fmt::format("{} lies in host memory; the cuda backend takes tensors in device memory", argument);
 }
 
 std::int64_t bytes_of(const Tensor& tensor) {
@@ -199,12 +154,12 @@ CudaBackend::~CudaBackend() {
 void CudaBackend::settle(bool abandon) {
   if (!has_last_) return;
   const DeviceScope scope(device_);
-  if (abandon) abort();  // kernels that wait for peers leave at once
+  if (abandon) give_up();  // kernels that wait for peers leave at once
   check(cudaEventSynchronize(last_), "ferry: kernels of an earlier call");
   has_last_ = false;
 }
 
-void CudaBackend::abort() {
+void CudaBackend::give_up() {
   *static_cast<volatile std::uint64_t*>(memory_->abort_word()) = 1;
 }
 
@@ -212,13 +167,27 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
   if (call.args.mode == Mode::kLatency)
     return "latency mode is not on the cuda backend yet; use throughput mode, or backend host";
   if (call.top_k > kMaxTopK) return fmt::format("the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
-  return why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots()}, limits_);
+  std::string reason = why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots()}, limits_);
+  for (std::size_t b = 0; reason.empty() && b < call.args.payload.size(); ++b)
+    reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
+  if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
+  if (reason.empty()) reason = why_not_here("topk_weights", call.args.topk_weights);
+  return reason;
 }
 
 std::string CudaBackend::why_not(const CombineCall& call) const {
+  const DeviceLayout& layout = runtime_.device_layout;
   const std::int64_t row_bytes = wire::padded(call.row_bytes);
-  const std::int64_t most = runtime_.device_layout.combine_rows_stride / std::max<std::int64_t>(1, runtime_.device_layout.recv_rows);
-  if (row_bytes > most) return fmt::format("rows of {} bytes, the window holds {} a row (limits.hidden and dtype)", row_bytes, most);
+  const std::int64_t most = layout.combine_rows_stride / std::max<std::int64_t>(1, layout.recv_rows);
+  if (row_bytes > most)
+    return fmt::format("rows of {} bytes, the window holds {} a row (limits.hidden and dtype)", row_bytes, most);
+  const CombineArgs& args = call.args;
+  const std::pair<const char*, const Tensor*> tensors[] = {
+      {"x", &args.x},         {"weights", &args.weights},           {"bias0", &args.bias0},
+      {"bias1", &args.bias1}, {"topk_weights", &args.topk_weights}, {"out", &args.out}};
+  for (const auto& [argument, tensor] : tensors) {
+    if (std::string reason = why_not_here(argument, *tensor); !reason.empty()) return reason;
+  }
   return {};
 }
 
@@ -227,15 +196,7 @@ void CudaBackend::raise_fault() {
   // Kernels of the call that failed do nothing any more; once they are through, the record can be used again.
   settle(false);
   memory_->clear_fault();
-  Error error(code_of(fault.kind), describe(fault, runtime_.rank));
-  error.step = name_of(fault.step);
-  error.epoch = fault.epoch;
-  if (fault.kind == FaultKind::kOverflow) error.needed_rows = fault.where;
-  if (fault.kind == FaultKind::kBadId) error.argument = "topk_ids";
-  if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow) {
-    error.peers.push_back({.rank = fault.peer});
-  }
-  throw error;
+  throw error_of(fault, runtime_.rank);
 }
 
 void CudaBackend::check_faults() {
@@ -391,7 +352,8 @@ void CudaBackend::route(DispatchCall& call) {
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   shape.keys = runtime_.topology.num_ranks() + call.placement->num_slots();
   const Launch launch = plan_route(shape, limits_);
-  args.block_totals = memory_->route_scratch(static_cast<std::size_t>(launch.blocks) * static_cast<std::size_t>(shape.keys) * 4);
+  args.block_totals =
+      memory_->route_scratch(static_cast<std::size_t>(launch.blocks) * static_cast<std::size_t>(shape.keys) * 4);
   args.num_rows = reinterpret_cast<std::int64_t*>(allocate(call, *call.memory, 8));
   call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
   args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
@@ -428,8 +390,8 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
     args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)], recv_rows);
   args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
   args.has_weights = args.handle.weights != nullptr;
-  launch_dispatch_send(args, plan_dispatch_send(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
-                       stream);
+  launch_dispatch_send(
+      args, plan_dispatch_send(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_), stream);
   mark(stream);
 }
 
@@ -440,7 +402,7 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
   const auto deadline = std::chrono::steady_clock::now() + 2 * call.timeout + std::chrono::seconds(10);
   for (unsigned polls = 1; counts->ticket != call.epoch; ++polls) {
     if (polls % 256 != 0) continue;
-    if (runtime_.aborted() || runtime_.abort_seen(*call.windows)) abort();
+    if (runtime_.aborted() || runtime_.abort_seen(*call.windows)) give_up();
     if (polls % 65536 == 0) std::this_thread::yield();
     if (std::chrono::steady_clock::now() < deadline) continue;
     Error error(ErrorCode::kTimeout,
@@ -492,7 +454,8 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   const DeviceLayout& layout = runtime_.device_layout;
   const std::int64_t input = layout.combine_input + shadow.flight * layout.combine_input_stride;
   const bool flat = given.reduction.group == Reduction::Group::kChoice;
-  const bool whole = args.layout != Layout::kExpertPadded || args.expert_stride == args.expert_capacity * args.row_stride;
+  const bool whole =
+      args.layout != Layout::kExpertPadded || args.expert_stride == args.expert_capacity * args.row_stride;
   const bool in_input = args.x == call.windows->device(runtime_.rank) + input && args.row_stride == args.sent_stride &&
                         whole && shadow.header.membership == call.windows->membership.number;
   args.rows_offset = layout.combine_rows + call.flight * layout.combine_rows_stride;
@@ -551,15 +514,14 @@ void CudaBackend::combine_recv(CombineCall& call) {
     call.result.out = out;
   } else {
     const std::int64_t bytes = call.num_tokens * call.row_bytes;
-    call.result.out = Tensor::contiguous(allocate(call, *call.memory, bytes), call.args.x.dtype,
-                                         {call.num_tokens, call.hidden});
+    call.result.out =
+        Tensor::contiguous(allocate(call, *call.memory, bytes), call.args.x.dtype, {call.num_tokens, call.hidden});
   }
   args.out = static_cast<std::byte*>(call.result.out.data);
   args.out_stride = call.result.out.strides[0] * bytes_of(call.result.out);
   if (call.has_topk_weights) {
-    call.result.topk_weights =
-        Tensor::contiguous(allocate(call, *call.memory, call.num_tokens * call.top_k * 4), DType::kFp32,
-                           {call.num_tokens, call.top_k});
+    call.result.topk_weights = Tensor::contiguous(allocate(call, *call.memory, call.num_tokens * call.top_k * 4),
+                                                  DType::kFp32, {call.num_tokens, call.top_k});
     args.out_weights = static_cast<float*>(call.result.topk_weights.data);
   }
   launch_combine_recv(args, plan_over_tokens(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),

@@ -27,7 +27,7 @@ class CudaBackend final : public Backend {
   void check_faults() override;
   void adopt(const std::shared_ptr<Windows>& windows) override;
   void settle(bool abandon) override;
-  void abort() override;
+  void give_up() override;
   Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) override;
 
   void route(DispatchCall& call) override;

@@ -60,11 +60,11 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   if (call.has_weights) {
     const std::int64_t width = rank_major ? call.top_k : 1;
     args.weights = reinterpret_cast<float*>(allocate(call, *call.memory, num_rows * width * 4));
-    result.topk_weights = rank_major ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows, call.top_k})
-                          : call.shape.layout == Layout::kExpertMajor
-                              ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows})
-                              : Tensor::contiguous(args.weights, DType::kFp32,
-                                                   {header.num_local_experts, call.shape.capacity});
+    result.topk_weights =
+        rank_major ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows, call.top_k})
+        : call.shape.layout == Layout::kExpertMajor
+            ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows})
+            : Tensor::contiguous(args.weights, DType::kFp32, {header.num_local_experts, call.shape.capacity});
   }
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   if (shadow.counts_known) shape.recv_tokens = header.num_rows;

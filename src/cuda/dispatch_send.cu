@@ -27,12 +27,8 @@ struct Destination {
   std::int32_t row = -1;
 };
 
-#ifndef EXP_STAGES
-#define EXP_STAGES 4
-#define EXP_BYTES 8192
-#define EXP_AHEAD 2
-#endif
-using SendStages = WarpStages<EXP_STAGES, EXP_BYTES, EXP_AHEAD>;
+// Other shapes of the ring gave the same times within 5 % (docs/design/cuda.md).
+using SendStages = WarpStages<4, 8192, 2>;
 
 /// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece.
 class RowSender {
@@ -43,7 +39,8 @@ class RowSender {
     const int pieces = (args.row_bytes + SendStages::kStageBytes - 1) / SendStages::kStageBytes;
     warps_ = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
     first_ = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
-    total_ = first_ < args.num_tokens ? static_cast<unsigned>((args.num_tokens - first_ + warps_ - 1) / warps_ * pieces) : 0;
+    total_ =
+        first_ < args.num_tokens ? static_cast<unsigned>((args.num_tokens - first_ + warps_ - 1) / warps_ * pieces) : 0;
   }
 
   __device__ void send_all() {
@@ -68,7 +65,8 @@ class RowSender {
         if (part.bytes <= 0) continue;
         const BlockArgs& block = a_.blocks[b];
         std::byte* to = destination_.rows;
-        if (to != nullptr) to += block.region + static_cast<std::int64_t>(destination_.row) * block.padded + part.in_block;
+        if (to != nullptr)
+          to += block.region + static_cast<std::int64_t>(destination_.row) * block.padded + part.in_block;
         ring_.store(piece, part.in_stage, to, part.bytes);
       }
       ring_.stored();
@@ -241,7 +239,8 @@ class RowSender {
       auto* to = reinterpret_cast<std::byte*>(
           __shfl_sync(kAll, reinterpret_cast<unsigned long long>(destination_.record), lane));
       for (int at = lane_ * 16; at < record_bytes_; at += 32 * 16)
-        *reinterpret_cast<uint4*>(to + at) = *reinterpret_cast<const uint4*>(reinterpret_cast<std::byte*>(records_) + at);
+        *reinterpret_cast<uint4*>(to + at) =
+            *reinterpret_cast<const uint4*>(reinterpret_cast<std::byte*>(records_) + at);
     }
   }
 
@@ -294,7 +293,8 @@ void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream
 }
 
 void prepare_dispatch_send(int max_shared_bytes) {
-  cudaFuncSetAttribute(dispatch_send_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes - kStaticSharedBytes);
+  cudaFuncSetAttribute(dispatch_send_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       max_shared_bytes - kStaticSharedBytes);
 }
 
 }  // namespace ferry::cuda

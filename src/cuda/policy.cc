@@ -11,10 +11,7 @@ namespace {
 
 // Eight SMs fill an NVLink, more leave room for the local share; measured in docs/design/cuda.md.
 constexpr int kDefaultSms = 16;
-#ifndef EXP_WARPS
-#define EXP_WARPS 6
-#endif
-constexpr int kRouteWarps = 16, kSendWarps = EXP_WARPS, kRowWarps = 16;
+constexpr int kRouteWarps = 16, kSendWarps = 6, kRowWarps = 16;
 
 int budget(const CallShape& shape, const DeviceLimits& limits) {
   return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);

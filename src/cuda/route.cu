@@ -264,15 +264,16 @@ struct Places {
     const GroupArgs& group = a.group;
     const int lane = static_cast<int>(threadIdx.x) % 32;
     bool good = true;
-    for (int rank = static_cast<int>(threadIdx.x) / 32; rank < group.num_ranks; rank += static_cast<int>(blockDim.x) / 32) {
+    for (int rank = static_cast<int>(threadIdx.x) / 32; rank < group.num_ranks;
+         rank += static_cast<int>(blockDim.x) / 32) {
       const int first = group.placement.first_slot[rank], end = group.placement.first_slot[rank + 1];
       std::int64_t rows = 0;
       for (int from = first; from < end && a.shape.layout != Layout::kRankMajor; from += 32) {
         const int slot = from + lane;
         const std::int64_t count = slot < end ? total[group.num_ranks + slot] : 0;
         if (a.shape.layout == Layout::kExpertPadded && count > a.shape.capacity) {
-          fail(group, epoch, {.kind = FaultKind::kOverflow, .step = kStep, .peer = rank, .where = count,
-                              .value = a.shape.capacity});
+          fail(group, epoch,
+               {.kind = FaultKind::kOverflow, .step = kStep, .peer = rank, .where = count, .value = a.shape.capacity});
           good = false;
         }
         const std::int64_t extent = slot < end ? routing::expert_extent(a.shape, count) : 0;
@@ -287,8 +288,12 @@ struct Places {
       rows = max(rows, static_cast<std::int64_t>(total[rank]));
       if (rows <= group.layout.recv_rows) continue;
       if (lane == 0)
-        fail(group, epoch, {.kind = FaultKind::kOverflow, .step = kStep, .peer = rank, .where = rows,
-                            .value = group.layout.recv_rows});
+        fail(group, epoch,
+             {.kind = FaultKind::kOverflow,
+              .step = kStep,
+              .peer = rank,
+              .where = rows,
+              .value = group.layout.recv_rows});
       good = false;
     }
     return __syncthreads_and(good) != 0;
@@ -305,14 +310,15 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
   std::byte* own = group.windows[group.rank];
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   if (!a.cached || failed) {
-    for (int e = tid; e < num_local; e += threads) h.expert_counts[e] = failed ? 0 : places.total[num_ranks + first_slot + e];
+    for (int e = tid; e < num_local; e += threads)
+      h.expert_counts[e] = failed ? 0 : places.total[num_ranks + first_slot + e];
     for (int slot = tid; slot < group.placement.num_slots; slot += threads)
       h.rank_of_slot[slot] = group.placement.rank_of_slot[slot];
     const Counts mine(own + group.layout.counts_at(static_cast<int>(exchange % 2), group.rank));
     for (int rank = tid / 32; rank < num_ranks; rank += threads / 32) {
       std::int32_t choices = 0;
-      for (int slot = group.placement.first_slot[rank] + tid % 32; !failed && slot < group.placement.first_slot[rank + 1];
-           slot += 32)
+      for (int slot = group.placement.first_slot[rank] + tid % 32;
+           !failed && slot < group.placement.first_slot[rank + 1]; slot += 32)
         choices += mine.keys[num_ranks + slot];
       choices = __reduce_add_sync(kAll, choices);
       if (tid % 32 != 0) continue;
@@ -409,7 +415,8 @@ void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stre
 }
 
 void prepare_route(int max_shared_bytes) {
-  cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, max_shared_bytes - kStaticSharedBytes);
+  cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       max_shared_bytes - kStaticSharedBytes);
 }
 
 }  // namespace ferry::cuda

@@ -12,8 +12,9 @@ class HostBackend final : public Backend {
   explicit HostBackend(Runtime& runtime) : runtime_(runtime) {}
   const char* name() const noexcept override { return "host"; }
   Tensor combine_input(const Windows&, const Handle&, DType, std::int64_t) override {
-    throw Error(ErrorCode::kUnsupported,
-                "ferry::Group::combine_input: the host backend reads the experts' rows from any tensor; give it to combine");
+    throw Error(
+        ErrorCode::kUnsupported,
+        "ferry::Group::combine_input: the host backend reads the experts' rows from any tensor; give it to combine");
   }
   void route(DispatchCall& call) override { host::route(runtime_, call); }
   void dispatch_send(DispatchCall& call) override { host::dispatch_send(runtime_, call); }

@@ -33,7 +33,9 @@ class StageRing {
     __syncwarp();
   }
 
-  __device__ std::byte* data(unsigned piece) { return memory_.data[piece % kStages]; }
+  __device__ std::byte* data(unsigned piece) {
+    return memory_.data[piece % kStages];
+  }
 
   /// Waits until the stage of `piece` may be filled; pieces come one after the other, kAhead before they go out.
   __device__ void claim() {

@@ -22,7 +22,8 @@ __device__ inline std::uint64_t* own_signal(const GroupArgs& group, DeviceSignal
 /// Test mode: a pause of random length, to bring orders about that are rare otherwise.
 __device__ inline void delay_signal(const GroupArgs& group, int peer) {
   if (group.max_delay_ns == 0) return;
-  std::uint32_t mixed = group.delay_seed ^ static_cast<std::uint32_t>(now_ns()) ^ static_cast<std::uint32_t>(peer * 40503);
+  std::uint32_t mixed =
+      group.delay_seed ^ static_cast<std::uint32_t>(now_ns()) ^ static_cast<std::uint32_t>(peer * 40503);
   mixed = (mixed ^ (mixed >> 15)) * 2246822519u;
   mixed = (mixed ^ (mixed >> 13)) * 3266489917u;
   const std::int64_t until = now_ns() + mixed % group.max_delay_ns;

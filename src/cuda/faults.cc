@@ -1,0 +1,83 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/faults.h"
+
+#include <fmt/format.h>
+
+#include <string>
+
+namespace ferry::cuda {
+namespace {
+
+const char* name_of(FaultStep step) {
+  switch (step) {
+    case FaultStep::kRoute:
+      return "route";
+    case FaultStep::kDispatchRecv:
+      return "dispatch_recv";
+    case FaultStep::kCombineSend:
+      return "combine_send";
+    case FaultStep::kCombineRecv:
+      return "combine_recv";
+  }
+  return "";
+}
+
+ErrorCode code_of(FaultKind kind) {
+  switch (kind) {
+    case FaultKind::kTimeout:
+      return ErrorCode::kTimeout;
+    case FaultKind::kAborted:
+      return ErrorCode::kAborted;
+    case FaultKind::kBadId:
+      return ErrorCode::kInvalidArgument;
+    case FaultKind::kOverflow:
+      return ErrorCode::kOverflow;
+    case FaultKind::kMismatch:
+    case FaultKind::kGoneOn:
+      return ErrorCode::kMismatch;
+    case FaultKind::kNone:
+      break;
+  }
+  return ErrorCode::kInternal;
+}
+
+std::string describe(const Fault& fault, int rank) {
+  const std::string where = fmt::format("{}: rank {} in call {}", name_of(fault.step), rank, fault.epoch);
+  switch (fault.kind) {
+    case FaultKind::kTimeout:
+      return fmt::format("{} waits for rank {} (seen {}.{}, wanted {}.{}): the deadline has passed", where, fault.peer,
+                         fault.seen >> 24, fault.seen & 0xffffff, fault.wanted >> 24, fault.wanted & 0xffffff);
+    case FaultKind::kAborted:
+      return fmt::format("{} waits for rank {}: the group was aborted", where, fault.peer);
+    case FaultKind::kBadId:
+      return fmt::format(
+          "{}: topk_ids of rank {} at row {} is {}, expected less than the number of experts (or negative)", where,
+          fault.peer, fault.where, fault.value);
+    case FaultKind::kOverflow:
+      return fmt::format("{}: rank {} needs {} rows, expected at most {} (limits.recv_rows or expert_capacity)", where,
+                         fault.peer, fault.where, fault.value);
+    case FaultKind::kMismatch:
+      return fmt::format("{}: rank {} gave other arguments than this rank", where, fault.peer);
+    case FaultKind::kGoneOn:
+      return fmt::format("{}: rank {} has gone on to call {}", where, fault.peer, fault.seen);
+    case FaultKind::kNone:
+      break;
+  }
+  return where;
+}
+
+}  // namespace
+
+Error error_of(const Fault& fault, int rank) {
+  Error error(code_of(fault.kind), describe(fault, rank));
+  error.step = name_of(fault.step);
+  error.epoch = fault.epoch;
+  if (fault.kind == FaultKind::kOverflow) error.needed_rows = fault.where;
+  if (fault.kind == FaultKind::kBadId) error.argument = "topk_ids";
+  if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow)
+    error.peers.push_back({.rank = fault.peer});
+  return error;
+}
+
+}  // namespace ferry::cuda

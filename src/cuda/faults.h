@@ -1,0 +1,13 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/args.h"
+#include "ferry/error.h"
+
+namespace ferry::cuda {
+
+/// What a kernel of `rank` wrote down, as the error that the host raises.
+Error error_of(const Fault& fault, int rank);
+
+}  // namespace ferry::cuda

@@ -1,0 +1,68 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// How calls are spread over a device, without a device.
+#include "cuda/policy.h"
+
+#include <gtest/gtest.h>
+
+namespace ferry::cuda {
+namespace {
+
+const DeviceLimits kH200{};
+
+CallShape shape(std::int64_t tokens) {
+  return {.num_tokens = tokens, .recv_tokens = 4 * tokens, .top_k = 8, .keys = 4 + 256};
+}
+
+TEST(CudaPolicy, TheBudgetBoundsEveryLaunch) {
+  for (const std::int64_t tokens : {0, 1, 7, 128, 4096, 100000}) {
+    for (const int sms : {0, 1, 3, 16, 132, 1000}) {
+      CallShape call = shape(tokens);
+      call.num_sms = sms;
+      const int most = sms == 0 ? 16 : std::min(sms, kH200.num_sms);
+      for (const Launch& launch : {plan_route(call, kH200), plan_dispatch_send(call, kH200),
+                                   plan_over_rows(call, kH200), plan_over_tokens(call, kH200)}) {
+        EXPECT_GE(launch.blocks, 1);
+        EXPECT_LE(launch.blocks, most) << tokens << " tokens";
+        EXPECT_EQ(launch.threads % 32, 0);
+        EXPECT_LE(launch.threads, 1024);
+        EXPECT_LE(launch.shared_bytes, static_cast<std::size_t>(kH200.shared_bytes));
+      }
+    }
+  }
+}
+
+TEST(CudaPolicy, LargeCallsUseTheWholeBudget) {
+  EXPECT_EQ(plan_route(shape(4096), kH200).blocks, 16);
+  EXPECT_EQ(plan_dispatch_send(shape(4096), kH200).blocks, 16);
+  EXPECT_EQ(plan_over_tokens(shape(4096), kH200).blocks, 16);
+}
+
+TEST(CudaPolicy, OneTokenTakesOneBlock) {
+  EXPECT_EQ(plan_route(shape(1), kH200).blocks, 1);
+  EXPECT_EQ(plan_dispatch_send(shape(1), kH200).blocks, 1);
+}
+
+TEST(CudaPolicy, ManyExpertsTakeFewerWarpsAndThenAreRefused) {
+  CallShape call = shape(4096);
+  call.keys = 10000;
+  EXPECT_EQ(why_not_route(call, kH200), "");
+  const Launch few = plan_route(call, kH200);
+  EXPECT_LT(few.threads, 512);
+  EXPECT_LE(few.shared_bytes, static_cast<std::size_t>(kH200.shared_bytes));
+  call.keys = 30000;
+  EXPECT_NE(why_not_route(call, kH200).find("30000"), std::string::npos);
+}
+
+TEST(CudaPolicy, AnyTopKHasWholeTokensInAStep) {
+  for (int top_k = 1; top_k <= kMaxTopK; ++top_k) {
+    CallShape call = shape(4096);
+    call.top_k = top_k;
+    EXPECT_GE(plan_route(call, kH200).blocks, 1);
+    EXPECT_LE(plan_dispatch_send(call, kH200).shared_bytes, static_cast<std::size_t>(kH200.shared_bytes)) << top_k;
+  }
+}
+
+}  // namespace
+}  // namespace ferry::cuda
