@@ -31,6 +31,11 @@ def test_our_own_tree_is_clean(tool):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
+def test_the_readme_shows_the_committed_results():
+    run = subprocess.run([sys.executable, ROOT / "benchmarks/figures.py", "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "included"),
     [

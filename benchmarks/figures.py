@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+# SPDX-FileCopyrightText: 2026 The Ferry authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Writes the tables of the README from the committed results, between its two marks; `--check` says whether they agree.
+"""Make the README's tables from benchmarks/results/*.jsonl."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- figures: made by benchmarks/figures.py -->", "<!-- end of figures -->"
+
+
+def read_results() -> list[dict]:
+    lines = []
+    for path in sorted((ROOT / "benchmarks/results").glob("*.jsonl")):
+        lines += [json.loads(text) for text in path.read_text().splitlines() if text.strip()]
+    # A wrong result has no time worth showing; of a repeated measurement the newest counts.
+    return sorted((line for line in lines if line["verified"]), key=lambda line: line["date"])
+
+
+def best_mpi(lines: list[dict], case: tuple) -> float | None:
+    """Of the baseline's newest runs, with and without yielding, the faster one."""
+    times = [line["time_us_median"] for line in lines if line["backend"] == "mpi" and case_of(line) == case]
+    return min(times[-2:]) if times else None
+
+
+def case_of(line: dict) -> tuple:
+    names = "machine mode ranks tokens experts layout payload codec reduction hidden top_k routing op".split()
+    return tuple(line[name] for name in names)
+
+
+def host_table(lines: list[dict]) -> list[str]:
+    rows = {}
+    for line in lines:
+        mpi = best_mpi(lines, case_of(line)) if line["backend"] == "host" else None
+        if mpi is None:
+            continue
+        key = (line["machine"], line["mode"], line["ranks"], line["tokens"], line["op"])
+        ferry = line["time_us_median"]
+        rows[key] = (
+            f"| {line['machine']} | {line['mode']} | {line['ranks']} | {line['tokens']} | {line['op']} "
+            f"| {ferry:.0f} | {mpi:.0f} | {mpi / ferry:.2f} |"
+        )
+    head = [
+        "| machine | mode | ranks | tokens | call | Ferry, us | MPI, us | MPI / Ferry |",
+        "|---|---|--:|--:|---|--:|--:|--:|",
+    ]
+    order = lambda key: (key[0], key[1] == "latency", *key[2:4], key[4] != "dispatch")  # noqa: E731
+    return head + [rows[key] for key in sorted(rows, key=order)]
+
+
+def cuda_table(lines: list[dict]) -> list[str]:
+    rows = {}
+    for line in lines:
+        if line["backend"] != "cuda" or line["tokens"] != 4096 or line["routing"] != "uniform":
+            continue
+        where = line.get("output") or line.get("input")
+        name = f"{line['op']}, {line['payload']}, {line['layout']}, {where}"
+        rows[(line["machine"], line["op"] != "dispatch", name, -line["num_sms"])] = (
+            f"| {line['machine']} | {name} | {line['num_sms']} | {line['time_us_median']:.0f} "
+            f"| {line['necessary_bytes'] / line['ceiling_gbps'] / 1e3:.0f} | {line['fraction']:.2f} |"
+        )
+    head = ["| machine | call, 4096 tokens per rank | SMs | us | floor, us | fraction |", "|---|---|--:|--:|--:|--:|"]
+    return head + [rows[key] for key in sorted(rows)]
+
+
+def figures() -> str:
+    lines = read_results()
+    commits = sorted({f"{line['machine']}: {line['commit']}" for line in lines})
+    parts = [
+        "Hidden 7168, bf16, top-8, per_rank; medians of the slowest rank, results verified. Made at commits "
+        + ", ".join(commits)
+        + ".",
+        "",
+        *host_table(lines),
+        "",
+        "Floor: the necessary bytes at the rate at which all SMs push to a neighbour in the same run.",
+        "",
+        *cuda_table(lines),
+    ]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit code 1 if the README says something else"
+    )
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    before, found, rest = text.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not found or not found_end:
+        print(f"figures: README.md has no marks {BEGIN} ... {END}", file=sys.stderr)
+        return 1
+    wanted = f"{before}{BEGIN}\n{figures()}\n{END}{after}"
+    if args.check:
+        if wanted != text:
+            print("figures: README.md does not show the committed results; run benchmarks/figures.py", file=sys.stderr)
+        return int(wanted != text)
+    readme.write_text(wanted)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
