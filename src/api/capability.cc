@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -16,11 +17,15 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <fstream>
 #include <memory>
 #include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 #ifndef FERRY_VERSION
 #define FERRY_VERSION "unknown"
@@ -237,6 +242,20 @@ Function find(const Library& library, const char* symbol) {
   return reinterpret_cast<Function>(::dlsym(library.get(), symbol));
 }
 
+/// The providers that `fi_info -l` lists, one per line with a colon behind it; empty if there is no such program. Asked in a
+/// process of its own, because some providers leave threads and files behind where they were started.
+std::vector<std::string> libfabric_providers() {
+  std::vector<std::string> providers;
+  const std::unique_ptr<FILE, int (*)(FILE*)> listing(::popen("fi_info -l 2>/dev/null", "r"), ::pclose);
+  char line[256];
+  while (listing && std::fgets(line, sizeof(line), listing.get()) != nullptr) {
+    const std::string_view text(line);
+    const std::size_t colon = text.find(':');
+    if (colon != std::string_view::npos && text[0] != ' ') providers.emplace_back(text.substr(0, colon));
+  }
+  return providers;
+}
+
 Capability look_at_libfabric() {
   const char* name = "libfabric";
   const char* fix = "install libfabric 1.17 or newer (Debian: libfabric1); needed for nodes on several machines only";
@@ -244,9 +263,11 @@ Capability look_at_libfabric() {
   if (!library) return unusable(name, ::dlerror(), fix);
   const auto version = find<std::uint32_t (*)()>(library, "fi_version");
   if (version == nullptr) return unusable(name, "libfabric.so.1 has no fi_version", fix);
-  // Its providers are not asked for: that starts them, and some leave threads and files behind. `fi_info` does it.
-  return usable(name,
-                fmt::format("{}.{} found; not used by this version of Ferry", version() >> 16, version() & 0xffff));
+  const std::vector<std::string> providers = libfabric_providers();
+  const std::string listed = providers.empty() ? "providers unknown (fi_info, Debian: libfabric-bin, lists them)"
+                                               : fmt::format("providers {}", fmt::join(providers, ", "));
+  return usable(name, fmt::format("{}.{} found, {}; not used by this version of Ferry", version() >> 16,
+                                  version() & 0xffff, listed));
 }
 
 int num_gpus() {

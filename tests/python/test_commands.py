@@ -3,6 +3,7 @@
 """`ferry demo`, `plan` and `doctor` as a user calls them: last lines, exit codes, JSON. (`bench`: test_bench.py.)"""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -144,3 +145,18 @@ def test_doctor_says_pass_or_reason_and_fix(tmp_path):
         assert one["detail"]
         assert one["usable"] or one["fix"], f"{one['name']} has no fix"
         assert one["detail"] in run.stdout
+
+
+def test_doctor_lists_the_providers_that_fi_info_knows(tmp_path, monkeypatch):
+    program = tmp_path / "fi_info"
+    program.write_text(
+        "#!/bin/sh\n[ \"$1\" = -l ] && printf 'tcp:\\n    version: 117.0\\nverbs:\\n    version: 117.0\\n'\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path = tmp_path / "doctor.json"
+    ferry("doctor", f"--json={path}")
+    libfabric = next(one for one in read(path) if one["name"] == "libfabric")
+    if not libfabric["usable"]:
+        pytest.skip("no libfabric on this machine")
+    assert "providers tcp, verbs;" in libfabric["detail"]
