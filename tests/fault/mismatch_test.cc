@@ -52,7 +52,9 @@ TEST_P(Mismatch, DifferentCalls) {
                   rank.rank == 1 ? "dispatch among combines" : "combine beside a dispatch");
     require(outcome.text().find("different calls") != std::string::npos,
             "it does not say different calls: " + outcome.text());
-    require(outcome.text().find(rank.rank == 1 ? "combine" : "dispatch") != std::string::npos,
+    // A rank of the other node may have heard it from the rail peer alone, which says no more than that it has given up.
+    const bool told = c.nodes.size() > 1 && outcome.text().find("is done with this call") != std::string::npos;
+    require(told || outcome.text().find(rank.rank == 1 ? "combine" : "dispatch") != std::string::npos,
             "it does not say which: " + outcome.text());
     board.meet(0, rank.size);
     go_on(group, reference, rank.rank, "different calls");
