@@ -53,7 +53,7 @@ struct DispatchArgs {
   /// stream. Calls of a group on several streams follow each other. Ignored by the host backend.
   void* stream = nullptr;
   std::span<std::byte>
-      handle_memory{};  ///< memory for the handle (at least Group::handle_bytes); empty: the handle owns it
+      handle_memory{};  ///< memory for the handle (Group::handle_bytes; cuda backend: of the device); empty: the handle owns it
   std::optional<std::chrono::nanoseconds> timeout{};  ///< of every wait of this call; empty: the group's
 };
 

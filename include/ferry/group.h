@@ -56,10 +56,10 @@ struct GroupConfig {
 
 struct RegionPlan {
   std::string name;
-  std::int64_t offset_bytes = 0;
+  std::int64_t offset_bytes = 0;  ///< cuda backend: regions of device memory come last and count from 0 again
   std::int64_t bytes = 0;
 };
-/// What one rank's window will hold; known before anything is allocated.
+/// What one rank's window will hold; known before anything is allocated. The cuda backend's results are extra.
 struct MemoryPlan {
   std::vector<RegionPlan> regions;
   std::int64_t total_bytes = 0;
@@ -84,7 +84,7 @@ struct GroupStatistics {
   std::uint64_t epoch = 0;            ///< calls begun
   std::uint32_t membership = 0;       ///< changes of membership
   std::int64_t window_bytes = 0;      ///< of this rank
-  std::vector<std::int64_t> wait_ns;  ///< [R] time spent waiting for each rank
+  std::vector<std::int64_t> wait_ns;  ///< [R] time the host spent waiting for each rank
   std::uint64_t network_commands = 0;
   std::uint64_t network_bytes = 0;
 };
@@ -109,7 +109,7 @@ struct StepTrace {
   std::string step;
   std::int64_t rows = 0;
   std::int64_t bytes = 0;
-  double seconds = 0;
+  double seconds = 0;  ///< cuda backend: of the host, which launches; rows and bytes stay 0 but for route's rows
 };
 
 /// One rank's end of a group. Move-only.

@@ -20,9 +20,9 @@ struct HandleShadow;
 /// dispatches of the group that made it, also after its receive window was reused. After masks changed, combine still takes it
 /// (ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.
 ///
-/// On the cuda backend the block is device memory. After a dispatch with host_counts == false the host does not know the counts:
-/// num_rows() and num_expert_rows() are the capacity then, and the spans are refused with Error(unsupported), as source_token()
-/// always is; DispatchResult has the counts as tensors.
+/// On the cuda backend the block is device memory and the header stays in this object: keep the Handle, not its bytes. After
+/// host_counts == false the host does not know the counts: num_rows() and num_expert_rows() are the capacity, and the spans are
+/// refused with Error(unsupported), as source_token() always is; DispatchResult has the counts as tensors.
 class Handle {
  public:
   Handle() = default;

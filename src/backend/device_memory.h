@@ -22,7 +22,7 @@ class DeviceMemory : public Shareable {
 class DeviceMemories {
  public:
   virtual ~DeviceMemories() = default;
-  /// Zeroed, and shareable with every peer. Throws Error(out_of_memory | internal).
+  /// Zeroed, and shareable with every peer. Throws Error(overflow | internal).
   virtual std::shared_ptr<DeviceMemory> allocate(std::size_t bytes) = 0;
   /// Maps what a peer shares; the peer's claim of at least `bytes` is checked where the platform can.
   virtual std::shared_ptr<DeviceMemory> map(const Shareable& shared, std::size_t bytes) = 0;
