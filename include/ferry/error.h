@@ -14,13 +14,14 @@ namespace ferry {
 enum class ErrorCode : std::uint8_t {
   kInvalidArgument,  ///< misuse found before anything moved: function, argument, seen, expected
   kUnsupported,      ///< cannot be done here; the message says what is missing and what would work
-  kOverflow,         ///< more rows than the receive capacity; every rank gets it, `needed_rows` states the need
-  kTimeout,          ///< a wait passed its deadline
-  kPeerLost,         ///< a peer's process ended or it closed its group while it was waited for
-  kMismatch,         ///< ranks are in different calls, or disagree about arguments or membership
-  kAborted,          ///< abort() was called here or on a peer
-  kBootstrap,        ///< ranks could not meet
-  kInternal,         ///< a bug in Ferry
+  kOverflow,   ///< more rows than the receive capacity; every rank gets it, `needed_rows` states the need. Also, when
+               ///< windows are opened: more device memory than there is (needed_rows 0)
+  kTimeout,    ///< a wait passed its deadline
+  kPeerLost,   ///< a peer's process ended or it closed its group while it was waited for
+  kMismatch,   ///< ranks are in different calls, or disagree about arguments or membership
+  kAborted,    ///< abort() was called here or on a peer
+  kBootstrap,  ///< ranks could not meet
+  kInternal,   ///< a bug in Ferry
 };
 
 const char* name(ErrorCode code) noexcept;

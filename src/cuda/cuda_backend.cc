@@ -172,6 +172,9 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
     reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
   if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
   if (reason.empty()) reason = why_not_here("topk_weights", call.args.topk_weights);
+  const std::span<std::byte> memory = call.args.handle_memory;
+  const auto bytes = static_cast<std::int64_t>(memory.size());
+  if (reason.empty()) reason = why_not_here("handle_memory", Tensor::contiguous(memory.data(), DType::kUint8, {bytes}));
   return reason;
 }
 
