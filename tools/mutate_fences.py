@@ -12,6 +12,7 @@ no longer fits the source or something else is wrong. Not part of CI: about fift
     tools/mutate_fences.py --check             only see that every mutation still fits the source
     tools/mutate_fences.py --markdown          print the table of docs/design/fences.md
 """
+
 import argparse
 import os
 import re
@@ -90,8 +91,9 @@ def check_all_fit(root, mutations):
 
 def copy_tree(root, tree):
     """Brings the copy up to date; files that are the same keep their time, so that little is built again."""
-    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-co", "--exclude-standard"], check=True,
-                            capture_output=True, text=True).stdout.split("\n")
+    listed = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-co", "--exclude-standard"], check=True, capture_output=True, text=True
+    ).stdout.split("\n")
     names = {name for name in listed if name and (root / name).is_file()}
     for name in names:
         source, target = root / name, tree / name
@@ -108,8 +110,15 @@ def copy_tree(root, tree):
 
 def run(command, limit_s, **options):
     """Output and status; status None if it did not end in time. Its children are ended with it."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-                          start_new_session=True, **options) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        **options,
+    ) as process:
         try:
             output, _ = process.communicate(timeout=limit_s)
             return output, process.returncode
@@ -126,10 +135,25 @@ class Bench:
         self.tree, self.build_dir, self.jobs = tree, build, jobs
 
     def configure(self):
-        command = ["cmake", "-S", str(self.tree), "-B", str(self.build_dir), "-G", "Ninja",
-                   "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
-                   "-DFERRY_SANITIZE=thread", "-DFERRY_CUDA=OFF", "-DFERRY_TESTS=ON", "-DFERRY_APPS=OFF",
-                   "-DFERRY_EXAMPLES=OFF", "-DFERRY_BENCHMARKS=OFF", "-DFERRY_PYTHON=OFF", "-DFERRY_WERROR=OFF"]
+        command = [
+            "cmake",
+            "-S",
+            str(self.tree),
+            "-B",
+            str(self.build_dir),
+            "-G",
+            "Ninja",
+            "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+            "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
+            "-DFERRY_SANITIZE=thread",
+            "-DFERRY_CUDA=OFF",
+            "-DFERRY_TESTS=ON",
+            "-DFERRY_APPS=OFF",
+            "-DFERRY_EXAMPLES=OFF",
+            "-DFERRY_BENCHMARKS=OFF",
+            "-DFERRY_PYTHON=OFF",
+            "-DFERRY_WERROR=OFF",
+        ]
         if shutil.which("ccache"):
             command.append("-DCMAKE_CXX_COMPILER_LAUNCHER=ccache")
         output, status = run(command, 300)
@@ -145,8 +169,14 @@ class Bench:
     def test(self, program, pattern, limit_s):
         """Empty if all tests passed, else what failed."""
         environment = dict(os.environ, TSAN_OPTIONS="halt_on_error=1")
-        command = ["setarch", "-R", str(self.build_dir / "tests" / program), f"--gtest_filter={pattern}",
-                   "--gtest_fail_fast", "--gtest_brief=0"]
+        command = [
+            "setarch",
+            "-R",
+            str(self.build_dir / "tests" / program),
+            f"--gtest_filter={pattern}",
+            "--gtest_fail_fast",
+            "--gtest_brief=0",
+        ]
         output, status = run(command, limit_s, env=environment)
         if "[==========] Running 0 tests" in output or "[==========] Running" not in output:
             raise Wrong(f"{program}: no test matches {pattern}\n{output[-2000:]}")
@@ -206,7 +236,7 @@ def main():
     parser.add_argument("--build", type=Path, help="its build (default: WORK/build)")
     parser.add_argument("--only", default="", help="regular expression for names and files")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--check", action="store_true", help="build nothing, only see that all mutations fit the source")
+    parser.add_argument("--check", action="store_true", help="build nothing, see that all mutations fit the source")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/design/fences.md")
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a mutation")
     options = parser.parse_args()
@@ -245,8 +275,11 @@ def main():
         good = seen == mutation.expect
         unexpected += not good
         note = failed or mutation.why
-        print(f"{'ok ' if good else 'BAD'} {seen:10} {time.monotonic() - begin:5.0f} s  {mutation.file}: "
-              f"{mutation.name}  [{note}]", flush=True)
+        print(
+            f"{'ok ' if good else 'BAD'} {seen:10} {time.monotonic() - begin:5.0f} s  {mutation.file}: "
+            f"{mutation.name}  [{note}]",
+            flush=True,
+        )
     print(f"{len(chosen)} mutations, {unexpected} not as expected")
     return 1 if unexpected else 0
 

@@ -252,7 +252,7 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
 
 void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                          std::chrono::nanoseconds limit) {
-  check_notices(call, step);
+  check_notices(call, step, waits);
   if (engine) {
     if (const auto broken = engine->poll_error())
       throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);

@@ -105,7 +105,7 @@ class Runtime {
   struct Idle;
   void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                   std::chrono::nanoseconds limit);
-  void check_notices(const Call& call, const char* step);
+  void check_notices(const Call& call, const char* step, std::span<const Wait> waits);
   void collect_notices();
   bool has_finished(const Call& call, int peer) const;
   std::string describe_disagreement(const Call& call, int peer) const;

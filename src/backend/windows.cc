@@ -290,15 +290,20 @@ void Runtime::collect_notices() {
   }
 }
 
-void Runtime::check_notices(const Call& call, const char* step) {
+void Runtime::check_notices(const Call& call, const char* step, std::span<const Wait> waits) {
   collect_notices();
   for (int peer = 0; peer < topology.num_ranks(); ++peer) {
     const auto& notices = early_notices_[static_cast<std::size_t>(peer)];
     if (notices.empty()) continue;
     const MembershipNotice theirs = unpack(notices.back(), peer, topology.num_ranks());
     if (theirs.header.number <= call.windows->membership.number) continue;
-    // A peer that began this call before it changed the membership owes it nothing more than any other peer does.
-    if (theirs.header.left_out == 0 && theirs.header.counters.epoch >= call.epoch) continue;
+    // A peer that began this call before it changed the membership owes it nothing more than any other peer does. Left out or
+    // not, this rank waits for what the others still send; for a peer that has left it out only if that peer had sent its part.
+    const bool owes = theirs.header.left_out != 0 && std::any_of(waits.begin(), waits.end(), [&](const Wait& wait) {
+                        std::uint64_t seen = 0;
+                        return wait.peer == peer && !reached(call, wait, seen);
+                      });
+    if (theirs.header.counters.epoch >= call.epoch && !owes) continue;
     throw peer_error(
         ErrorCode::kMismatch, step, call.epoch, peer,
         theirs.header.left_out != 0
