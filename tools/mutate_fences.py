@@ -4,8 +4,8 @@
 """Takes fences, credits and waits out of the code one at a time and sees whether a test notices.
 
 Reads tests/mutations/*.toml, copies the tree, builds the test programs with ThreadSanitizer once and then, for each
-mutation, the one file it changes. Prints a table and ends with status 1 if a result is not the expected one, 2 if a mutation
-no longer fits the source or something else is wrong. Not part of CI: about fifteen seconds a mutation.
+mutation, the one file it changes. Prints a table and ends with status 1 if a result is not the expected one, 2 if a
+mutation no longer fits the source or something else is wrong. Not part of CI: about fifteen seconds a mutation.
 
     tools/mutate_fences.py                     all of them
     tools/mutate_fences.py --only 'combine'    those whose name or file matches
