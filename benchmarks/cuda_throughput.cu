@@ -6,7 +6,6 @@
 // JSON line per measurement (docs/measuring.md).
 #include <cuda_runtime_api.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <barrier>
 #include <chrono>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "ferry/ferry.h"
+#include "options.h"
 
 namespace {
 
@@ -31,7 +31,7 @@ void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
 
-struct Options {
+struct Settings {
   std::vector<std::int64_t> tokens{4096};
   std::vector<int> sms{16};
   std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
@@ -89,7 +89,7 @@ std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
 
 // --- routing ------------------------------------------------------------------------------------------------------------------
 
-std::vector<std::int64_t> make_routing(const Options& o, std::int64_t tokens, int rank, int set) {
+std::vector<std::int64_t> make_routing(const Settings& o, std::int64_t tokens, int rank, int set) {
   std::mt19937_64 random(static_cast<std::uint64_t>(rank * 1000 + set * 7 + 1));
   std::vector<double> weight(static_cast<std::size_t>(o.experts), 1.0);
   if (o.routing == "zipf") {
@@ -110,7 +110,7 @@ std::vector<std::int64_t> make_routing(const Options& o, std::int64_t tokens, in
 }
 
 /// Bit r: the token needs rank r.
-std::vector<unsigned> ranks_needed(const Options& o, const std::vector<std::int64_t>& ids, int ranks) {
+std::vector<unsigned> ranks_needed(const Settings& o, const std::vector<std::int64_t>& ids, int ranks) {
   const Placement placement = Placement::contiguous(o.experts, ranks);
   std::vector<unsigned> needed(ids.size() / static_cast<std::size_t>(o.top_k), 0);
   for (std::size_t i = 0; i < ids.size(); ++i) {
@@ -121,7 +121,7 @@ std::vector<unsigned> ranks_needed(const Options& o, const std::vector<std::int6
 }
 
 /// Rows that the busiest link carries, per set: the larger of egress and ingress over ranks.
-double busiest_rows(const Options& o, std::int64_t tokens, int ranks, int set) {
+double busiest_rows(const Settings& o, std::int64_t tokens, int ranks, int set) {
   std::vector<double> egress(static_cast<std::size_t>(ranks)), ingress(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
     for (unsigned needed : ranks_needed(o, make_routing(o, tokens, rank, set), ranks)) {
@@ -148,7 +148,7 @@ struct Shared {
 
 class RankBench {
  public:
-  RankBench(const Options& options, int rank, int ranks, Shared& shared)
+  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
       : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
     check(cudaSetDevice(rank), "cudaSetDevice");
     for (int peer = 0; peer < ranks; ++peer) {
@@ -214,7 +214,7 @@ class RankBench {
   }
 
   static constexpr std::size_t kLinkBytes = std::size_t{256} << 20;
-  const Options& o_;
+  const Settings& o_;
   const int rank_, ranks_;
   Shared& shared_;
   cudaStream_t stream_ = nullptr;
@@ -252,7 +252,7 @@ std::vector<double> slowest(const Shared& shared) {
 
 class Runner {
  public:
-  Runner(const Options& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks) {
+  Runner(const Settings& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks) {
     shared_.times.resize(static_cast<std::size_t>(ranks));
     if (!o.json.empty()) file_ = std::fopen(o.json.c_str(), "a");
   }
@@ -562,7 +562,7 @@ class Runner {
     shared_.verified = true;
   }
 
-  const Options& o_;
+  const Settings& o_;
   const int ranks_;
   Shared shared_;
   double ceiling_ = 0;
@@ -572,21 +572,24 @@ class Runner {
 }  // namespace
 
 int main(int argc, char** argv) {
-  Options o;
-  CLI::App app("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
-  app.add_option("--tokens", o.tokens)->delimiter(',');
-  app.add_option("--sms", o.sms)->delimiter(',');
-  app.add_option("--ops", o.ops)->delimiter(',');
-  app.add_option("--routing", o.routing);
-  app.add_option("--ranks", o.ranks, "GPUs (0: all)");
-  app.add_option("--experts", o.experts);
-  app.add_option("--top-k", o.top_k);
-  app.add_option("--hidden", o.hidden);
-  app.add_option("--iterations", o.iterations);
-  app.add_option("--json", o.json, "append a line per measurement");
-  app.add_option("--commit", o.commit);
-  app.add_option("--date", o.date);
-  CLI11_PARSE(app, argc, argv);
+  Settings o;
+  const std::vector<std::string> all_ops = o.ops;
+  app::Program program("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
+  app::Options options = program.options();
+  options.value("--tokens", o.tokens, "tokens per rank; several values make several cases");
+  options.value("--sms", o.sms, "SMs per call; several values make several cases");
+  options.some_of("--ops", o.ops, all_ops, "what to measure");
+  options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
+               "how tokens choose experts (default: uniform)");
+  options.number("--ranks", o.ranks, 0, kMaxGpus, "GPUs; 0: all");
+  options.number("--experts", o.experts, 1, 1 << 20, "experts of all ranks together");
+  options.number("--top-k", o.top_k, 1, 64, "choices per token");
+  options.number("--hidden", o.hidden, 8, 1 << 20, "width of a row in elements");
+  options.number("--iterations", o.iterations, 1, 1 << 20, "timed calls");
+  options.json_file(o.json, "append one JSON line per measurement to this file");
+  options.value("--commit", o.commit, "commit that the JSON lines name");
+  options.value("--date", o.date, "date that the JSON lines name");
+  if (const auto ended = program.parse(argc, argv)) return *ended;
   int gpus = 0;
   if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus == 0) {
     std::fprintf(stderr, "cuda_throughput: no GPU\n");

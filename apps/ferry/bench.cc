@@ -13,11 +13,10 @@
 #include <utility>
 
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 
 #include "bench_ferry.h"
 #include "commands.h"
-#include "json_file.h"
+#include "options.h"
 #include "ranks.h"
 
 namespace ferry::app {
@@ -117,17 +116,15 @@ int run_guarded(const BenchOptions& options) {
 
 }  // namespace
 
-void add_bench_command(CLI::App& app, int& exit_code) {
+void add_bench_command(Program& program, int& exit_code) {
   const auto options = std::make_shared<BenchOptions>();
-  CLI::App* const command = app.add_subcommand("bench", "Measure dispatch and combine on this machine");
-  bench::add_case_options(*command, options->bench_case, options->tokens);
-  command->add_option("--backend", options->bench_case.backend, "host or auto")->capture_default_str();
-  command->add_option("--op", options->ops, "what to report: dispatch, combine (whole operations), steps")
-      ->delimiter(',')
-      ->check(CLI::IsMember({"dispatch", "combine", "steps"}))
-      ->capture_default_str();
-  add_json_file(*command, options->json_path, "append one JSON line per measurement to this file");
-  command->callback([options, &exit_code] { exit_code = run_guarded(*options); });
+  Options bench = program.command("bench", "Measure dispatch and combine on this machine",
+                                  [options, &exit_code] { exit_code = run_guarded(*options); });
+  bench::add_case_options(bench, options->bench_case, options->tokens);
+  bench.value("--backend", options->bench_case.backend, "host or auto");
+  bench.some_of("--op", options->ops, {"dispatch", "combine", "steps"},
+                "what to report: dispatch, combine (whole operations), steps");
+  bench.json_file(options->json_path, "append one JSON line per measurement to this file");
 }
 
 }  // namespace ferry::app

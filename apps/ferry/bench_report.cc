@@ -175,31 +175,27 @@ std::vector<Json> summarise(const BenchCase& c, const Origin& origin, Arena& are
   return lines;
 }
 
-void add_case_options(CLI::App& app, BenchCase& c, std::vector<std::int64_t>& tokens) {
-  app.add_option("--mode", c.mode, "throughput or latency")->capture_default_str();
-  app.add_option("--layout", c.layout, "rank_major, expert_major or expert_padded")->capture_default_str();
-  app.add_option("--payload", c.payload, "bf16, fp16, fp32, fp8_f32, fp8_ue8m0 or bytes")->capture_default_str();
-  app.add_option("--codec", c.codec, "none, fp8_f32 or fp8_ue8m0")->capture_default_str();
-  app.add_option("--reduction", c.reduction, "flat, per_rank or per_node")->capture_default_str();
-  app.add_option("--routing", c.routing, "uniform, grouped or zipf")->capture_default_str();
-  app.add_option("--ranks-as", c.ranks_as, "processes or threads")->capture_default_str();
-  app.add_option("--output", c.output, "window or owned")->capture_default_str();
-  app.add_option("--tokens", tokens, "tokens per rank; several values make several cases")
-      ->delimiter(',')
-      ->capture_default_str();
-  app.add_option("--hidden", c.hidden, "width of a row in elements")->capture_default_str();
-  app.add_option("--top-k", c.top_k, "choices per token")->capture_default_str();
-  app.add_option("--experts", c.experts, "experts of all ranks together")->capture_default_str();
-  app.add_option("--expert-capacity", c.expert_capacity, "rows per expert of expert_padded; 0 = ranks x tokens")
-      ->capture_default_str();
-  app.add_option("--ranks", c.ranks, "ranks")->capture_default_str();
-  app.add_option("--nodes", c.nodes, "pretend nodes")->capture_default_str();
-  app.add_option("--iterations", c.iterations, "timed calls; 0 = 20, in latency mode 200")->capture_default_str();
-  app.add_option("--warmup", c.warmup, "calls before; 0 = 4, in latency mode 20")->capture_default_str();
-  app.add_option("--sets", c.num_sets, "input sets to rotate among; 0 = more than the last-level cache holds")
-      ->capture_default_str();
-  app.add_option("--seed", c.seed, "of routing and input")->capture_default_str();
-  app.add_option("--deadline", c.deadline_s, "seconds that any wait may last")->capture_default_str();
+void add_case_options(app::Options& command, BenchCase& c, std::vector<std::int64_t>& tokens) {
+  command.value("--mode", c.mode, "throughput or latency");
+  command.value("--layout", c.layout, "rank_major, expert_major or expert_padded");
+  command.value("--payload", c.payload, "bf16, fp16, fp32, fp8_f32, fp8_ue8m0 or bytes");
+  command.value("--codec", c.codec, "none, fp8_f32 or fp8_ue8m0");
+  command.value("--reduction", c.reduction, "flat, per_rank or per_node");
+  command.value("--routing", c.routing, "uniform, grouped or zipf");
+  command.value("--ranks-as", c.ranks_as, "processes or threads");
+  command.value("--output", c.output, "window or owned");
+  command.value("--tokens", tokens, "tokens per rank; several values make several cases");
+  command.value("--hidden", c.hidden, "width of a row in elements");
+  command.value("--top-k", c.top_k, "choices per token");
+  command.value("--experts", c.experts, "experts of all ranks together");
+  command.value("--expert-capacity", c.expert_capacity, "rows per expert of expert_padded; 0 = ranks x tokens");
+  command.value("--ranks", c.ranks, "ranks");
+  command.value("--nodes", c.nodes, "pretend nodes");
+  command.value("--iterations", c.iterations, "timed calls; 0 = 20, in latency mode 200");
+  command.value("--warmup", c.warmup, "calls before; 0 = 4, in latency mode 20");
+  command.value("--sets", c.num_sets, "input sets to rotate among; 0 = more than the last-level cache holds");
+  command.value("--seed", c.seed, "of routing and input");
+  command.value("--deadline", c.deadline_s, "seconds that any wait may last");
 }
 
 std::string table_header() {

@@ -8,12 +8,12 @@
 #include <string>
 #include <vector>
 
-#include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
 
 #include "bench_arena.h"
 #include "bench_case.h"
 #include "bench_check.h"
+#include "options.h"
 
 namespace ferry::bench {
 
@@ -60,7 +60,7 @@ Origin find_origin();
 std::vector<nlohmann::ordered_json> summarise(const BenchCase& bench_case, const Origin& origin, Arena& arena);
 
 /// Adds the options of a case; `tokens` takes a list.
-void add_case_options(CLI::App& app, BenchCase& bench_case, std::vector<std::int64_t>& tokens);
+void add_case_options(app::Options& command, BenchCase& bench_case, std::vector<std::int64_t>& tokens);
 
 /// A line of the table that people read.
 std::string table_header();

@@ -5,7 +5,6 @@
 // process.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -19,6 +18,7 @@
 #include "ferry/group.h"
 #include "json_file.h"
 #include "layer.h"
+#include "options.h"
 #include "progress.h"
 #include "ranks.h"
 #include "reference.h"
@@ -172,12 +172,12 @@ int run_demo(DemoOptions options) {
 
 }  // namespace
 
-void add_demo_command(CLI::App& app, int& exit_code) {
-  CLI::App* demo =
-      app.add_subcommand("demo", "a mixture-of-experts layer on a text, spread over ranks and checked bit for bit");
+void add_demo_command(Program& program, int& exit_code) {
   auto options = std::make_shared<DemoOptions>();
-  add_demo_options(*demo, *options);
-  demo->callback([options, &exit_code] { exit_code = run_demo(*options); });
+  Options demo =
+      program.command("demo", "a mixture-of-experts layer on a text, spread over ranks and checked bit for bit",
+                      [options, &exit_code] { exit_code = run_demo(*options); });
+  add_demo_options(demo, *options);
 }
 
 }  // namespace ferry::app

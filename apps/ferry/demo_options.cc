@@ -6,11 +6,9 @@
 
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <stdexcept>
 
-#include "json_file.h"
 #include "names.h"
 
 namespace ferry::app {
@@ -69,36 +67,33 @@ GroupConfig DemoOptions::group_config() const {
   return config;
 }
 
-void add_demo_options(CLI::App& app, DemoOptions& options) {
+void add_demo_options(Options& command, DemoOptions& options) {
   constexpr std::int64_t kMany = 1 << 20;
-  add_number(app, "--ranks", options.ranks, 1, 256, "ranks");
-  add_number(app, "--nodes", options.nodes, 0, 256,
-             "nodes that the ranks are split over as evenly as possible; 0: two, or one for one rank");
-  add_number(app, "--tokens", options.tokens, 1, kMany, "tokens per rank");
-  add_number(app, "--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
-  add_number(app, "--experts", options.experts, 1, kMany, "experts over all ranks");
-  add_number(app, "--top-k", options.top_k, 1, 64, "experts per token");
-  add_number(app, "--groups", options.groups, 0, kMany,
-             "expert groups of the gate; 0: eight if that divides the experts");
-  add_number(app, "--top-groups", options.top_groups, 0, kMany, "groups a token may use; 0: half of them");
-  add_word(app, "--mode", options.mode, mode_words(), "only this mode (default: both)");
-  add_word(app, "--layout", options.layout, layout_words(), "only this layout (default: every legal one)");
-  add_word(app, "--codec", options.wire, wire_words(),
-           "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in "
-           "dispatch");
-  add_word(app, "--reduction", options.reduction, reduction_words(),
-           "order of the sums in combine (default: per_rank)");
-  add_word(app, "--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
-           "who moves the rows (default: auto)");
-  app.add_option("--network", options.network, "what links the nodes, for example loopback")->capture_default_str();
-  add_word(app, "--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
-  app.add_option("--text", options.text, "file whose bytes are the tokens")->capture_default_str()->type_name("FILE");
-  add_json_file(app, options.json, "write everything to this file as well");
-  add_number(app, "--seed", options.seed, 0, std::int64_t{1} << 62, "of embedding and weights");
-  app.add_option("--timeout", options.timeout_s, "seconds that any wait may take")
-      ->capture_default_str()
-      ->check(CLI::Range(0.1, 86400.0))
-      ->type_name("SECONDS");
+  command.number("--ranks", options.ranks, 1, 256, "ranks");
+  command.number("--nodes", options.nodes, 0, 256,
+                 "nodes that the ranks are split over as evenly as possible; 0: two, or one for one rank");
+  command.number("--tokens", options.tokens, 1, kMany, "tokens per rank");
+  command.number("--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
+  command.number("--experts", options.experts, 1, kMany, "experts over all ranks");
+  command.number("--top-k", options.top_k, 1, 64, "experts per token");
+  command.number("--groups", options.groups, 0, kMany,
+                 "expert groups of the gate; 0: eight if that divides the experts");
+  command.number("--top-groups", options.top_groups, 0, kMany, "groups a token may use; 0: half of them");
+  command.word("--mode", options.mode, mode_words(), "only this mode (default: both)");
+  command.word("--layout", options.layout, layout_words(), "only this layout (default: every legal one)");
+  command.word(
+      "--codec", options.wire, wire_words(),
+      "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in "
+      "dispatch");
+  command.word("--reduction", options.reduction, reduction_words(), "order of the sums in combine (default: per_rank)");
+  command.word("--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
+               "who moves the rows (default: auto)");
+  command.value("--network", options.network, "what links the nodes, for example loopback");
+  command.word("--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
+  command.file("--text", options.text, "file whose bytes are the tokens");
+  command.json_file(options.json, "write everything to this file as well");
+  command.number("--seed", options.seed, 0, std::int64_t{1} << 62, "of embedding and weights");
+  command.seconds("--timeout", options.timeout_s, "seconds that any wait may take");
 }
 
 void complete(DemoOptions& options) {

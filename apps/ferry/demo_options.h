@@ -14,11 +14,9 @@
 #include "ranks.h"
 #include "wire.h"
 
-namespace CLI {
-class App;
-}
-
 namespace ferry::app {
+
+class Options;
 
 struct DemoOptions {
   int ranks = 8;
@@ -53,7 +51,7 @@ struct DemoCase {
   std::string name() const;
 };
 
-void add_demo_options(CLI::App& app, DemoOptions& options);
+void add_demo_options(Options& command, DemoOptions& options);
 /// Fills in what was left open. Throws std::invalid_argument naming option, seen and expected.
 void complete(DemoOptions& options);
 /// The legal cases among those asked for, at least one; `skipped` says what was left out and why.

@@ -4,7 +4,6 @@
 // `ferry doctor`: what this machine can do.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -12,6 +11,7 @@
 #include "commands.h"
 #include "ferry/capability.h"
 #include "json_file.h"
+#include "options.h"
 
 namespace ferry::app {
 namespace {
@@ -43,11 +43,11 @@ int run_doctor(const std::string& json) {
 
 }  // namespace
 
-void add_doctor_command(CLI::App& app, int& exit_code) {
-  CLI::App* doctor = app.add_subcommand("doctor", "what this machine can do, and what would help where it cannot");
+void add_doctor_command(Program& program, int& exit_code) {
   auto json = std::make_shared<std::string>();
-  add_json_file(*doctor, *json, "write it to this file as well");
-  doctor->callback([json, &exit_code] { exit_code = run_doctor(*json); });
+  Options doctor = program.command("doctor", "what this machine can do, and what would help where it cannot",
+                                   [json, &exit_code] { exit_code = run_doctor(*json); });
+  doctor.json_file(*json, "write it to this file as well");
 }
 
 }  // namespace ferry::app

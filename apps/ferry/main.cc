@@ -4,28 +4,24 @@
 // The program `ferry`.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
 
 #include "commands.h"
 #include "ferry/capability.h"
+#include "options.h"
 
 int main(int argc, char** argv) {
   using namespace ferry::app;
-  CLI::App app{"Ferry moves tokens to their experts and back: dispatch and combine for mixture-of-experts layers."};
-  app.name("ferry");
-  app.set_version_flag("--version", fmt::format("ferry {}", ferry::version()));
-  app.require_subcommand(1);
+  Program program("Ferry moves tokens to their experts and back: dispatch and combine for mixture-of-experts layers.",
+                  "ferry", ferry::version());
   int exit_code = kExitOk;
-  add_demo_command(app, exit_code);
-  add_plan_command(app, exit_code);
-  add_bench_command(app, exit_code);
-  add_doctor_command(app, exit_code);
+  add_demo_command(program, exit_code);
+  add_plan_command(program, exit_code);
+  add_bench_command(program, exit_code);
+  add_doctor_command(program, exit_code);
   try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? kExitOk : kExitBadUsage;
+    if (const auto ended = program.parse(argc, argv)) return *ended == 0 ? kExitOk : kExitBadUsage;
   } catch (const std::exception& error) {
     std::fflush(stdout);
     fmt::print(stderr, "ferry: {}\n", error.what());

@@ -4,7 +4,6 @@
 // `ferry plan`: what a configuration needs in memory and puts on the links, before anything is allocated.
 #include <fmt/format.h>
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "ferry/group.h"
 #include "json_file.h"
 #include "names.h"
+#include "options.h"
 
 namespace ferry::app {
 namespace {
@@ -154,33 +154,30 @@ int run_plan(const PlanOptions& options) {
 
 }  // namespace
 
-void add_plan_command(CLI::App& app, int& exit_code) {
-  CLI::App* plan =
-      app.add_subcommand("plan", "how much memory a configuration needs and how much it puts on the links");
+void add_plan_command(Program& program, int& exit_code) {
   auto options = std::make_shared<PlanOptions>();
+  Options plan = program.command("plan", "how much memory a configuration needs and how much it puts on the links",
+                                 [options, &exit_code] { exit_code = run_plan(*options); });
   constexpr std::int64_t kMany = 1 << 24;
   GroupLimits& limits = options->limits;
-  add_number(*plan, "--ranks", options->ranks, 1, 1 << 16, "ranks");
-  add_number(*plan, "--nodes", options->nodes, 1, 1 << 16, "nodes that the ranks are split over as evenly as possible");
-  add_number(*plan, "--experts", limits.num_experts, 1, kMany, "experts over all ranks");
-  add_number(*plan, "--tokens", limits.max_tokens, 1, kMany, "most tokens per rank and call, throughput mode");
-  add_number(*plan, "--latency-tokens", limits.max_latency_tokens, 0, kMany,
-             "most tokens per rank and call, latency mode; 0: without it");
-  add_number(*plan, "--call-tokens", options->tokens, 0, kMany,
-             "tokens of the call whose traffic is shown; 0: the most");
-  add_number(*plan, "--top-k", limits.max_top_k, 1, 1024, "most experts per token");
-  add_number(*plan, "--hidden", limits.hidden, 1, kMany, "width of a row");
-  add_word(*plan, "--dtype", limits.dtype,
-           Words<DType>{{"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}},
-           "widest dtype of rows (default: bf16)");
-  add_number(*plan, "--extra-bytes", limits.extra_bytes, 0, kMany,
-             "per token, for blocks beyond the row and its scales");
-  add_number(*plan, "--recv-rows", limits.recv_rows, 0, std::int64_t{1} << 40,
-             "rows of the receive window; 0: the worst case");
-  add_number(*plan, "--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
-  add_number(*plan, "--flights", limits.num_flights, 1, 64, "calls in flight");
-  add_json_file(*plan, options->json, "write it to this file as well");
-  plan->callback([options, &exit_code] { exit_code = run_plan(*options); });
+  plan.number("--ranks", options->ranks, 1, 1 << 16, "ranks");
+  plan.number("--nodes", options->nodes, 1, 1 << 16, "nodes that the ranks are split over as evenly as possible");
+  plan.number("--experts", limits.num_experts, 1, kMany, "experts over all ranks");
+  plan.number("--tokens", limits.max_tokens, 1, kMany, "most tokens per rank and call, throughput mode");
+  plan.number("--latency-tokens", limits.max_latency_tokens, 0, kMany,
+              "most tokens per rank and call, latency mode; 0: without it");
+  plan.number("--call-tokens", options->tokens, 0, kMany, "tokens of the call whose traffic is shown; 0: the most");
+  plan.number("--top-k", limits.max_top_k, 1, 1024, "most experts per token");
+  plan.number("--hidden", limits.hidden, 1, kMany, "width of a row");
+  plan.word("--dtype", limits.dtype,
+            Words<DType>{{"bf16", DType::kBf16}, {"fp16", DType::kFp16}, {"fp32", DType::kFp32}},
+            "widest dtype of rows (default: bf16)");
+  plan.number("--extra-bytes", limits.extra_bytes, 0, kMany, "per token, for blocks beyond the row and its scales");
+  plan.number("--recv-rows", limits.recv_rows, 0, std::int64_t{1} << 40,
+              "rows of the receive window; 0: the worst case");
+  plan.number("--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
+  plan.number("--flights", limits.num_flights, 1, 64, "calls in flight");
+  plan.json_file(options->json, "write it to this file as well");
 }
 
 }  // namespace ferry::app

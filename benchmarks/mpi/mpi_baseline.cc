@@ -9,30 +9,30 @@
 #include <string>
 
 #include <fmt/format.h>
-#include <CLI/CLI.hpp>
 
 #include "mpi_job.h"
 
 namespace ferry::bench {
 namespace {
 
-struct Options {
+struct Settings {
   BenchCase bench_case;
   std::vector<std::int64_t> tokens{1024};
   std::string exchange = "auto";
   std::string json_path;
 };
 
-void add_options(CLI::App& app, Options& options) {
-  add_case_options(app, options.bench_case, options.tokens);
-  app.add_option("--exchange", options.exchange, "split, joined or auto: joined in latency mode")
-      ->check(CLI::IsMember({"split", "joined", "auto"}));
-  app.add_option("--json", options.json_path, "append the measurements to this file");
+void add_options(app::Options command, Settings& settings) {
+  add_case_options(command, settings.bench_case, settings.tokens);
+  command.word("--exchange", settings.exchange,
+               app::Words<std::string>{{"split", "split"}, {"joined", "joined"}, {"auto", "auto"}},
+               "auto: joined in latency mode, else split");
+  command.json_file(settings.json_path, "append the measurements to this file");
 }
 
-Exchange choose_exchange(const Options& options) {
-  if (options.exchange == "auto") return options.bench_case.mode == "latency" ? Exchange::kJoined : Exchange::kSplit;
-  return options.exchange == "joined" ? Exchange::kJoined : Exchange::kSplit;
+Exchange choose_exchange(const Settings& settings) {
+  if (settings.exchange == "auto") return settings.bench_case.mode == "latency" ? Exchange::kJoined : Exchange::kSplit;
+  return settings.exchange == "joined" ? Exchange::kJoined : Exchange::kSplit;
 }
 
 Arena share_arena(const BenchCase& bench_case, int rank) {
@@ -48,8 +48,8 @@ Arena share_arena(const BenchCase& bench_case, int rank) {
   return rank == 0 ? std::move(*own) : Arena::attach(where[0], where[1], shape);
 }
 
-void measure(Options& options, std::int64_t tokens, int rank) {
-  BenchCase bench_case = options.bench_case;
+void measure(Settings& settings, std::int64_t tokens, int rank) {
+  BenchCase bench_case = settings.bench_case;
   bench_case.tokens = tokens;
   bench_case.backend = "mpi";
   bench_case.output = "owned";
@@ -58,7 +58,7 @@ void measure(Options& options, std::int64_t tokens, int rank) {
   MPI_Bcast(&bench_case.num_sets, 1, MPI_INT, 0, MPI_COMM_WORLD);
   Arena arena = share_arena(bench_case, rank);
   try {
-    MpiJob job(bench_case, choose_exchange(options), MPI_COMM_WORLD);
+    MpiJob job(bench_case, choose_exchange(settings), MPI_COMM_WORLD);
     run_rank(bench_case, rank, arena, job);
   } catch (const std::exception& error) {
     arena.fail(rank, error.what());
@@ -68,26 +68,22 @@ void measure(Options& options, std::int64_t tokens, int rank) {
   const std::vector<nlohmann::ordered_json> lines = summarise(bench_case, find_origin(), arena);
   for (const nlohmann::ordered_json& line : lines) fmt::print("{}\n", table_line(line));
   std::fflush(stdout);
-  if (!options.json_path.empty()) append_json(options.json_path, lines);
+  if (!settings.json_path.empty()) append_json(settings.json_path, lines);
 }
 
 int run(int argc, char** argv) {
   int rank = 0;
-  Options options;
+  Settings settings;
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &options.bench_case.ranks);
-  CLI::App app("The job of Ferry written with MPI");
-  add_options(app, options);
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return rank == 0 ? app.exit(error) : error.get_exit_code();
-  }
+  MPI_Comm_size(MPI_COMM_WORLD, &settings.bench_case.ranks);
+  app::Program program("The job of Ferry written with MPI");
+  add_options(program.options(), settings);
+  if (const auto ended = rank == 0 ? program.parse(argc, argv) : program.parse_quietly(argc, argv)) return *ended;
   if (rank == 0) fmt::print("{}\n", table_header());
   int size = 0;
   MPI_Comm_size(MPI_COMM_WORLD, &size);
-  if (options.bench_case.ranks != size) throw std::invalid_argument("mpi baseline: --ranks is what mpirun -np says");
-  for (const std::int64_t tokens : options.tokens) measure(options, tokens, rank);
+  if (settings.bench_case.ranks != size) throw std::invalid_argument("mpi baseline: --ranks is what mpirun -np says");
+  for (const std::int64_t tokens : settings.tokens) measure(settings, tokens, rank);
   return 0;
 }
 
