@@ -51,11 +51,18 @@ build: configure
 # ThreadSanitizer needs addresses where it expects them; some kernels spread them too far unless told not to.
 fixed_addresses = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
-asan tsan fuzz cuda:
-	@tools/setup.sh $(if $(filter fuzz,$@),ci,test)
+asan tsan cuda:
+	@tools/setup.sh $(if $(filter asan,$@),ci,test)
 	@cmake --preset $@ --log-level=WARNING
 	@cmake --build --preset $@
 	@$(if $(filter tsan,$@),$(fixed_addresses)) ctest --preset $@ --output-log build/$@/ctest.log -j $(JOBS)
+
+# The fuzz programs are part of the asan build.
+fuzz:
+	@tools/setup.sh ci
+	@cmake --preset asan --log-level=WARNING
+	@cmake --build --preset fuzz
+	@ctest --preset fuzz --output-log build/asan/fuzz.log -j $(JOBS)
 
 # --- Python ----------------------------------------------------------------------------------------------------------------------
 
@@ -70,7 +77,8 @@ $(VENV)/.made: tools/requirements.txt
 # The build folder is kept, so that only what changed is compiled again; the build tools come from the venv.
 $(VENV)/.ferry: $(VENV)/.made $(PYTHON_SOURCES)
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
-	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo .
+	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.FERRY_WERROR=$(WERROR) .
 	@touch $@
 
 python: $(VENV)/.ferry

@@ -33,7 +33,7 @@ option(FERRY_WERROR "Warnings are errors" OFF)
 option(FERRY_PYTHON "Build only the Python extension; set by pip install" OFF)
 
 if(FERRY_FUZZ AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
-  message(FATAL_ERROR "FERRY_FUZZ needs clang, the compiler is ${CMAKE_CXX_COMPILER_ID}; use: cmake --preset fuzz")
+  message(FATAL_ERROR "FERRY_FUZZ needs clang, the compiler is ${CMAKE_CXX_COMPILER_ID}; use: cmake --preset asan")
 endif()
 
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
