@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "ferry/ferry.h"
@@ -93,7 +95,8 @@ Group make_group() {
   auto meetings = meet_in_process(1);
   GroupConfig config;
   config.limits = {.num_experts = 4, .max_tokens = 8, .max_latency_tokens = 8, .max_top_k = 4, .hidden = 16};
-  config.timeout = std::chrono::seconds(5);
+  // Beyond libFuzzer's own limit for one input, which shows where a call hangs.
+  config.timeout = std::chrono::seconds(60);
   return Group::create(config, *meetings[0]);
 }
 
@@ -126,8 +129,11 @@ CombineArgs draw_combine(Draw& draw, Arena& arena, const DispatchResult& result)
   return args;
 }
 
-void require(bool good) {
-  if (!good) std::abort();  // what libFuzzer reports
+/// What libFuzzer reports, after a line that says what was wrong.
+void require(bool good, const char* what, const std::string& detail) {
+  if (good) return;
+  std::fprintf(stderr, "fuzz_arguments: %s: %s\n", what, detail.c_str());
+  std::abort();
 }
 
 }  // namespace
@@ -140,19 +146,21 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const std::string reason = group.why_not(args);
   try {
     const DispatchResult result = group.dispatch(args);
-    require(reason.empty());
+    require(reason.empty(), "dispatch took what why_not() refuses", reason);
     const CombineArgs back = draw_combine(draw, arena, result);
     const std::string combine_reason = group.why_not(back);
     try {
       group.combine(back);
-      require(combine_reason.empty());
+      require(combine_reason.empty(), "combine took what why_not() refuses", combine_reason);
     } catch (const Error& error) {
-      require(!combine_reason.empty() || error.code() == ErrorCode::kMismatch);
+      require(!combine_reason.empty() || error.code() == ErrorCode::kMismatch, "combine refused what why_not() takes",
+              error.what());
     }
   } catch (const Error& error) {
     // What depends on data (ids, counts) is only seen by the call itself.
-    require(!reason.empty() || error.code() == ErrorCode::kOverflow || error.argument == "topk_ids");
-    require(error.what()[0] != '\0');
+    require(!reason.empty() || error.code() == ErrorCode::kOverflow || error.argument == "topk_ids",
+            "dispatch refused what why_not() takes", error.what());
+    require(error.what()[0] != '\0', "an error without a message", reason);
   }
   return 0;
 }
