@@ -174,10 +174,12 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   call.num_tokens = args.handle->num_tokens();
   call.top_k = args.handle->top_k();
   call.hidden = args.x.shape[static_cast<std::size_t>(args.x.ndim - 1)];
+  const std::int64_t most = group.windows().layout.max_return_bytes();
+  if (call.hidden > most)  // before it is multiplied: a tensor without rows may claim any width
+    refuse(kFunction, "x", describe(args.x), fmt::format("rows of at most {} bytes", most));
   call.row_bytes = call.hidden * static_cast<std::int64_t>(dtype_bytes(args.x.dtype));
   call.has_topk_weights = args.topk_weights.present();
   call.slot_bytes = return_row_bytes(call.row_bytes, call.top_k, call.has_topk_weights);
-  const std::int64_t most = group.windows().layout.max_return_bytes();
   if (call.slot_bytes > most) {
     refuse(kFunction, "x", fmt::format("{} bytes per returned row", call.slot_bytes),
            fmt::format("at most {} (limits.hidden and dtype)", most));

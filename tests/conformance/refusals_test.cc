@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <limits>
 
 #include "support/runner.h"
 
@@ -381,6 +382,31 @@ TEST(Refusals, StridesOfNothingAreNotLookedAt) {
     }
     if (combine.x.shape[0] == 0) combine.x.strides = {0, 5, 0};
     round.check(group.combine(combine));
+  });
+}
+
+/// A tensor without rows needs no memory, so its width can be any number, also one whose bytes cannot be counted.
+TEST(Refusals, WidthsOfNothingAreBounded) {
+  Case c = base(Mode::kThroughput, Layout::kRankMajor);
+  c.tokens = {0, 0, 0};
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    for (const std::int64_t width :
+         {std::int64_t{1} << 20, std::int64_t{1} << 62, std::numeric_limits<std::int64_t>::max()}) {
+      DispatchArgs dispatch = round.dispatch_args();
+      dispatch.payload[0].shape[1] = width;
+      CombineArgs combine = round.combine_args(result);
+      combine.x.shape[1] = width;
+      const Error of_dispatch = expect_error("dispatch", [&] { group.dispatch(dispatch); });
+      const Error of_combine = expect_error("combine", [&] { group.combine(combine); });
+      for (const Error& error : {of_dispatch, of_combine}) {
+        require_code(fmt::format("width {}", width), error, ErrorCode::kInvalidArgument);
+      }
+      require(of_combine.argument == "x", of_combine.what());
+      require(!group.why_not(dispatch).empty() && !group.why_not(combine).empty(), "why_not() says nothing");
+    }
+    go_on(group, reference, rank);
   });
 }
 
