@@ -18,22 +18,23 @@ struct CombineArgs {
   const Handle* handle = nullptr;  ///< of the dispatch whose rows come back
   /// bf16, fp16 or fp32 (*); rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H], H (*). Rows beyond the real
   /// ones are never read. Any row stride, elements contiguous.
-  Tensor x;
+  Tensor x{};
   Reduction reduction = Reduction::per_rank();  ///< (*) flat needs an expert layout
 
   /// (*) Multiply each choice's row with its weight: the ones that travelled with the dispatch, or `weights` below.
   /// Expert layouts only: a rank_major row is already a sum.
   enum class Weighting : std::uint8_t { kNone, kFromDispatch, kGiven };
   Weighting weighting = Weighting::kNone;
-  Tensor weights;  ///< kGiven: [T, K] float32 on the token's side; sent ahead unless the reduction is flat
+  Tensor weights{};  ///< kGiven: [T, K] float32 on the token's side; sent ahead unless the reduction is flat
 
-  Tensor bias0,
-      bias1;  ///< optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks
+  /// Optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks.
+  Tensor bias0{};
+  Tensor bias1{};
   /// Optional (*): float32 in the shape of DispatchResult::topk_weights; each choice's value returns from
   /// its rank to [T, K] (0 for a choice that has none); values at other ranks' choices are not looked at. For backward passes.
-  Tensor topk_weights;
+  Tensor topk_weights{};
 
-  Tensor out;       ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
+  Tensor out{};     ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
   int num_sms = 0;  ///< as in DispatchArgs
   void* stream = nullptr;  ///< as in DispatchArgs
   std::optional<std::chrono::nanoseconds> timeout{};

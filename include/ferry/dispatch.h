@@ -23,13 +23,13 @@ struct DispatchArgs {
   /// (*) Dtypes, widths and number of blocks. Block b is [T, W_b], any strides. A row's bytes are any number; on the wire each
   /// block is padded to 16 bytes. The first block is the row itself, e.g. bf16 [T, H] or fp8 [T, H]; scales and any further
   /// bytes follow as blocks of their own. Only the first may be coded on the way.
-  std::vector<Tensor> payload;
+  std::vector<Tensor> payload{};
 
   /// [T, K] int32 or int64, any strides: global expert ids; any negative value = no choice. An id may occur twice in a row.
   /// Must be absent if `handle` is given. K must be the same on all ranks (*).
-  Tensor topk_ids;
+  Tensor topk_ids{};
   /// [T, K] float32, any strides, optional (*): travels with the tokens. May be given together with `handle`.
-  Tensor topk_weights;
+  Tensor topk_weights{};
   /// A cached dispatch: routes exactly as the call that made this handle; no counting.
   const Handle* handle = nullptr;
 

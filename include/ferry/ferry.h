@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// All of Ferry: one include for those who do not mind.
 #pragma once
 
 #include "ferry/capability.h"

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// Handles: a header and arrays in one piece of memory, read and copied; docs/handle.md.
 #include "ferry/handle.h"
 
 #include "backend/handle_layout.h"

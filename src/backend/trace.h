@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// What a step did and how long it took, for Group::last_trace().
 #pragma once
 
 #include <chrono>

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// See check.h.
 #include "cuda/check.h"
 
 #include <fmt/format.h>

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// CUDA errors as our errors, and the current device of a thread.
 #pragma once
 
 #include <cuda_runtime_api.h>

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// A plain copy on the device with a given number of SMs: results as owned tensors, and what combine does not find in a window.
 #include "cuda/kernels.h"
 
 namespace ferry::cuda {

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// The words for each kind of fault; see faults.h.
 #include "cuda/faults.h"
 
 #include <fmt/format.h>

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// From what a kernel noted when it gave up to the error that the host raises.
 #pragma once
 
 #include "cuda/args.h"

@@ -1,5 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
+//
+// Loads all kernels when the group is made: loading one later may wait for those that run, which may wait for this rank.
 #include "cuda/kernels.h"
 
 #include "cuda/check.h"

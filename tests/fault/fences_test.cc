@@ -48,6 +48,17 @@ void run_rounds(const Case& c) {
   });
 }
 
+/// One dispatch whose rows come back several times, back to back.
+void combine_again_and_again(const Case& c) {
+  const Reference reference(c, 0);
+  run_and_report(c, [&](Rank rank) {
+    Group group = make_group(c, rank);
+    Round round(reference, rank.rank);
+    const DispatchResult arrived = group.dispatch(round.dispatch_args());
+    for (int i = 0; i < 4; ++i) round.check(group.combine(round.combine_args(arrived)));
+  });
+}
+
 TEST_P(Fences, RowsComeBeforeTheirSignal) {
   Case c = make_case();
   run_rounds(c);
@@ -72,13 +83,7 @@ TEST_P(Fences, ChoicesReturnedOneByOneComeBeforeTheirSignal) {
 TEST_P(Fences, CombineSlotsAreReadBeforeTheyAreWrittenAgain) {
   Case c = make_case();
   c.weighting = Weighting::kGiven;  // weights ahead are regions of the flight as well
-  const Reference reference(c, 0);
-  run_and_report(c, [&](Rank rank) {
-    Group group = make_group(c, rank);
-    Round round(reference, rank.rank);
-    const DispatchResult arrived = group.dispatch(round.dispatch_args());
-    for (int i = 0; i < 4; ++i) round.check(group.combine(round.combine_args(arrived)));
-  });
+  combine_again_and_again(c);
 }
 
 /// The same with a rank that has no tokens: it waits for nobody's rows, only for the credit.
@@ -86,13 +91,7 @@ TEST_P(Fences, CombineCreditHoldsBackARankThatAwaitsNothing) {
   Case c = make_case();
   c.tokens.assign(static_cast<std::size_t>(c.num_ranks()), 9);
   c.tokens[0] = 0;
-  const Reference reference(c, 0);
-  run_and_report(c, [&](Rank rank) {
-    Group group = make_group(c, rank);
-    Round round(reference, rank.rank);
-    const DispatchResult arrived = group.dispatch(round.dispatch_args());
-    for (int i = 0; i < 4; ++i) round.check(group.combine(round.combine_args(arrived)));
-  });
+  combine_again_and_again(c);
 }
 
 /// Dispatches alone. Who receives nothing runs ahead as far as counts (throughput) and credits (latency) let it.
