@@ -74,9 +74,10 @@ $(VENV)/.made: tools/requirements.txt
 	@tools/make_venv.sh $(PYTHON) $(VENV) tools/requirements.txt
 	@touch $@
 
-# The build folder is kept, so that only what changed is compiled again; the build tools come from the venv.
+# The build folder is kept, so that only what changed is compiled again; the build tools come from the venv. The compiler and its
+# flags are those of the host build, whose objects ccache then gives.
 $(VENV)/.ferry: $(VENV)/.made $(PYTHON_SOURCES)
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
+	@CXX="$${CXX:-c++}" PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip install --quiet --no-build-isolation --no-deps --force-reinstall \
 	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo \
 	  --config-settings=cmake.define.FERRY_WERROR=$(WERROR) .
 	@touch $@
