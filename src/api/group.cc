@@ -49,18 +49,16 @@ std::string Group::network_name() const {
 }
 
 PendingDispatch Group::dispatch_send(const DispatchArgs& args) {
-  return {state_, state("ferry::Group::dispatch_send").dispatch_send(args, GroupState::Phases::kApart)};
+  return {state_, state("ferry::Group::dispatch_send").dispatch_send(args)};
 }
 PendingCombine Group::combine_send(const CombineArgs& args) {
-  return {state_, state("ferry::Group::combine_send").combine_send(args, GroupState::Phases::kApart)};
+  return {state_, state("ferry::Group::combine_send").combine_send(args)};
 }
 DispatchResult Group::dispatch(const DispatchArgs& args) {
-  GroupState& group = state("ferry::Group::dispatch");
-  return group.dispatch_receive(group.dispatch_send(args, GroupState::Phases::kTogether));
+  return state("ferry::Group::dispatch").dispatch(args);
 }
 CombineResult Group::combine(const CombineArgs& args) {
-  GroupState& group = state("ferry::Group::combine");
-  return group.combine_receive(group.combine_send(args, GroupState::Phases::kTogether));
+  return state("ferry::Group::combine").combine(args);
 }
 
 std::string Group::why_not(const DispatchArgs& args) const {

@@ -179,10 +179,7 @@ void GroupState::end_failed(Call& call, const Error& error) {
   if (call.kind == CallKind::kDispatch) --counters_.exchanges;
 }
 
-std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args, Phases phases) {
-  constexpr const char* kFunction = "ferry::Group::dispatch_send";
-  Busy busy(*this, kFunction);
-  require_open(kFunction);
+std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases phases) {
   auto call = std::make_shared<DispatchCall>();
   call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
@@ -202,10 +199,7 @@ std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args
   return call;
 }
 
-std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args, Phases phases) {
-  constexpr const char* kFunction = "ferry::Group::combine_send";
-  Busy busy(*this, kFunction);
-  require_open(kFunction);
+std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases phases) {
   auto call = std::make_shared<CombineCall>();
   call->blocking = phases == Phases::kTogether;
   call->kind = CallKind::kCombine;
@@ -223,14 +217,14 @@ std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args, P
   return call;
 }
 
-template <typename CallType, typename Receive>
-auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receive_it) {
+template <typename CallType>
+auto GroupState::receive(const std::shared_ptr<CallType>& call) {
   if (call->received)
     refuse("ferry::Pending::receive", "pending", "received already", "a call that was not received yet");
   call->received = true;
   if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
   try {
-    receive_it(*call);
+    receive_now(*call);
     // When a call returns, this rank's part of it is carried out: whatever happens to the process next, peers have it.
     // The result is whole already, so nothing that happens from here on is an error of this call.
     runtime->drain(call->timeout);
@@ -247,16 +241,42 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call, Receive&& receiv
   return std::move(call->result);
 }
 
+// A whole call is one turn of its thread: between sending and receiving, another thread would find the flight taken, and this
+// one could not give it back.
+DispatchResult GroupState::dispatch(const DispatchArgs& args) {
+  Busy busy(*this, "ferry::Group::dispatch");
+  require_open("ferry::Group::dispatch");
+  return receive(send(args, Phases::kTogether));
+}
+
+CombineResult GroupState::combine(const CombineArgs& args) {
+  Busy busy(*this, "ferry::Group::combine");
+  require_open("ferry::Group::combine");
+  return receive(send(args, Phases::kTogether));
+}
+
+std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
+  Busy busy(*this, "ferry::Group::dispatch_send");
+  require_open("ferry::Group::dispatch_send");
+  return send(args, Phases::kApart);
+}
+
+std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
+  Busy busy(*this, "ferry::Group::combine_send");
+  require_open("ferry::Group::combine_send");
+  return send(args, Phases::kApart);
+}
+
 DispatchResult GroupState::dispatch_receive(const std::shared_ptr<DispatchCall>& call) {
   Busy busy(*this, "ferry::PendingDispatch::receive");
   require_open("ferry::PendingDispatch::receive");
-  return receive(call, [this](DispatchCall& one) { receive_now(one); });
+  return receive(call);
 }
 
 CombineResult GroupState::combine_receive(const std::shared_ptr<CombineCall>& call) {
   Busy busy(*this, "ferry::PendingCombine::receive");
   require_open("ferry::PendingCombine::receive");
-  return receive(call, [this](CombineCall& one) { receive_now(one); });
+  return receive(call);
 }
 
 void GroupState::mask(int rank) {

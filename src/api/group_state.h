@@ -26,11 +26,11 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   /// Opens the first windows; collective.
   void open();
 
-  /// How a call is made: in one go, or send now and receive later.
-  enum class Phases { kTogether, kApart };
-  std::shared_ptr<DispatchCall> dispatch_send(const DispatchArgs& args, Phases phases);
+  DispatchResult dispatch(const DispatchArgs& args);
+  std::shared_ptr<DispatchCall> dispatch_send(const DispatchArgs& args);
   DispatchResult dispatch_receive(const std::shared_ptr<DispatchCall>& call);
-  std::shared_ptr<CombineCall> combine_send(const CombineArgs& args, Phases phases);
+  CombineResult combine(const CombineArgs& args);
+  std::shared_ptr<CombineCall> combine_send(const CombineArgs& args);
   CombineResult combine_receive(const std::shared_ptr<CombineCall>& call);
 
   void mask(int rank);
@@ -53,15 +53,19 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
  private:
   /// One thread at a time; a second one gets Error(invalid_argument) instead of a race.
   class Busy;
+  /// How a call is made: in one go, or send now and receive later.
+  enum class Phases { kTogether, kApart };
 
+  std::shared_ptr<DispatchCall> send(const DispatchArgs& args, Phases phases);
+  std::shared_ptr<CombineCall> send(const CombineArgs& args, Phases phases);
   void refresh_windows();
   void replace_windows(std::shared_ptr<Windows> windows);
   template <typename CallType>
   void begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count);
   template <typename CallType, typename Receive>
   void free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive);
-  template <typename CallType, typename Receive>
-  auto receive(const std::shared_ptr<CallType>& call, Receive&& receive_it);
+  template <typename CallType>
+  auto receive(const std::shared_ptr<CallType>& call);
   void end_failed(Call& call, const Error& error);
   void forward_all();
   void receive_now(DispatchCall& call);
