@@ -32,6 +32,7 @@ check "layers" tools/check_layers.py
 check "sizes" tools/check_sizes.py
 check "rules" tools/check_rules.py
 check "fences" tools/mutate_fences.py --check
+check "kernels" tools/kernel_report.py --check
 if [ "${1:-}" != --no-tidy ]; then
   cmake --preset host --log-level=WARNING >/dev/null || exit 1
   check "clang-tidy" tidy
