@@ -6,7 +6,7 @@
 #   WERROR=ON warnings are errors
 #   BENCH_FLAGS="--rounds 1 --only latency"   options of benchmarks/compare.py for make bench
 .DEFAULT_GOAL := help
-.PHONY: help demo test build python configure asan tsan cuda fuzz lint format bench clean
+.PHONY: help demo test build python configure asan tsan cuda fuzz lint format bench bundle clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -25,6 +25,7 @@ help:
 	@echo "make test    all tests: unit, conformance, fault, Python"
 	@echo "make asan | tsan | fuzz | cuda    configure, build and test with a preset"
 	@echo "make bench   Ferry and the same job written with MPI, in turn, and the ratio (some minutes)"
+	@echo "make bundle  libraries for tools/gpu.sh, which builds, tests and measures on a GPU machine without a network"
 	@echo "make lint | format | clean"
 
 # --- the two commands ------------------------------------------------------------------------------------------------------------
@@ -100,6 +101,9 @@ bench:
 	@cmake --preset host --log-level=WARNING
 	@cmake --build --preset host --target ferry_cli ferry_mpi_baseline
 	@$(PYTHON) benchmarks/compare.py $(BENCH_FLAGS)
+
+bundle:
+	@tools/bundle.sh
 
 clean:
 	@rm -rf build

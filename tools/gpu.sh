@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: 2026 The Ferry authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Everything that needs a GPU, in one command and without a network: tools/gpu.sh [build] [test] [ptx] [sanitize] [measure]
+#   build     the command line, the tests and the benchmark, in build/gpu
+#   test      the conformance suite on all GPUs, ranks as threads and (fewer cases, time-sliced) as processes
+#   ptx       the same, as threads, from code that a driver compiles for the GPU at hand from compute_80
+#   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank
+#   measure   benchmarks/results/<date>-<machine>.jsonl
+# Without words: build test measure. CXX and CUDAHOSTCXX name the compiler, FERRY_COMMIT the commit where there is no git.
+# Libraries come from the system or from .bundle/, which `make bundle` fills on a machine with a network.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+out=build/gpu
+failed=()
+
+say() { echo "gpu: $*"; }
+give_up() { echo "gpu: $*" >&2; exit 1; }
+
+need_tools() {
+  local tool
+  for tool in "$@"; do command -v "$tool" >/dev/null || give_up "'$tool' is missing"; done
+}
+
+# Where CMake finds GoogleTest, fmt, CLI11 and nlohmann_json: the bundle first, then the system.
+prefix() {
+  [ -d .bundle/usr ] || return 0
+  if [ ! -f "$out/gtest/lib/cmake/GTest/GTestConfig.cmake" ]; then
+    { cmake -S .bundle/usr/src/googletest -B "$out/gtest-build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_LIBDIR=lib \
+        -DCMAKE_INSTALL_PREFIX="$PWD/$out/gtest" -DCMAKE_POLICY_VERSION_MINIMUM=3.5 &&
+      cmake --build "$out/gtest-build" --parallel --target install; } >"$out/gtest.log" 2>&1 ||
+      { tail -20 "$out/gtest.log" >&2; give_up "GoogleTest from .bundle/ did not build"; }
+  fi
+  echo "$PWD/.bundle/usr;$PWD/$out/gtest"
+}
+
+# compile FOLDER ARCHITECTURES targets...
+compile() {
+  local folder=$1 architectures=$2 generator=()
+  shift 2
+  mkdir -p "$out"
+  local where
+  where=$(prefix) || exit 1
+  command -v ninja >/dev/null && generator=(-G Ninja)
+  cmake -S . -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFERRY_CUDA=ON -DFERRY_TESTS=ON -DFERRY_EXAMPLES=OFF \
+    -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" --log-level=WARNING >"$folder.log" 2>&1 ||
+    { tail -20 "$folder.log" >&2; give_up "configuring failed; if a package is missing: make bundle, and take .bundle/ along"; }
+  cmake --build "$folder" --parallel --target "$@" >"$folder.log" 2>&1 || { tail -30 "$folder.log" >&2; give_up "building failed"; }
+}
+
+step_build() {
+  need_tools cmake nvcc "${CXX:-c++}"
+  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput conformance_tests cuda_tests
+  say "built $out"
+}
+
+need_gpu() {
+  need_tools nvidia-smi
+  nvidia-smi --list-gpus | grep -q GPU || give_up "no GPU"
+}
+
+# conformance all|some NAME FOLDER SECONDS filter [environment...]: all cases must pass in time, or some, and none may fail.
+conformance() {
+  local wanted=$1 name=$2 folder=$3 seconds=$4 filter=$5 log=$out/conformance-$2.log
+  shift 5
+  # Kernels of several ranks on one GPU wait for each other, so each needs a hardware queue of its own.
+  env FERRY_TEST_BACKEND=cuda CUDA_DEVICE_MAX_CONNECTIONS=32 "$@" \
+    timeout "$seconds" "$folder/tests/conformance_tests" --gtest_filter="$filter" >"$log" 2>&1
+  local code=$? passed bad
+  passed=$(grep -c '^\[       OK ' "$log")
+  bad=$(grep -c '^\[  FAILED  \].*ms)$' "$log")
+  say "conformance, $name: $passed passed, $bad failed, exit code $code$([ $code = 124 ] && echo ' (out of time)')"
+  grep -A4 Failure "$log" | cut -c1-300 | head -20
+  [ "$bad" = 0 ] && [ "$passed" != 0 ] && { [ $code = 0 ] || { [ $code = 124 ] && [ "$wanted" = some ]; }; } ||
+    failed+=("conformance, $name")
+}
+
+step_test() {
+  need_gpu
+  timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
+  conformance all threads "$out" 240 '*Chosen*:Seeds*'
+  conformance some processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
+}
+
+step_ptx() {
+  need_tools cmake nvcc "${CXX:-c++}"
+  need_gpu
+  compile "$out/ptx" 80-virtual conformance_tests
+  # The driver compiles when the kernels are loaded, so the first case takes long.
+  conformance all ptx "$out/ptx" 300 '*Chosen*:Seeds*'
+}
+
+step_sanitize() {
+  need_gpu
+  need_tools compute-sanitizer
+  local tool log
+  for tool in memcheck racecheck; do
+    log=$out/$tool.log
+    FERRY_TEST_BACKEND=cuda timeout 200 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+      "$out/tests/conformance_tests" --gtest_filter='Topologies/*nodes_1' >"$log" 2>&1
+    local code=$?
+    say "$tool: exit code $code, $(grep -c '^\[       OK ' "$log") cases, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" || echo 'no summary')"
+    [ $code = 0 ] || failed+=("$tool")
+  done
+}
+
+step_measure() {
+  need_gpu
+  local lines=$out/results.jsonl date commit
+  date=$(date -u +%Y-%m-%d)
+  commit=${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}
+  rm -f "$lines"
+  local run=("$out/bin/ferry_cuda_throughput" --json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+  timeout 300 "${run[@]}" --tokens 4096 --sms 16,8 || failed+=("4096 tokens")
+  timeout 300 "${run[@]}" --tokens 1024,8192 --sms 16 || failed+=("1024 and 8192 tokens")
+  timeout 120 "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops dispatch-bf16,combine-window || failed+=("Zipf routing")
+  [ -s "$lines" ] || { failed+=("measure: no lines"); return; }
+  local machine
+  machine=$(sed -n '1s/.*"machine":"\([^"]*\)".*/\1/p' "$lines")
+  cat "$lines" >>"benchmarks/results/$date-$machine.jsonl"
+  say "$(wc -l <"$lines") lines added to benchmarks/results/$date-$machine.jsonl; benchmarks/figures.py puts them into the README"
+}
+
+for step in "${@:-build test measure}"; do
+  for word in $step; do
+    case "$word" in
+      build | test | ptx | sanitize | measure) "step_$word" ;;
+      *) sed -n '5,13s/^# \?//p' "$0" >&2; exit 2 ;;
+    esac
+  done
+done
+if [ ${#failed[@]} -gt 0 ]; then
+  printf 'gpu: failed: %s\n' "${failed[@]}" >&2
+  exit 1
+fi
+say "all good"
