@@ -23,6 +23,7 @@ struct PlanOptions {
   int ranks = 8;
   int nodes = 1;
   GroupLimits limits{.num_experts = 256};
+  std::string backend = "host";
   std::int64_t tokens = 0;  ///< of the call whose traffic is planned; 0: max_tokens
   std::string json;
 };
@@ -80,6 +81,7 @@ nlohmann::json plan_json(const PlanOptions& options, const Topology& topology, c
   }
   return {{"ranks", options.ranks},
           {"node_sizes", topology.describe()},
+          {"backend", options.backend},
           {"experts", limits.num_experts},
           {"max_tokens", limits.max_tokens},
           {"max_latency_tokens", limits.max_latency_tokens},
@@ -130,6 +132,7 @@ int run_plan(const PlanOptions& options) {
   }
   GroupConfig config;
   config.limits = options.limits;
+  config.backend = options.backend;
   const Topology topology = Topology::split(options.ranks, options.nodes);
   config.topology = topology;
   Plan plan;
@@ -137,7 +140,8 @@ int run_plan(const PlanOptions& options) {
     plan = plan_memory(config, topology);
   } catch (const Error& error) {
     fmt::print(stderr, "ferry plan: {}\n", error.what());
-    return error.code() == ErrorCode::kInvalidArgument ? kExitBadUsage : kExitFailed;
+    const bool asked_wrongly = error.code() == ErrorCode::kInvalidArgument || error.code() == ErrorCode::kUnsupported;
+    return asked_wrongly ? kExitBadUsage : kExitFailed;
   }
   const GroupLimits& limits = options.limits;
   const std::int64_t tokens = options.tokens > 0 ? options.tokens : limits.max_tokens;
@@ -177,6 +181,8 @@ void add_plan_command(Program& program, int& exit_code) {
               "rows of the receive window; 0: the worst case");
   plan.number("--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
   plan.number("--flights", limits.num_flights, 1, 64, "calls in flight");
+  plan.word("--backend", options->backend, Words<std::string>{{"host", "host"}, {"cuda", "cuda"}},
+            "where the rows lie: in host memory, or in a GPU's (default: host)");
   plan.json_file(options->json, "write it to this file as well");
 }
 

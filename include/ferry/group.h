@@ -59,7 +59,8 @@ struct RegionPlan {
   std::int64_t offset_bytes = 0;  ///< cuda backend: regions of device memory come last and count from 0 again
   std::int64_t bytes = 0;
 };
-/// What one rank's window will hold; known before anything is allocated. The cuda backend's results are extra.
+/// What one rank's windows will hold, and on the cuda backend what it reserves for results; known before anything is allocated.
+/// Results on the host, and those on a device for which the reserve is too small because the caller keeps many, are extra.
 struct MemoryPlan {
   std::vector<RegionPlan> regions;
   std::int64_t total_bytes = 0;

@@ -121,9 +121,6 @@ std::shared_ptr<net::Engine> make_engine(const Topology& topology, const TestOpt
 std::unique_ptr<Backend> make_backend(const GroupConfig& settings, const Placement& placement, Runtime& runtime) {
 #ifdef FERRY_HAS_CUDA
   if (settings.backend == "cuda") {
-    if (runtime.topology.num_nodes() > 1)
-      refuse_unsupported(kFunction, "topology",
-                         "the cuda backend spans one node so far; use a topology of one node, or backend host");
     const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
     const WindowLayout window =
         make_window_layout(settings, runtime.topology, placement, Rails(runtime.topology, nobody));

@@ -70,6 +70,9 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;
   check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
   check_size(limits, topology.num_ranks());
+  if (config.backend == "cuda" && topology.num_nodes() > 1)
+    refuse_unsupported(kFunction, "topology",
+                       "the cuda backend spans one node so far; use a topology of one node, or backend host");
   const int num_ranks = topology.num_ranks();
   if (config.placement && config.placement->num_ranks() != num_ranks) {
     refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()),
@@ -98,7 +101,9 @@ MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int 
   plan.total_bytes = layout.total_bytes();
   if (config.backend == "cuda") {
     RegionList device(256);
-    make_device_layout(config.limits, topology, placement, layout, device);
+    const DeviceLayout windows = make_device_layout(config.limits, topology, placement, layout, device);
+    const std::int64_t num_slots = std::max(placement.num_slots(), config.limits.max_slots);
+    device.add("device results", device_result_bytes(config.limits, num_slots, windows));
     for (const Region& region : device.regions()) plan.regions.push_back({region.name, region.offset, region.bytes});
     plan.total_bytes += device.total_bytes();
   }

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "backend/handle_layout.h"
 #include "wire/row_format.h"
 #include "wire/token_meta.h"
 
@@ -55,6 +56,25 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.weights_ahead = flights("device weights ahead", weights_bytes, out.weights_ahead_stride);
   out.total_bytes = list.total_bytes();
   return out;
+}
+
+std::int64_t device_result_bytes(const GroupLimits& limits, std::int64_t num_slots, const DeviceLayout& layout) {
+  HandleHeader header;  // the largest
+  header.num_ranks = static_cast<std::int32_t>(layout.num_ranks);
+  header.num_nodes = 1;
+  header.num_slots = header.num_local_experts = static_cast<std::int32_t>(num_slots);
+  header.top_k = limits.max_top_k;
+  header.has_weights = 1;
+  header.num_tokens = limits.max_tokens;
+  header.num_rows = layout.recv_tokens;
+  const std::int64_t choices = layout.recv_tokens * limits.max_top_k;
+  const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, layout.recv_rows) * 4;
+  const std::int64_t combine =
+      limits.max_tokens *
+      (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
+       4 * static_cast<std::int64_t>(limits.max_top_k));
+  constexpr std::int64_t kSmallThings = 1 << 20;  // placements, counters, scratch
+  return (limits.num_flights + 1) * (dispatch + combine) + kSmallThings;
 }
 
 }  // namespace ferry

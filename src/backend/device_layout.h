@@ -72,4 +72,8 @@ struct DeviceLayout {
 DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
                                 const WindowLayout& window, RegionList& list);
 
+/// What a group reserves beside its windows: results and handles of as many calls as are in flight, and of one more, so that
+/// no call has to ask the driver. `num_slots`: most places of experts over all ranks.
+std::int64_t device_result_bytes(const GroupLimits& limits, std::int64_t num_slots, const DeviceLayout& layout);
+
 }  // namespace ferry

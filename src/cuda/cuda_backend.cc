@@ -43,32 +43,15 @@ DeviceLimits limits_of(int device) {
   return limits;
 }
 
-/// Room for the results of as many calls as are in flight, and one more, so that no call has to ask the driver.
 GroupMemory::Sizes sizes_of(const GroupConfig& config, const Runtime& runtime) {
   const GroupLimits& limits = config.limits;
-  const DeviceLayout& layout = runtime.device_layout;
   const int num_slots = config.placement ? config.placement->num_slots() : limits.num_experts;
   GroupMemory::Sizes sizes;
   sizes.num_ranks = runtime.topology.num_ranks();
   sizes.num_flights = limits.num_flights;
   sizes.max_local_experts = std::max(num_slots, limits.max_slots);
   sizes.keys = sizes.num_ranks + static_cast<int>(sizes.max_local_experts);
-  HandleHeader header;
-  header.num_ranks = sizes.num_ranks;
-  header.num_nodes = 1;
-  header.num_slots = header.num_local_experts = static_cast<std::int32_t>(sizes.max_local_experts);
-  header.top_k = limits.max_top_k;
-  header.has_weights = 1;
-  header.num_tokens = limits.max_tokens;
-  header.num_rows = layout.recv_tokens;
-  const std::int64_t choices = layout.recv_tokens * limits.max_top_k;
-  const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, layout.recv_rows) * 4;
-  const std::int64_t combine =
-      limits.max_tokens *
-      (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
-       4 * static_cast<std::int64_t>(limits.max_top_k));
-  constexpr std::int64_t kSmallThings = 1 << 20;  // placements, counters, scratch
-  sizes.result_bytes = (limits.num_flights + 1) * (dispatch + combine) + kSmallThings;
+  sizes.result_bytes = device_result_bytes(limits, sizes.max_local_experts, runtime.device_layout);
   return sizes;
 }
 

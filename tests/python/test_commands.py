@@ -123,14 +123,24 @@ def test_plan_adds_up(tmp_path):
     assert per_node["combine_network_bytes"] == per_node["dispatch_network_bytes"]
 
 
-def test_plan_says_what_the_python_function_says(tmp_path):
+@pytest.mark.parametrize(("backend", "nodes"), [("host", 2), ("cuda", 1)])
+def test_plan_says_what_the_python_function_says(tmp_path, backend, nodes):
     module = pytest.importorskip("ferry")
     path = tmp_path / "plan.json"
-    ferry("plan", "--ranks=4", "--nodes=2", "--tokens=32", "--hidden=64", "--experts=8", "--top-k=2", f"--json={path}")
-    config = module.GroupConfig(num_experts=8, max_tokens=32, hidden=64, max_top_k=2)
-    plan = module.memory_plan(config, module.Topology.split(4, 2), read(path)["fullest_rank"])
+    ferry(
+        "plan", "--ranks=4", f"--nodes={nodes}", "--tokens=32", "--hidden=64", "--experts=8", "--top-k=2",
+        f"--backend={backend}", f"--json={path}",
+    )  # fmt: skip
+    config = module.GroupConfig(num_experts=8, max_tokens=32, hidden=64, max_top_k=2, backend=backend)
+    plan = module.memory_plan(config, module.Topology.split(4, nodes), read(path)["fullest_rank"])
     assert plan.total_bytes == read(path)["rank_bytes"]
     assert [region.name for region in plan.regions] == [region["name"] for region in read(path)["regions"]]
+
+
+def test_plan_refuses_what_a_group_would_refuse():
+    run = ferry("plan", "--ranks=4", "--nodes=2", "--backend=cuda")
+    assert run.returncode == 2
+    assert "the cuda backend spans one node" in run.stderr
 
 
 def test_doctor_says_pass_or_reason_and_fix(tmp_path):

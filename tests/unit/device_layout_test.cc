@@ -60,6 +60,8 @@ TEST(DeviceLayout, ThePlanNamesEveryRegionAndItsSumIsTheWindow) {
     if (region.name.starts_with("receive rows")) host_rows += region.bytes;
   }
   EXPECT_EQ(host_rows, 0);  // rows are on the device
+  EXPECT_EQ(plan.regions.back().name, "device results");
+  EXPECT_GT(plan.regions.back().bytes, 2 * 2 * config_of(11).limits.max_tokens * config_of(11).limits.hidden);
   EXPECT_GT(device_end, 0);
   EXPECT_GE(plan.total_bytes, device_end);
 }
