@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each kernel takes of an SM: registers, spills, stack and static shared memory, as ptxas says. Needs nvcc, no GPU.
+"""What each kernel takes of an SM: registers, spills, stack and static shared memory, as ptxas says. No GPU needed.
 
     tools/kernel_report.py           print the table
     tools/kernel_report.py --write   into docs/design/kernels.md
-    tools/kernel_report.py --check   fail if docs/design/kernels.md says something else; with another nvcc there is nothing to compare
+    tools/kernel_report.py --check   fail if docs/design/kernels.md says something else (nothing to do with another nvcc)
 
-A register more can halve the warps that fit, and a spill costs what a kernel gained elsewhere, so a change to either is to be
-seen in review. The flags are those of cmake/FerryCuda.cmake.
+A register more can halve the warps that fit, and a spill costs what a kernel gained elsewhere, so a change to either
+is to be seen in review. The flags are those of cmake/FerryCuda.cmake.
 """
 
 import argparse
@@ -93,8 +93,8 @@ def report(nvcc, architectures):
 <!-- SPDX-License-Identifier: Apache-2.0 -->
 # What each kernel takes of an SM
 
-Made by `tools/kernel_report.py --write` with nvcc {version_of(nvcc)}; `--check`, a part of `make lint`, compares it. Dynamic shared memory
-is chosen per call (`src/cuda/policy.cc`). A thread may have 255 registers, an SM has 65536.
+Made by `tools/kernel_report.py --write` with nvcc {version_of(nvcc)}; `--check`, a part of `make lint`, compares it.
+Dynamic shared memory is chosen per call (`src/cuda/policy.cc`). A thread may have 255 registers, an SM has 65536.
 
 {table(nvcc, architectures)}"""
 
