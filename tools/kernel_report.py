@@ -5,7 +5,7 @@
 
     tools/kernel_report.py           print the table
     tools/kernel_report.py --write   into docs/design/kernels.md
-    tools/kernel_report.py --check   fail if docs/design/kernels.md says something else (nothing to do with another nvcc)
+    tools/kernel_report.py --check   fail if docs/design/kernels.md says something else (not with another nvcc)
 
 A register more can halve the warps that fit, and a spill costs what a kernel gained elsewhere, so a change to either
 is to be seen in review. The flags are those of cmake/FerryCuda.cmake.
