@@ -59,8 +59,7 @@ std::string human(double bytes) {
 }
 
 void print_memory(const Plan& plan, int num_ranks) {
-  fmt::print("memory of one rank's window{}\n",
-             plan.all_equal ? "" : fmt::format(" (rank {}, the fullest)", plan.fullest_rank));
+  fmt::print("memory of one rank{}\n", plan.all_equal ? "" : fmt::format(" (rank {}, the fullest)", plan.fullest_rank));
   fmt::print("{:<32} {:>16} {:>16} {:>10}\n", "region", "offset", "bytes", "");
   for (const RegionPlan& region : plan.fullest.regions) {
     fmt::print("{:<32} {:>16} {:>16} {:>10}\n", region.name, region.offset_bytes, region.bytes,

@@ -56,7 +56,9 @@ struct GroupConfig {
 
 struct RegionPlan {
   std::string name;
-  std::int64_t offset_bytes = 0;  ///< cuda backend: regions of device memory come last and count from 0 again
+  /// In its allocation. cuda backend: regions of device memory come last and count from 0 again; the last, "device results", is
+  /// an allocation of its own.
+  std::int64_t offset_bytes = 0;
   std::int64_t bytes = 0;
 };
 /// What one rank's windows will hold, and on the cuda backend what it reserves for results; known before anything is allocated.

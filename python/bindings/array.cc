@@ -6,6 +6,8 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
+#include <limits>
+
 #include "arrays.h"
 #include "bindings.h"
 #include "errors.h"
@@ -35,7 +37,10 @@ such a type: typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bi
 Array of the same memory. Raises Error("invalid_argument") if the sizes differ.)";
 
 std::int64_t num_bytes(const Array& array) {
-  return array.tensor.num_elements() * static_cast<std::int64_t>(dtype_bytes(array.tensor.dtype));
+  std::int64_t bytes = 0;  // an array may be one element, expanded to any shape
+  const auto element = static_cast<std::int64_t>(dtype_bytes(array.tensor.dtype));
+  const bool too_many = __builtin_mul_overflow(array.tensor.num_elements(), element, &bytes);
+  return too_many ? std::numeric_limits<std::int64_t>::max() : bytes;
 }
 
 nb::object as_array(const Array& array, nb::handle dtype, nb::handle copy) {

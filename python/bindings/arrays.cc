@@ -109,17 +109,6 @@ DType choose_dtype(nb::dlpack::dtype seen, std::optional<DType> as, const ArrayA
   return *as;
 }
 
-/// Frameworks give dimensions without a second element any stride; Ferry is spared them.
-void tidy_strides(Tensor& tensor) {
-  const bool is_empty = tensor.num_elements() == 0;
-  std::int64_t dense = 1;
-  for (int d = tensor.ndim - 1; d >= 0; --d) {
-    const auto i = static_cast<std::size_t>(d);
-    if (is_empty || tensor.shape[i] == 1) tensor.strides[i] = dense;
-    dense *= tensor.shape[i];
-  }
-}
-
 template <typename NdArray>
 Array from_ndarray(NdArray ndarray, std::optional<DType> as, const ArrayArgument& argument, bool is_readonly) {
   check_device(ndarray.device_type(), ndarray.device_id(), argument);
@@ -136,7 +125,6 @@ Array from_ndarray(NdArray ndarray, std::optional<DType> as, const ArrayArgument
     array.tensor.shape[d] = static_cast<std::int64_t>(ndarray.shape(d));
     array.tensor.strides[d] = ndarray.stride(d);
   }
-  tidy_strides(array.tensor);
   array.owner = std::make_shared<NdArray>(std::move(ndarray));
   return array;
 }

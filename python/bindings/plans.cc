@@ -33,12 +33,12 @@ std::string represent(const StepTrace& self) {
 }
 
 void bind_memory_plan(nb::module_& module) {
-  nb::class_<RegionPlan>(module, "RegionPlan", "A named part of a window.")
+  nb::class_<RegionPlan>(module, "RegionPlan", "A named part of a window, or (cuda) what is reserved for results.")
       .def_ro("name", &RegionPlan::name)
       .def_ro("offset_bytes", &RegionPlan::offset_bytes)
       .def_ro("bytes", &RegionPlan::bytes)
       .def("__repr__", [](const RegionPlan& self) { return represent(self); });
-  nb::class_<MemoryPlan>(module, "MemoryPlan", "What one rank's window will hold.")
+  nb::class_<MemoryPlan>(module, "MemoryPlan", "What one rank's windows will hold and what it reserves for results.")
       .def_ro("regions", &MemoryPlan::regions)
       .def_ro("total_bytes", &MemoryPlan::total_bytes)
       .def_ro("recv_rows", &MemoryPlan::recv_rows, "Rows of the receive window of one flight.");

@@ -335,7 +335,7 @@ class GroupConfig:
     def test_max_signal_delay_ns(self) -> int: ...
 
 class RegionPlan:
-    """A named part of a window."""
+    """A named part of a window, or (cuda) what is reserved for results."""
 
     @property
     def name(self) -> str: ...
@@ -349,7 +349,7 @@ class RegionPlan:
     def __repr__(self) -> str: ...
 
 class MemoryPlan:
-    """What one rank's window will hold."""
+    """What one rank's windows will hold and what it reserves for results."""
 
     @property
     def regions(self) -> list[RegionPlan]: ...

@@ -159,8 +159,7 @@ std::uint64_t digest_of(const CombineCall& call) {
 
 void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall& call) {
   if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
-  if (args.timeout && args.timeout->count() <= 0)
-    refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
+  if (args.timeout) check_timeout(kFunction, *args.timeout);
   const HandleHeader& header = check_handle(kFunction, group, args.handle);
   check_rails(group, header);
   call.handle_epoch = header.epoch;
@@ -188,6 +187,9 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("out", args.out, call.num_tokens, call.hidden, args.x.dtype, false);
   check_rows_apart("out", args.out);
+  for (Tensor* tensor :
+       {&call.args.x, &call.args.weights, &call.args.bias0, &call.args.bias1, &call.args.topk_weights, &call.args.out})
+    tidy_strides(*tensor);
   call.digest = digest_of(call);
   if (const std::string reason = group.backend->why_not(call); !reason.empty())
     refuse_unsupported(kFunction, "backend", reason);

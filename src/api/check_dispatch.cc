@@ -35,8 +35,7 @@ void check_mode(const GroupState& group, const DispatchArgs& args) {
   if (args.expert_capacity < 0)
     refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), "0 (as large as fits) or more");
   if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
-  if (args.timeout && args.timeout->count() <= 0)
-    refuse(kFunction, "timeout", fmt::format("{} ns", args.timeout->count()), "above 0");
+  if (args.timeout) check_timeout(kFunction, *args.timeout);
 }
 
 void check_matrix(const std::string& argument, const Tensor& tensor, std::int64_t rows, std::int64_t columns,
@@ -150,18 +149,18 @@ int check_ids(const GroupState& group, const DispatchArgs& args, std::int64_t nu
 
 std::int64_t resolve_capacity(const GroupState& group, const DispatchArgs& args, const Placement& placement) {
   if (args.layout != Layout::kExpertPadded) return 0;
-  if (args.handle != nullptr) return args.handle->expert_capacity();
   const WindowLayout& layout = group.windows().layout;
   const bool throughput = args.mode == Mode::kThroughput;
   const std::int64_t rows = throughput ? layout.recv_rows() : layout.latency_out_rows();
   const std::int64_t fits = rows / std::max(1, placement.max_local_experts());
-  if (args.expert_capacity == 0) return std::min(fits, layout.recv_tokens(args.mode));
-  if (args.expert_capacity > fits) {
-    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity),
+  const std::int64_t asked = args.handle != nullptr ? args.handle->expert_capacity() : args.expert_capacity;
+  if (asked == 0) return std::min(fits, layout.recv_tokens(args.mode));
+  if (asked < 0 || asked > fits) {
+    refuse(kFunction, "expert_capacity", fmt::to_string(asked),
            fmt::format("at most {}: {} rows for {} local experts ({})", fits, rows, placement.max_local_experts(),
                        throughput ? "limits.recv_rows" : "limits.max_latency_tokens"));
   }
-  return args.expert_capacity;
+  return asked;
 }
 
 std::uint64_t digest_of(const DispatchCall& call) {
@@ -250,6 +249,9 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
                 .capacity = resolve_capacity(group, args, *call.placement)};
+  for (Tensor& block : call.args.payload) tidy_strides(block);
+  tidy_strides(call.args.topk_ids);
+  tidy_strides(call.args.topk_weights);
   check_handle_memory(group, call);
   call.digest = digest_of(call);
   if (const std::string reason = group.backend->why_not(call); !reason.empty())

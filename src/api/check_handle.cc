@@ -4,6 +4,8 @@
 // A handle lies in memory that the caller may have lent, stored or mixed up: nothing in it is believed before it was checked.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "api/group_state.h"
 #include "core/check.h"
 
@@ -16,8 +18,9 @@ bool is_complete(std::span<const std::byte> bytes, const HandleHeader& header) {
                       header.num_forwarded >= 0;
   const auto size = static_cast<std::int64_t>(bytes.size());
   // Bounds before products: no part can have more elements than the memory has bytes.
-  const bool bounded =
-      header.num_tokens <= size && header.num_rows <= size && header.num_forwarded <= size && header.top_k <= size;
+  const std::int64_t widest = std::max({1, header.top_k, header.num_nodes});
+  const std::int64_t most = size / widest;
+  const bool bounded = header.num_tokens <= most && header.num_rows <= most && header.num_forwarded <= most;
   return counts && bounded && header.total_bytes == HandleView::bytes_for(header) && header.total_bytes <= size;
 }
 
@@ -51,6 +54,14 @@ void check_memory(const char* function, const std::string& argument, const Tenso
   if (tensor.num_elements() == 0) return;
   if (tensor.data == nullptr) refuse(function, argument, "a null pointer", "memory");
   const std::size_t element = dtype_bytes(tensor.dtype);
+  for (int d = 0; d < tensor.ndim; ++d) {
+    const auto i = static_cast<std::size_t>(d);
+    std::int64_t span = 0;
+    if (tensor.shape[i] > 1 && (__builtin_mul_overflow(tensor.shape[i] - 1, tensor.strides[i], &span) ||
+                                __builtin_mul_overflow(span, static_cast<std::int64_t>(element), &span))) {
+      refuse(function, argument, fmt::format("strided by {}", tensor.strides[i]), "strides that stay inside memory");
+    }
+  }
   if (reinterpret_cast<std::uintptr_t>(tensor.data) % element != 0) {
     refuse(function, argument, fmt::format("at address {}", tensor.data),
            fmt::format("at a multiple of {} bytes, as {} needs", element, name(tensor.dtype)));

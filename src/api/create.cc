@@ -99,8 +99,6 @@ void check_backend(const GroupConfig& config) {
   if (config.backend == "cuda")
     refuse_unsupported(kFunction, "backend", "backend cuda is not in this build; use backend host or auto");
 #endif
-  if (config.backend != "auto" && config.backend != "host" && config.backend != "cuda")
-    refuse(kFunction, "backend", config.backend, "auto, host or cuda");
   if (config.network == "auto" || config.network == "loopback") return;
   if (config.network == "tcp" || config.network == "shm" || config.network == "verbs" || config.network == "efa") {
     refuse_unsupported(
@@ -140,8 +138,8 @@ std::unique_ptr<Backend> make_backend(const GroupConfig& settings, const Placeme
 Group Group::create(const GroupConfig& config, Meeting& meeting) {
   const Environment environment = Environment::read();
   const Topology topology = choose_topology(config, meeting.size(), environment);
-  check_limits(config, topology);
   check_backend(config);
+  check_limits(config, topology);
   auto placement = std::make_shared<const Placement>(
       config.placement ? *config.placement : Placement::contiguous(config.limits.num_experts, meeting.size()));
   const auto lines = agreement(config, topology, *placement);

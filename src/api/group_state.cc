@@ -126,18 +126,18 @@ void GroupState::receive_now(CombineCall& call) {
 
 /// A flight can be taken again once its last call is over. A dropped call is finished here; one that somebody still holds is
 /// the caller's mistake.
-template <typename CallType, typename Receive>
-void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive_it) {
+template <typename CallType>
+void GroupState::free_flight(std::shared_ptr<CallType>& flight) {
   if (!flight || flight->over) return;
   if (!flight->dropped) {
-    refuse(fmt::format("ferry::Group::{}", operation), "calls in flight",
+    refuse(flight->kind == CallKind::kCombine ? "ferry::Group::combine" : "ferry::Group::dispatch", "calls in flight",
            fmt::format("{} not yet received", config.limits.num_flights),
            fmt::format("fewer than num_flights = {}: receive one first", config.limits.num_flights));
   }
   CallType* call = flight.get();
   call->discard = true;  // what the caller lent for results may be gone
   try {
-    receive_it(*call);
+    receive_now(*call);
   } catch (const Error& error) {
     fault_ = error;
   }
@@ -147,8 +147,7 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight, const char* oper
 template <typename CallType>
 void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count) {
   const auto flight = static_cast<std::size_t>((count + 1) % flights.size());
-  free_flight(flights[flight], call.kind == CallKind::kCombine ? "combine_send" : "dispatch_send",
-              [this](CallType& old) { receive_now(old); });
+  free_flight(flights[flight]);
   ++count;
   call.windows = windows_;
   call.epoch = ++counters_.epoch;
@@ -194,6 +193,9 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   } catch (const Error& error) {
     end_failed(*call, error);
     throw;
+  } catch (...) {  // out of memory, say: nobody holds the call any more
+    call->over = true;
+    throw;
   }
   call->sent = true;
   return call;
@@ -211,6 +213,9 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
     backend->combine_send(*call);
   } catch (const Error& error) {
     end_failed(*call, error);
+    throw;
+  } catch (...) {  // out of memory, say: nobody holds the call any more
+    call->over = true;
     throw;
   }
   call->sent = true;
@@ -231,6 +236,9 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
   } catch (const Error& error) {
     end_failed(*call, error);
     last_trace = call->trace;
+    throw;
+  } catch (...) {
+    call->over = true;
     throw;
   }
   call->over = true;

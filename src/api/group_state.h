@@ -62,8 +62,8 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   void replace_windows(std::shared_ptr<Windows> windows);
   template <typename CallType>
   void begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count);
-  template <typename CallType, typename Receive>
-  void free_flight(std::shared_ptr<CallType>& flight, const char* operation, Receive&& receive);
+  template <typename CallType>
+  void free_flight(std::shared_ptr<CallType>& flight);
   template <typename CallType>
   auto receive(const std::shared_ptr<CallType>& call);
   void end_failed(Call& call, const Error& error);

@@ -41,13 +41,16 @@ double miss(int num_experts, int held, int top_k) {
 namespace {
 
 /// Refuses limits whose regions together could not be counted in 64 bits, let alone mapped: above 2^46 bytes.
-void check_size(const GroupLimits& limits, int num_ranks) {
+void check_size(const GroupConfig& config, int num_ranks) {
+  const GroupLimits& limits = config.limits;
+  const int placed = config.placement ? config.placement->num_slots() : limits.num_experts;
   const double row =
       static_cast<double>(limits.hidden) * static_cast<double>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
       static_cast<double>(limits.extra_bytes) + 16.0 * limits.max_top_k + 64.0;
   const double tokens = static_cast<double>(std::max(limits.max_tokens, limits.max_latency_tokens)) * num_ranks;
   const double rows = static_cast<double>(limits.recv_rows) + tokens * limits.max_top_k * 4.0 +
-                      tokens * static_cast<double>(std::max(limits.num_experts, limits.max_slots));
+                      tokens * static_cast<double>(std::max(placed, limits.max_slots)) +
+                      static_cast<double>(placed) * kPlannedAlignment;
   const double bytes = rows * row * limits.num_flights;
   constexpr double kMost = 70368744177664.0;  // 2^46
   if (bytes > kMost)
@@ -58,6 +61,8 @@ void check_size(const GroupLimits& limits, int num_ranks) {
 
 void check_limits(const GroupConfig& config, const Topology& topology) {
   const GroupLimits& limits = config.limits;
+  if (config.backend != "auto" && config.backend != "host" && config.backend != "cuda")
+    refuse(kFunction, "backend", config.backend, "auto, host or cuda");
   if (!config.placement) check_range("num_experts", limits.num_experts, 1, 1 << 20);
   check_range("max_tokens", limits.max_tokens, 1, kMaxCount - 1);
   check_range("max_latency_tokens", limits.max_latency_tokens, 0, kMaxCount - 1);
@@ -69,7 +74,7 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   check_range("num_flights", limits.num_flights, 1, 64);
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;
   check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
-  check_size(limits, topology.num_ranks());
+  check_size(config, topology.num_ranks());
   if (config.backend == "cuda" && topology.num_nodes() > 1)
     refuse_unsupported(kFunction, "topology",
                        "the cuda backend spans one node so far; use a topology of one node, or backend host");
@@ -78,8 +83,7 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
     refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()),
            fmt::format("for {}", num_ranks));
   }
-  if (config.timeout.count() <= 0)
-    refuse(kFunction, "timeout", fmt::format("{} ns", config.timeout.count()), "above 0");
+  check_timeout(kFunction, config.timeout);
 }
 
 WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
@@ -103,9 +107,10 @@ MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int 
     RegionList device(256);
     const DeviceLayout windows = make_device_layout(config.limits, topology, placement, layout, device);
     const std::int64_t num_slots = std::max(placement.num_slots(), config.limits.max_slots);
-    device.add("device results", device_result_bytes(config.limits, num_slots, windows));
     for (const Region& region : device.regions()) plan.regions.push_back({region.name, region.offset, region.bytes});
-    plan.total_bytes += device.total_bytes();
+    const std::int64_t results = device_result_bytes(config.limits, num_slots, windows);
+    plan.regions.push_back({"device results", 0, results});
+    plan.total_bytes += device.total_bytes() + results;
   }
   plan.recv_rows = layout.recv_rows();
   return plan;

@@ -16,9 +16,6 @@ namespace {
 // A writer's signals fill whole cache lines of their own: two writers never share one.
 constexpr std::int64_t kLineBytes = 128;
 
-// Largest alignment that the default capacity of expert_major allows for; calls with a larger one may overflow cleanly.
-constexpr std::int64_t kPlannedAlignment = 128;
-
 // Signals of which each flight has one come after those that exist once.
 constexpr int kFirstFlightSignal = static_cast<int>(Signal::kDispatchRows);
 constexpr int kFlightSignals = static_cast<int>(Signal::kNumSignals) - kFirstFlightSignal;

@@ -63,6 +63,9 @@ inline constexpr std::int64_t kReadRowsMask = (1 << 22) - 1;
 /// Where rows lie: in the window's host memory, or in its device memory (device_layout.h), so that only control regions are here.
 enum class RowPlace : std::uint8_t { kHost, kDevice };
 
+/// Largest alignment that the default capacity of expert_major allows for; calls with a larger one may overflow cleanly.
+constexpr std::int64_t kPlannedAlignment = 128;
+
 class WindowLayout {
  public:
   /// `max_sources`: most sources that one rail peer receives for (0 on a single node).

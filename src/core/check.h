@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -49,7 +50,18 @@ inline Error peer_error(ErrorCode code, std::string_view step, std::uint64_t epo
   return error;
 }
 
+/// Longest wait that can be asked for. Twice that, from now on, can still be counted in nanoseconds.
+constexpr std::chrono::nanoseconds kMaxTimeout = std::chrono::hours(24 * 3653);  // ten years
+
+inline void check_timeout(std::string_view function, std::chrono::nanoseconds timeout) {
+  if (timeout.count() <= 0 || timeout > kMaxTimeout)
+    refuse(function, "timeout", fmt::format("{} ns", timeout.count()), "above 0, and at most ten years");
+}
+
 /// "[4, 7168] bf16"
 std::string describe(const Tensor& tensor);
+
+/// Strides that nobody takes, of one element or in an empty tensor, may be anything; here they become those of a dense tensor.
+void tidy_strides(Tensor& tensor);
 
 }  // namespace ferry

@@ -16,12 +16,17 @@ Topology Topology::single_node(int num_ranks) {
 
 Topology Topology::nodes(std::vector<int> node_sizes) {
   if (node_sizes.empty()) refuse("ferry::Topology::nodes", "node_sizes", "empty", "at least one node");
+  constexpr int kMaxRanks = 1 << 20;
   Topology topology;
   topology.first_rank_.push_back(0);
   for (std::size_t node = 0; node < node_sizes.size(); ++node) {
     if (node_sizes[node] < 1) {
       refuse("ferry::Topology::nodes", fmt::format("node_sizes[{}]", node), fmt::to_string(node_sizes[node]),
              "at least 1");
+    }
+    if (node_sizes[node] > kMaxRanks - topology.first_rank_.back()) {
+      refuse("ferry::Topology::nodes", "node_sizes", fmt::format("more than {} ranks", kMaxRanks),
+             fmt::format("at most {}", kMaxRanks));
     }
     topology.first_rank_.push_back(topology.first_rank_.back() + node_sizes[node]);
     topology.node_of_.insert(topology.node_of_.end(), static_cast<std::size_t>(node_sizes[node]),

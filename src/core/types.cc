@@ -14,6 +14,15 @@
 #include "ferry/error.h"
 
 namespace ferry {
+namespace {
+
+/// Shapes come from outside: a product that no memory could hold is as large as any.
+std::int64_t times(std::int64_t a, std::int64_t b) {
+  std::int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? std::numeric_limits<std::int64_t>::max() : product;
+}
+
+}  // namespace
 
 std::size_t dtype_bytes(DType dtype) noexcept {
   switch (dtype) {
@@ -134,9 +143,19 @@ Tensor Tensor::contiguous(void* data, DType dtype, std::initializer_list<std::in
   std::int64_t stride = 1;
   for (int d = tensor.ndim - 1; d >= 0; --d) {
     tensor.strides[static_cast<std::size_t>(d)] = stride;
-    stride *= tensor.shape[static_cast<std::size_t>(d)];
+    stride = times(stride, tensor.shape[static_cast<std::size_t>(d)]);
   }
   return tensor;
+}
+
+void tidy_strides(Tensor& tensor) {
+  const bool is_empty = tensor.num_elements() == 0;
+  std::int64_t dense = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    const auto i = static_cast<std::size_t>(d);
+    if (is_empty || tensor.shape[i] == 1) tensor.strides[i] = dense;
+    dense = times(dense, tensor.shape[i]);
+  }
 }
 
 Tensor Tensor::contiguous(const void* data, DType dtype, std::initializer_list<std::int64_t> shape) noexcept {
@@ -147,9 +166,7 @@ std::int64_t Tensor::num_elements() const noexcept {
   if (!present()) return 0;
   std::int64_t n = 1;
   for (int d = 0; d < ndim && d < 3; ++d) {
-    // Shapes come from outside: a product that no memory could hold is as large as any.
-    if (__builtin_mul_overflow(n, shape[static_cast<std::size_t>(d)], &n))
-      return std::numeric_limits<std::int64_t>::max();
+    n = times(n, shape[static_cast<std::size_t>(d)]);
   }
   return n;
 }

@@ -365,24 +365,83 @@ TEST(Refusals, AGroupThatWasMovedFrom) {
   });
 }
 
-/// Strides that nobody takes, of one element or in an empty tensor, may be anything.
+/// Strides that nobody takes, of one element or in an empty tensor, may be anything, also what cannot be counted in bytes.
 TEST(Refusals, StridesOfNothingAreNotLookedAt) {
+  constexpr std::int64_t kFar = std::int64_t{1} << 62;
   Case c = base(Mode::kThroughput, Layout::kRankMajor);
-  c.tokens = {0, 6, 6};
+  c.tokens = {0, 1, 6};
   on_ranks(c, [](Group& group, const Reference& reference, int rank) {
     Round round(reference, rank);
     DispatchArgs args = round.dispatch_args();
-    if (rank == 0) args.payload[0].strides = {0, -7, 0};
+    if (rank == 0) args.payload[0].strides = {kFar, -7, 0};
+    if (rank == 1) args.payload[0].strides[0] = args.topk_ids.strides[0] = kFar;
     const DispatchResult result = group.dispatch(args);
     CombineArgs combine = round.combine_args(result);
     std::byte none{};
     if (rank == 0) {
       combine.out = Tensor::contiguous(&none, combine.x.dtype, {0, combine.x.shape[1]});
-      combine.out.strides = {0, 5, 0};
+      combine.out.strides = {kFar, 5, 0};
     }
-    if (combine.x.shape[0] == 0) combine.x.strides = {0, 5, 0};
+    if (combine.x.shape[0] == 0) combine.x.strides = {-kFar, 5, 0};
+    if (combine.x.shape[0] == 1) combine.x.strides[0] = kFar;
     round.check(group.combine(combine));
   });
+}
+
+TEST(Refusals, StridesThatNoMemorySpans) {
+  on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    DispatchArgs args = round.dispatch_args();
+    args.payload[0].strides[0] = std::int64_t{1} << 61;
+    const Error error = expect_error("strides", [&] { group.dispatch(args); });
+    require_code("strides", error, ErrorCode::kInvalidArgument);
+    require(error.argument == "payload[0]", error.what());
+    go_on(group, reference, rank);
+  });
+}
+
+/// "For ever" is no number of nanoseconds from now; ten years are.
+TEST(Refusals, TimeoutsBeyondCounting) {
+  using std::chrono::nanoseconds;
+  Case c = base(Mode::kThroughput, Layout::kRankMajor);
+  c.timeout = std::chrono::hours(24 * 3650);
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    for (const nanoseconds timeout : {nanoseconds::max(), nanoseconds(0), nanoseconds(-1)}) {
+      DispatchArgs dispatch = round.dispatch_args();
+      CombineArgs combine = round.combine_args(result);
+      dispatch.timeout = combine.timeout = timeout;
+      for (const Error& error : {expect_error("dispatch", [&] { group.dispatch(dispatch); }),
+                                 expect_error("combine", [&] { group.combine(combine); })}) {
+        require_code("timeout", error, ErrorCode::kInvalidArgument);
+        require(error.argument == "timeout", error.what());
+      }
+    }
+    go_on(group, reference, rank);
+  });
+}
+
+TEST(Refusals, PlansBeyondCounting) {
+  GroupConfig config;
+  config.limits = {.num_experts = 4, .max_tokens = 8, .max_top_k = 1, .hidden = 16};
+  const auto refused = [&](const std::string& what) {
+    const Error error = expect_error(what, [&] { memory_plan(config, Topology::single_node(2), 0); });
+    require_code(what, error, ErrorCode::kInvalidArgument);
+  };
+  memory_plan(config, Topology::single_node(2), 0);
+  config.backend = "gpu";
+  refused("an unknown backend");
+  config.backend = "host";
+  config.timeout = std::chrono::nanoseconds::max();
+  refused("a timeout for ever");
+  config.timeout = std::chrono::seconds(1);
+  config.placement = Placement::contiguous(1 << 20, 2);
+  config.limits = {.max_tokens = 1 << 20, .max_latency_tokens = 1 << 20, .max_top_k = 1, .hidden = 1 << 21};
+  config.limits.num_flights = 2;
+  refused("a placement of a million experts");
+  expect_error("a topology of 2^30 ranks", [] { Topology::nodes({1 << 29, 1 << 29}); });
+  expect_error("a topology of 2^31 ranks", [] { Topology::nodes({1 << 30, 1 << 30}); });
 }
 
 /// A tensor without rows needs no memory, so its width can be any number, also one whose bytes cannot be counted.
