@@ -3,7 +3,7 @@
 //
 // Dispatch and combine on GPUs, a thread per GPU, each call timed alone: a barrier of all devices, an event, the call, an event;
 // the slowest rank counts. In the same run the link's ceiling: every GPU pushes to its neighbour with a plain copy kernel. One
-// JSON line per measurement (docs/measuring.md).
+// JSON line per measurement (benchmarks/README.md).
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -20,27 +20,21 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_settings.h"
 #include "ferry/ferry.h"
 #include "options.h"
 
 namespace {
 
 using namespace ferry;
+using bench::busiest_rows;
+using bench::make_routing;
+using bench::ranks_needed;
+using bench::Settings;
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
 }
-
-struct Settings {
-  std::vector<std::int64_t> tokens{4096};
-  std::vector<int> sms{16};
-  std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
-                               "dispatch-owned", "combine-window", "combine-any"};
-  std::string routing = "uniform";
-  int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
-  std::int64_t hidden = 7168;
-  std::string json, commit = "unknown", date;
-};
 
 // --- kernels of the ruler -----------------------------------------------------------------------------------------------------
 
@@ -85,54 +79,6 @@ __global__ void fill_kernel(std::uint16_t* x, std::int64_t tokens, std::int64_t 
 }
 std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
   return static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
-}
-
-// --- routing ------------------------------------------------------------------------------------------------------------------
-
-std::vector<std::int64_t> make_routing(const Settings& o, std::int64_t tokens, int rank, int set) {
-  std::mt19937_64 random(static_cast<std::uint64_t>(rank * 1000 + set * 7 + 1));
-  std::vector<double> weight(static_cast<std::size_t>(o.experts), 1.0);
-  if (o.routing == "zipf") {
-    for (int e = 0; e < o.experts; ++e) weight[static_cast<std::size_t>(e)] = 1.0 / (1 + e);
-  }
-  std::vector<std::int64_t> ids;
-  for (std::int64_t t = 0; t < tokens; ++t) {
-    // K distinct experts: the largest keys log(u) / w.
-    std::vector<std::pair<double, int>> keys;
-    for (int e = 0; e < o.experts; ++e) {
-      const double u = (static_cast<double>(random() >> 11) + 1) * 0x1p-53;
-      keys.push_back({std::log(u) / weight[static_cast<std::size_t>(e)], e});
-    }
-    std::partial_sort(keys.begin(), keys.begin() + o.top_k, keys.end(), std::greater<>());
-    for (int k = 0; k < o.top_k; ++k) ids.push_back(keys[static_cast<std::size_t>(k)].second);
-  }
-  return ids;
-}
-
-/// Bit r: the token needs rank r.
-std::vector<unsigned> ranks_needed(const Settings& o, const std::vector<std::int64_t>& ids, int ranks) {
-  const Placement placement = Placement::contiguous(o.experts, ranks);
-  std::vector<unsigned> needed(ids.size() / static_cast<std::size_t>(o.top_k), 0);
-  for (std::size_t i = 0; i < ids.size(); ++i) {
-    const int slot = placement.slots_of(static_cast<int>(ids[i]))[0];
-    needed[i / static_cast<std::size_t>(o.top_k)] |= 1u << placement.rank_of_slot(slot);
-  }
-  return needed;
-}
-
-/// Rows that the busiest link carries, per set: the larger of egress and ingress over ranks.
-double busiest_rows(const Settings& o, std::int64_t tokens, int ranks, int set) {
-  std::vector<double> egress(static_cast<std::size_t>(ranks)), ingress(static_cast<std::size_t>(ranks));
-  for (int rank = 0; rank < ranks; ++rank) {
-    for (unsigned needed : ranks_needed(o, make_routing(o, tokens, rank, set), ranks)) {
-      for (int peer = 0; peer < ranks; ++peer) {
-        if (peer == rank || (needed >> peer & 1) == 0) continue;
-        ++egress[static_cast<std::size_t>(rank)];
-        ++ingress[static_cast<std::size_t>(peer)];
-      }
-    }
-  }
-  return std::max(*std::max_element(egress.begin(), egress.end()), *std::max_element(ingress.begin(), ingress.end()));
 }
 
 // --- one rank -----------------------------------------------------------------------------------------------------------------
@@ -250,6 +196,16 @@ std::vector<double> slowest(const Shared& shared) {
   return out;
 }
 
+/// "2xH200"
+std::string machine_name(int gpus) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
+  std::string gpu = properties.name;
+  if (gpu.starts_with("NVIDIA ")) gpu.erase(0, 7);
+  std::replace(gpu.begin(), gpu.end(), ' ', '-');
+  return std::to_string(gpus) + "x" + gpu;
+}
+
 class Runner {
  public:
   Runner(const Settings& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks) {
@@ -260,7 +216,8 @@ class Runner {
     if (file_ != nullptr) std::fclose(file_);
   }
 
-  void run() {
+  /// False if any result was wrong.
+  bool run() {
     auto meetings = meet_in_process(ranks_);
     std::vector<std::thread> threads;
     for (int rank = 0; rank < ranks_; ++rank) {
@@ -275,6 +232,7 @@ class Runner {
       });
     }
     for (auto& thread : threads) thread.join();
+    return all_verified_;
   }
 
  private:
@@ -524,7 +482,7 @@ class Runner {
     const double logical = static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e-6) * 1e-9;
     nlohmann::ordered_json line = {{"commit", o_.commit},
                                    {"date", o_.date},
-                                   {"machine", std::to_string(ranks_) + "xH200"},
+                                   {"machine", machine_name(ranks_)},
                                    {"backend", "cuda"},
                                    {"ranks", ranks_},
                                    {"nodes", 1},
@@ -559,6 +517,7 @@ class Runner {
                 static_cast<long>(tokens), sms, time, quantile(times, 0.9), bytes / ceiling_ * 1e-3, fraction,
                 shared_.verified ? "verified" : "WRONG");
     std::fflush(stdout);
+    all_verified_ = all_verified_ && shared_.verified;
     shared_.verified = true;
   }
 
@@ -566,6 +525,7 @@ class Runner {
   const int ranks_;
   Shared shared_;
   double ceiling_ = 0;
+  bool all_verified_ = true;
   std::FILE* file_ = nullptr;
 };
 
@@ -576,8 +536,8 @@ int main(int argc, char** argv) {
   const std::vector<std::string> all_ops = o.ops;
   app::Program program("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
   app::Options options = program.options();
-  options.value("--tokens", o.tokens, "tokens per rank; several values make several cases");
-  options.value("--sms", o.sms, "SMs per call; several values make several cases");
+  options.values("--tokens", o.tokens, "tokens per rank; several values make several cases");
+  options.values("--sms", o.sms, "SMs per call; several values make several cases");
   options.some_of("--ops", o.ops, all_ops, "what to measure");
   options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
                "how tokens choose experts (default: uniform)");
@@ -590,11 +550,15 @@ int main(int argc, char** argv) {
   options.value("--commit", o.commit, "commit that the JSON lines name");
   options.value("--date", o.date, "date that the JSON lines name");
   if (const auto ended = program.parse(argc, argv)) return *ended;
+  if (o.top_k > o.experts) {
+    std::fprintf(stderr, "--top-k: %d given, expected at most the number of experts, %d\n", o.top_k, o.experts);
+    return 2;
+  }
   int gpus = 0;
   if (cudaGetDeviceCount(&gpus) != cudaSuccess || gpus == 0) {
     std::fprintf(stderr, "cuda_throughput: no GPU\n");
     return 1;
   }
-  Runner(o, o.ranks > 0 ? std::min(o.ranks, gpus) : std::min(gpus, kMaxGpus)).run();
-  return 0;
+  const int ranks = o.ranks > 0 ? std::min(o.ranks, gpus) : std::min(gpus, kMaxGpus);
+  return Runner(o, ranks).run() ? 0 : 1;
 }

@@ -8,11 +8,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 # Headers, CMake packages, and GoogleTest's sources: its Debian libraries would tie the tests to Debian's compiler.
-packages=(libfmt-dev libfmt9 libcli11-dev nlohmann-json3-dev googletest)
+packages=(libfmt-dev libcli11-dev nlohmann-json3-dev googletest)
 
-for tool in apt-get dpkg-deb; do
+for tool in apt-get apt-cache dpkg-deb; do
   command -v "$tool" >/dev/null || { echo "bundle: '$tool' is missing; run this on a Debian machine and take .bundle/ along" >&2; exit 1; }
 done
+# The CMake package of fmt names its shared library, though nothing of ours is linked to it.
+packages+=("$(apt-cache depends libfmt-dev | sed -n 's/.*Depends: \(libfmt[0-9]\+\).*/\1/p' | head -1)")
 downloads=$(mktemp -d)
 trap 'rm -rf "$downloads"' EXIT
 (cd "$downloads" && apt-get download -q "${packages[@]}") ||

@@ -15,9 +15,14 @@ cd "$(dirname "$0")/.." || exit 1
 
 out=build/gpu
 failed=()
+export PATH=$PATH:/usr/local/cuda/bin
 
 say() { echo "gpu: $*"; }
-give_up() { echo "gpu: $*" >&2; exit 1; }
+give_up() {
+  [ ${#failed[@]} = 0 ] || printf 'gpu: failed: %s\n' "${failed[@]}" >&2
+  echo "gpu: $*" >&2
+  exit 1
+}
 
 need_tools() {
   local tool
@@ -30,7 +35,7 @@ prefix() {
   if [ ! -f "$out/gtest/lib/cmake/GTest/GTestConfig.cmake" ]; then
     { cmake -S .bundle/usr/src/googletest -B "$out/gtest-build" -DCMAKE_BUILD_TYPE=Release -DCMAKE_INSTALL_LIBDIR=lib \
         -DCMAKE_INSTALL_PREFIX="$PWD/$out/gtest" -DCMAKE_POLICY_VERSION_MINIMUM=3.5 &&
-      cmake --build "$out/gtest-build" --parallel --target install; } >"$out/gtest.log" 2>&1 ||
+      cmake --build "$out/gtest-build" --parallel "$(nproc)" --target install; } >"$out/gtest.log" 2>&1 ||
       { tail -20 "$out/gtest.log" >&2; give_up "GoogleTest from .bundle/ did not build"; }
   fi
   echo "$PWD/.bundle/usr;$PWD/$out/gtest"
@@ -47,7 +52,7 @@ compile() {
   cmake -S . -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFERRY_CUDA=ON -DFERRY_TESTS=ON -DFERRY_EXAMPLES=OFF \
     -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" --log-level=WARNING >"$folder.log" 2>&1 ||
     { tail -20 "$folder.log" >&2; give_up "configuring failed; if a package is missing: make bundle, and take .bundle/ along"; }
-  cmake --build "$folder" --parallel --target "$@" >"$folder.log" 2>&1 || { tail -30 "$folder.log" >&2; give_up "building failed"; }
+  cmake --build "$folder" --parallel "$(nproc)" --target "$@" >"$folder.log" 2>&1 || { tail -30 "$folder.log" >&2; give_up "building failed"; }
 }
 
 step_build() {
@@ -58,10 +63,10 @@ step_build() {
 
 need_gpu() {
   need_tools nvidia-smi
-  nvidia-smi --list-gpus | grep -q GPU || give_up "no GPU"
+  [[ $(nvidia-smi --list-gpus) == *GPU* ]] || give_up "no GPU"
 }
 
-# conformance all|some NAME FOLDER SECONDS filter [environment...]: all cases must pass in time, or some, and none may fail.
+# conformance all|LEAST NAME FOLDER SECONDS filter [environment...]: none may fail, and all, or at least so many, pass in time.
 conformance() {
   local wanted=$1 name=$2 folder=$3 seconds=$4 filter=$5 log=$out/conformance-$2.log
   shift 5
@@ -73,15 +78,18 @@ conformance() {
   bad=$(grep -c '^\[  FAILED  \].*ms)$' "$log")
   say "conformance, $name: $passed passed, $bad failed, exit code $code$([ $code = 124 ] && echo ' (out of time)')"
   grep -A4 Failure "$log" | cut -c1-300 | head -20
-  [ "$bad" = 0 ] && [ "$passed" != 0 ] && { [ $code = 0 ] || { [ $code = 124 ] && [ "$wanted" = some ]; }; } ||
-    failed+=("conformance, $name")
+  if [ "$wanted" = all ]; then
+    [ $code = 0 ] && [ "$passed" != 0 ]
+  else
+    { [ $code = 0 ] || [ $code = 124 ]; } && [ "$bad" = 0 ] && [ "$passed" -ge "$wanted" ]
+  fi || failed+=("conformance, $name")
 }
 
 step_test() {
   need_gpu
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
   conformance all threads "$out" 240 '*Chosen*:Seeds*'
-  conformance some processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
+  conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
 }
 
 step_ptx() {
@@ -99,25 +107,26 @@ step_sanitize() {
   for tool in memcheck racecheck; do
     log=$out/$tool.log
     FERRY_TEST_BACKEND=cuda timeout 200 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-      "$out/tests/conformance_tests" --gtest_filter='Topologies/*nodes_1' >"$log" 2>&1
-    local code=$?
-    say "$tool: exit code $code, $(grep -c '^\[       OK ' "$log") cases, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" || echo 'no summary')"
-    [ $code = 0 ] || failed+=("$tool")
+      "$out/tests/conformance_tests" --gtest_filter='Topologies/*/1_throughput_*' >"$log" 2>&1
+    local code=$? cases
+    cases=$(grep -c '^\[       OK ' "$log")
+    say "$tool: exit code $code, $cases cases, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" || echo 'no summary')"
+    [ $code = 0 ] && [ "$cases" != 0 ] || failed+=("$tool")
   done
 }
 
 step_measure() {
   need_gpu
-  local lines=$out/results.jsonl date commit
+  local lines=$out/results.jsonl date commit machine
   date=$(date -u +%Y-%m-%d)
   commit=${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}
   rm -f "$lines"
-  local run=("$out/bin/ferry_cuda_throughput" --json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
-  timeout 300 "${run[@]}" --tokens 4096 --sms 16,8 || failed+=("4096 tokens")
-  timeout 300 "${run[@]}" --tokens 1024,8192 --sms 16 || failed+=("1024 and 8192 tokens")
-  timeout 120 "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops dispatch-bf16,combine-window || failed+=("Zipf routing")
-  [ -s "$lines" ] || { failed+=("measure: no lines"); return; }
-  local machine
+  local run=(timeout 300 "$out/bin/ferry_cuda_throughput" --json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+  if ! { "${run[@]}" --tokens 4096 --sms 16,8 && "${run[@]}" --tokens 1024,8192 --sms 16 &&
+    "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops dispatch-bf16,combine-window; }; then
+    failed+=("measure; what there is lies in $lines")
+    return
+  fi
   machine=$(sed -n '1s/.*"machine":"\([^"]*\)".*/\1/p' "$lines")
   cat "$lines" >>"benchmarks/results/$date-$machine.jsonl"
   say "$(wc -l <"$lines") lines added to benchmarks/results/$date-$machine.jsonl; benchmarks/figures.py puts them into the README"

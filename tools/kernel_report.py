@@ -8,7 +8,7 @@
     tools/kernel_report.py --check   fail if docs/design/kernels.md says something else (not with another nvcc)
 
 A register more can halve the warps that fit, and a spill costs what a kernel gained elsewhere, so a change to either
-is to be seen in review. The flags are those of cmake/FerryCuda.cmake.
+is to be seen in review. The flags are read from cmake/FerryCuda.cmake.
 """
 
 import argparse
@@ -23,7 +23,8 @@ import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 REPORT = ROOT / "docs/design/kernels.md"
-FLAGS = ["-std=c++20", "-O2", "-DNDEBUG", "--fmad=false", "--expt-relaxed-constexpr", "-Xcompiler=-ffp-contract=off"]
+OPTIONS = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (ROOT / "cmake/FerryCuda.cmake").read_text())
+FLAGS = ["-std=c++20", "-O2", "-DNDEBUG", *OPTIONS[1].split(";")]
 
 ENTRY = re.compile(r"Compiling entry function '(\S+)'")
 SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -32,7 +33,8 @@ SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def find_nvcc():
-    return shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    folders = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ] + ["/usr/local/cuda"]
+    return shutil.which("nvcc") or next(filter(None, (shutil.which(f"{folder}/bin/nvcc") for folder in folders)), None)
 
 
 def version_of(nvcc):

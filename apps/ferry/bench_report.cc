@@ -184,7 +184,7 @@ void add_case_options(app::Options& command, BenchCase& c, std::vector<std::int6
   command.value("--routing", c.routing, "uniform, grouped or zipf");
   command.value("--ranks-as", c.ranks_as, "processes or threads");
   command.value("--output", c.output, "window or owned");
-  command.value("--tokens", tokens, "tokens per rank; several values make several cases");
+  command.values("--tokens", tokens, "tokens per rank; several values make several cases");
   command.value("--hidden", c.hidden, "width of a row in elements");
   command.value("--top-k", c.top_k, "choices per token");
   command.value("--experts", c.experts, "experts of all ranks together");

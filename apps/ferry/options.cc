@@ -38,23 +38,31 @@ void add_number(CLI::App& app, const std::string& option, Target& target, std::i
 
 }  // namespace
 
-template <class Value>
-void Options::value(const std::string& option, Value& target, const std::string& help) {
+void Options::value(const std::string& option, std::string& target, const std::string& help) {
   app_->add_option(option, target, help)->capture_default_str();
 }
-template void Options::value(const std::string&, std::string&, const std::string&);
-template void Options::value(const std::string&, int&, const std::string&);
-template void Options::value(const std::string&, std::int64_t&, const std::string&);
-template void Options::value(const std::string&, std::uint64_t&, const std::string&);
-template void Options::value(const std::string&, double&, const std::string&);
 
-template <>
-void Options::value(const std::string& option, std::vector<std::int64_t>& target, const std::string& help) {
+void Options::value(const std::string& option, int& target, const std::string& help) {
+  app_->add_option(option, target, help)->capture_default_str();
+}
+
+void Options::value(const std::string& option, std::int64_t& target, const std::string& help) {
+  app_->add_option(option, target, help)->capture_default_str();
+}
+
+void Options::value(const std::string& option, std::uint64_t& target, const std::string& help) {
+  app_->add_option(option, target, help)->capture_default_str();
+}
+
+void Options::value(const std::string& option, double& target, const std::string& help) {
+  app_->add_option(option, target, help)->capture_default_str();
+}
+
+void Options::values(const std::string& option, std::vector<int>& target, const std::string& help) {
   app_->add_option(option, target, help)->delimiter(',')->capture_default_str();
 }
 
-template <>
-void Options::value(const std::string& option, std::vector<int>& target, const std::string& help) {
+void Options::values(const std::string& option, std::vector<std::int64_t>& target, const std::string& help) {
   app_->add_option(option, target, help)->delimiter(',')->capture_default_str();
 }
 

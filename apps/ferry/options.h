@@ -28,10 +28,15 @@ class Options {
  public:
   explicit Options(CLI::App& app) : app_(&app) {}
 
-  /// Any value of the target's type: std::string, int, std::int64_t, std::uint64_t, double, or a std::vector of int or
-  /// std::int64_t, with commas between the numbers.
-  template <class Value>
-  void value(const std::string& option, Value& target, const std::string& help);
+  /// Any value of the target's type.
+  void value(const std::string& option, std::string& target, const std::string& help);
+  void value(const std::string& option, int& target, const std::string& help);
+  void value(const std::string& option, std::int64_t& target, const std::string& help);
+  void value(const std::string& option, std::uint64_t& target, const std::string& help);
+  void value(const std::string& option, double& target, const std::string& help);
+  /// Several, with commas between them.
+  void values(const std::string& option, std::vector<int>& target, const std::string& help);
+  void values(const std::string& option, std::vector<std::int64_t>& target, const std::string& help);
 
   /// A whole number in a range.
   void number(const std::string& option, int& target, std::int64_t low, std::int64_t high, const std::string& help);

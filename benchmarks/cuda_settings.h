@@ -1,0 +1,77 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What ferry_cuda_throughput measures: its settings, how tokens choose experts, and what the links then have to carry.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ferry/placement.h"
+
+namespace ferry::bench {
+
+struct Settings {
+  std::vector<std::int64_t> tokens{4096};
+  std::vector<int> sms{16};
+  std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
+                               "dispatch-owned", "combine-window", "combine-any"};
+  std::string routing = "uniform";
+  int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
+  std::int64_t hidden = 7168;
+  std::string json, commit = "unknown", date;
+};
+
+inline std::vector<std::int64_t> make_routing(const Settings& o, std::int64_t tokens, int rank, int set) {
+  std::mt19937_64 random(static_cast<std::uint64_t>(rank * 1000 + set * 7 + 1));
+  std::vector<double> weight(static_cast<std::size_t>(o.experts), 1.0);
+  if (o.routing == "zipf") {
+    for (int e = 0; e < o.experts; ++e) weight[static_cast<std::size_t>(e)] = 1.0 / (1 + e);
+  }
+  std::vector<std::int64_t> ids;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    // K distinct experts: the largest keys log(u) / w.
+    std::vector<std::pair<double, int>> keys;
+    for (int e = 0; e < o.experts; ++e) {
+      const double u = (static_cast<double>(random() >> 11) + 1) * 0x1p-53;
+      keys.push_back({std::log(u) / weight[static_cast<std::size_t>(e)], e});
+    }
+    std::partial_sort(keys.begin(), keys.begin() + o.top_k, keys.end(), std::greater<>());
+    for (int k = 0; k < o.top_k; ++k) ids.push_back(keys[static_cast<std::size_t>(k)].second);
+  }
+  return ids;
+}
+
+/// Bit r: the token needs rank r.
+inline std::vector<unsigned> ranks_needed(const Settings& o, const std::vector<std::int64_t>& ids, int ranks) {
+  const Placement placement = Placement::contiguous(o.experts, ranks);
+  std::vector<unsigned> needed(ids.size() / static_cast<std::size_t>(o.top_k), 0);
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    const int slot = placement.slots_of(static_cast<int>(ids[i]))[0];
+    needed[i / static_cast<std::size_t>(o.top_k)] |= 1u << placement.rank_of_slot(slot);
+  }
+  return needed;
+}
+
+/// Rows that the busiest link carries, per set: the larger of egress and ingress over ranks.
+inline double busiest_rows(const Settings& o, std::int64_t tokens, int ranks, int set) {
+  std::vector<double> egress(static_cast<std::size_t>(ranks)), ingress(static_cast<std::size_t>(ranks));
+  for (int rank = 0; rank < ranks; ++rank) {
+    for (unsigned needed : ranks_needed(o, make_routing(o, tokens, rank, set), ranks)) {
+      for (int peer = 0; peer < ranks; ++peer) {
+        if (peer == rank || (needed >> peer & 1) == 0) continue;
+        ++egress[static_cast<std::size_t>(rank)];
+        ++ingress[static_cast<std::size_t>(peer)];
+      }
+    }
+  }
+  return std::max(*std::max_element(egress.begin(), egress.end()), *std::max_element(ingress.begin(), ingress.end()));
+}
+
+}  // namespace ferry::bench
