@@ -52,16 +52,19 @@ build: configure
 # ThreadSanitizer needs addresses where it expects them; some kernels spread them too far unless told not to.
 fixed_addresses = $(shell setarch -R true 2>/dev/null && echo setarch -R)
 
+# A build folder that another compiler made would lose the preset's choices in the change.
+fresh_asan = $(shell grep -qs 'CMAKE_CXX_COMPILER:.*clang++' build/asan/CMakeCache.txt || echo --fresh)
+
 asan tsan cuda:
 	@tools/setup.sh $(if $(filter asan,$@),ci,test)
-	@cmake --preset $@ --log-level=WARNING
+	@cmake --preset $@ $(if $(filter asan,$@),$(fresh_asan)) --log-level=WARNING
 	@cmake --build --preset $@
 	@$(if $(filter tsan,$@),$(fixed_addresses)) ctest --preset $@ --output-log build/$@/ctest.log -j $(JOBS)
 
 # The fuzz programs are part of the asan build.
 fuzz:
 	@tools/setup.sh ci
-	@cmake --preset asan --log-level=WARNING
+	@cmake --preset asan $(fresh_asan) --log-level=WARNING
 	@cmake --build --preset fuzz
 	@ctest --preset fuzz --output-log build/asan/fuzz.log -j $(JOBS)
 

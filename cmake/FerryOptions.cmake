@@ -36,6 +36,10 @@ if(FERRY_FUZZ AND NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   message(FATAL_ERROR "FERRY_FUZZ needs clang, the compiler is ${CMAKE_CXX_COMPILER_ID}; use: cmake --preset asan")
 endif()
 
+if(FERRY_FUZZ AND NOT FERRY_SANITIZE STREQUAL "address")
+  message(FATAL_ERROR "FERRY_FUZZ without FERRY_SANITIZE=address would see crashes only; use: cmake --preset asan")
+endif()
+
 if(PROJECT_IS_TOP_LEVEL AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
   find_program(FERRY_CCACHE ccache)
   mark_as_advanced(FERRY_CCACHE)
