@@ -101,7 +101,7 @@ std::shared_ptr<bootstrap::LocalBoard> InProcessHub::next_board(int rank) {
   const std::uint64_t number = boards_taken_[index(rank)]++;
   Board& entry = boards_[number];
   if (!entry.board) entry.board = std::make_shared<bootstrap::LocalBoard>(size_);
-  const std::shared_ptr<bootstrap::LocalBoard> board = entry.board;
+  std::shared_ptr<bootstrap::LocalBoard> board = entry.board;
   if (++entry.taken == size_) boards_.erase(number);
   return board;
 }

@@ -5,6 +5,7 @@
 // works or throws ferry::Error; whatever why_not() accepts must not be refused for its values, and the group must go on.
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -69,7 +70,8 @@ class Arena {
     for (int d = tensor.ndim - 1; d >= 0; --d) {
       const auto index = static_cast<std::size_t>(d);
       tensor.shape[index] = draw.extent();
-      tensor.strides[index] = draw.byte() < 230 ? stride : draw.byte() % 5;
+      const std::uint8_t kind = draw.byte();
+      tensor.strides[index] = kind < 220 ? stride : kind < 245 ? draw.byte() % 5 : draw.extent();
       if (tensor.shape[index] > 0 && tensor.shape[index] < kArenaElements) stride *= tensor.shape[index];
     }
     if (fits(tensor)) tensor.data = bytes_.data() + (draw.byte() < 8 ? 1 : 0);
@@ -82,7 +84,9 @@ class Arena {
     for (int d = 0; d < tensor.ndim; ++d) {
       const auto index = static_cast<std::size_t>(d);
       if (tensor.shape[index] < 0 || tensor.shape[index] > kArenaElements) return false;
-      last += std::max<std::int64_t>(0, tensor.shape[index] - 1) * tensor.strides[index];
+      if (tensor.shape[index] < 2) continue;  // a stride that nobody takes
+      if (tensor.strides[index] < 0 || tensor.strides[index] > kArenaElements) return false;
+      last += (tensor.shape[index] - 1) * tensor.strides[index];
       if (last >= kArenaElements) return false;
     }
     return true;
@@ -113,6 +117,10 @@ DispatchArgs draw_dispatch(Draw& draw, Arena& arena) {
   args.expert_capacity = draw.byte() < 200 ? 0 : draw.extent();
   args.zero_padding = draw.byte() % 2 == 0;
   args.host_counts = draw.byte() % 2 == 0;
+  // Nothing that could end a call that goes well.
+  using std::chrono::nanoseconds;
+  if (draw.byte() >= 250)
+    args.timeout = draw.pick({nanoseconds(0), nanoseconds::min(), nanoseconds::max(), nanoseconds(60'000'000'000)});
   return args;
 }
 
