@@ -18,9 +18,11 @@ bool is_complete(std::span<const std::byte> bytes, const HandleHeader& header) {
                       header.num_forwarded >= 0;
   const auto size = static_cast<std::int64_t>(bytes.size());
   // Bounds before products: no part can have more elements than the memory has bytes.
-  const std::int64_t widest = std::max({1, header.top_k, header.num_nodes});
-  const std::int64_t most = size / widest;
-  const bool bounded = header.num_tokens <= most && header.num_rows <= most && header.num_forwarded <= most;
+  // A token has top_k entries and one per node, a row one record of top_k entries.
+  const std::int64_t most_tokens = size / std::max({1, header.top_k, header.num_nodes});
+  const std::int64_t most_rows = size / std::max(1, header.top_k);
+  const bool bounded =
+      header.num_tokens <= most_tokens && header.num_rows <= most_rows && header.num_forwarded <= most_rows;
   return counts && bounded && header.total_bytes == HandleView::bytes_for(header) && header.total_bytes <= size;
 }
 

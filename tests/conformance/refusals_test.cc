@@ -469,6 +469,19 @@ TEST(Refusals, WidthsOfNothingAreBounded) {
   });
 }
 
+/// A handle of far more rows than tokens, with more nodes than a row's record has bytes, is whole all the same.
+TEST(Refusals, HandlesOfManyNodesAreNotTakenForDamaged) {
+  for (const Mode mode : {Mode::kThroughput, Mode::kLatency}) {
+    Case c = base(mode, Layout::kRankMajor, std::vector<int>(52, 1));
+    c.num_experts = 52;
+    c.top_k = 1;
+    c.tokens.assign(52, 16);
+    c.tokens.back() = 0;
+    c.traffic = Traffic::kOneExpert;  // at the last rank
+    on_ranks(c, [](Group& group, const Reference& reference, int rank) { go_on(group, reference, rank); });
+  }
+}
+
 TEST(Refusals, AClosedGroup) {
   on_ranks(base(Mode::kThroughput, Layout::kRankMajor), [](Group& group, const Reference& reference, int rank) {
     go_on(group, reference, rank);
