@@ -22,7 +22,7 @@ struct Settings {
   std::vector<int> sms{16};
   std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
                                "dispatch-owned", "combine-window", "combine-any"};
-  std::string routing = "uniform";
+  std::string routing = "uniform", launch = "direct";
   int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
   std::int64_t hidden = 7168;
   std::string json, commit = "unknown", date;

@@ -39,21 +39,31 @@ void check(cudaError_t status, const char* what) {
 // --- kernels of the ruler -----------------------------------------------------------------------------------------------------
 
 constexpr int kMaxGpus = 8;
+constexpr long long kHoldCycles = 120000;  // some 65 us
 struct Flags {
   unsigned long long* of[kMaxGpus];  ///< [kMaxGpus] words on each GPU
 };
 
-/// All devices leave it at about the same time. Gives up after two seconds.
-__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round) {
+__device__ void meet(const Flags& flags, int rank, unsigned long long round) {
   const int peer = static_cast<int>(threadIdx.x);
-  if (peer >= ranks) return;
   __threadfence_system();
   *reinterpret_cast<volatile unsigned long long*>(flags.of[peer] + rank) = round;
   __threadfence_system();
   const long long start = clock64();
   while (*reinterpret_cast<volatile unsigned long long*>(flags.of[rank] + peer) < round) {
-    if (clock64() - start > 4000000000ll) return;
+    if (clock64() - start > 4000000000ll) return;  // about two seconds
   }
+}
+
+/// All devices leave it at about the same time, and not before every host had time to queue the call behind it: what is timed
+/// begins when the stream reaches the call.
+__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round) {
+  if (static_cast<int>(threadIdx.x) >= ranks) return;
+  meet(flags, rank, 2 * round - 1);
+  const long long start = clock64();
+  while (clock64() - start < kHoldCycles) {
+  }
+  meet(flags, rank, 2 * round);
 }
 
 __global__ void __launch_bounds__(1024) push_kernel(uint4* to, const uint4* from, std::int64_t count) {
@@ -104,8 +114,6 @@ class RankBench {
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
     check(cudaEventCreate(&begin_), "cudaEventCreate");
     check(cudaEventCreate(&end_), "cudaEventCreate");
-    check(cudaEventCreate(&half_), "cudaEventCreate");
-    check(cudaEventRecord(half_, stream_), "cudaEventRecord");
     shared_.flags.of[rank] = static_cast<unsigned long long*>(allocate(sizeof(unsigned long long) * kMaxGpus));
     check(cudaMemset(shared_.flags.of[rank], 0, sizeof(unsigned long long) * kMaxGpus), "cudaMemset");
     shared_.link[static_cast<std::size_t>(rank)] = static_cast<std::byte*>(allocate(kLinkBytes));
@@ -122,15 +130,6 @@ class RankBench {
   void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_); }
 
   /// Calls `call` alone, again and again; its times in us go to shared_.times[rank].
-  /// Inside a timed call: how long it took from its begin to here is kept.
-  void mark_half() {
-    half_host_ = std::chrono::steady_clock::now();
-    check(cudaEventRecord(half_, stream_), "cudaEventRecord");
-  }
-  void print_halves() const {
-    std::printf("  send half %.1f us; host: %.1f + %.1f us\n", half_us_, host_us_[0], host_us_[1]);
-  }
-
   template <typename Call>
   void time(int warm_up, int iterations, Call&& call) {
     auto& times = shared_.times[static_cast<std::size_t>(rank_)];
@@ -138,17 +137,12 @@ class RankBench {
     for (int i = 0; i < warm_up + iterations; ++i) {
       barrier();
       check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
-      const auto host_begin = std::chrono::steady_clock::now();
       call(i);
-      const auto host_end = std::chrono::steady_clock::now();
-      host_us_[0] = std::chrono::duration<double, std::micro>(half_host_ - host_begin).count();
-      host_us_[1] = std::chrono::duration<double, std::micro>(host_end - half_host_).count();
       check(cudaEventRecord(end_, stream_), "cudaEventRecord");
       check(cudaStreamSynchronize(stream_), "the timed call");
       float ms = 0;
       check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
       if (i >= warm_up) times.push_back(1000.0 * ms);
-      if (cudaEventElapsedTime(&ms, begin_, half_) == cudaSuccess) half_us_ = 1000.0 * ms;
     }
     shared_.sync.arrive_and_wait();
   }
@@ -164,9 +158,7 @@ class RankBench {
   const int rank_, ranks_;
   Shared& shared_;
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, half_ = nullptr, end_ = nullptr;
-  double half_us_ = 0, host_us_[2] = {};
-  std::chrono::steady_clock::time_point half_host_{};
+  cudaEvent_t begin_ = nullptr, end_ = nullptr;
   std::byte* link_source_ = nullptr;
   unsigned long long round_ = 0;
 };
@@ -320,8 +312,6 @@ class Runner {
   void measure(RankBench& bench, Group& group, const std::vector<Set>& sets, std::int64_t tokens, const std::string& op,
                int sms) {
     const bool combine = op.rfind("combine", 0) == 0;
-    const int warm_up = 3;
-    DispatchResult result;
     std::byte* any = nullptr;
     if (combine) {
       // One dispatch per set would be needed for fresh handles; the handle of set i is used for every i-th combine.
@@ -336,9 +326,9 @@ class Runner {
         any = static_cast<std::byte*>(bench.allocate(static_cast<std::size_t>(rows * o_.hidden * 2)));
       check(cudaStreamSynchronize(bench.stream_), "dispatch");
       bench.shared_.sync.arrive_and_wait();
-      std::vector<CombineResult> keep(2);
-      bench.time(warm_up, o_.iterations, [&](int i) {
-        const DispatchResult& from = results[static_cast<std::size_t>(i) % results.size()];
+      std::vector<CombineResult> keep(sets.size());
+      time_calls(bench, [&](std::size_t i) {
+        const DispatchResult& from = results[i];
         CombineArgs args;
         args.handle = &from.handle;
         args.x = any == nullptr
@@ -346,20 +336,13 @@ class Runner {
                      : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
         args.num_sms = sms;
         args.stream = bench.stream_;
-        PendingCombine pending = group.combine_send(args);
-        bench.mark_half();
-        keep[static_cast<std::size_t>(i % 2)] = pending.receive();
+        keep[i] = group.combine(args);
       });
-      if (bench.rank_ == 0) bench.print_halves();
       verify_combine(bench, group, sets, tokens, op, sms, any);
     } else {
-      bench.time(warm_up, o_.iterations, [&](int i) {
-        const Set& set = sets[static_cast<std::size_t>(i) % sets.size()];
-        PendingDispatch pending = group.dispatch_send(dispatch_args(bench, set, tokens, op, sms));
-        bench.mark_half();
-        result = pending.receive();
-      });
-      if (bench.rank_ == 0) bench.print_halves();
+      std::vector<DispatchResult> keep(sets.size());
+      time_calls(bench,
+                 [&](std::size_t i) { keep[i] = group.dispatch(dispatch_args(bench, sets[i], tokens, op, sms)); });
       verify_dispatch(bench, group, sets, tokens, op, sms);
     }
     group.check();
@@ -367,6 +350,28 @@ class Runner {
     if (bench.rank_ == 0) report(tokens, op, sms);
     if (any != nullptr) cudaFree(any);
     bench.shared_.sync.arrive_and_wait();
+  }
+
+  /// Times call(set) for one set after the other, directly or as a replay of its graph.
+  template <typename Call>
+  void time_calls(RankBench& bench, Call&& call) {
+    constexpr int kWarmUp = 3;
+    const auto num_sets = static_cast<std::size_t>(o_.sets);
+    if (o_.launch == "direct")
+      return bench.time(kWarmUp, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
+    std::vector<cudaGraphExec_t> graphs(num_sets);
+    for (std::size_t set = 0; set < num_sets; ++set) {
+      cudaGraph_t graph = nullptr;
+      check(cudaStreamBeginCapture(bench.stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+      call(set);
+      check(cudaStreamEndCapture(bench.stream_, &graph), "cudaStreamEndCapture");
+      check(cudaGraphInstantiate(&graphs[set], graph, 0), "cudaGraphInstantiate");
+      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    }
+    bench.time(kWarmUp, o_.iterations, [&](int i) {
+      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], bench.stream_), "cudaGraphLaunch");
+    });
+    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
   }
 
   /// (source, token) of each rank-major row of a rank.
@@ -500,7 +505,7 @@ class Runner {
                                    {"routing", o_.routing},
                                    {"network", "none"},
                                    {"link_limit_gbps", nullptr},
-                                   {"launch", "direct"},
+                                   {"launch", o_.launch},
                                    {"num_sms", sms},
                                    {"time_us_median", time},
                                    {"time_us_p90", quantile(times, 0.9)},
@@ -541,6 +546,8 @@ int main(int argc, char** argv) {
   options.some_of("--ops", o.ops, all_ops, "what to measure");
   options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
                "how tokens choose experts (default: uniform)");
+  options.word("--launch", o.launch, app::Words<std::string>{{"direct", "direct"}, {"graph", "graph"}},
+               "direct calls or replays of captured ones (default: direct)");
   options.number("--ranks", o.ranks, 0, kMaxGpus, "GPUs; 0: all");
   options.number("--experts", o.experts, 1, 1 << 20, "experts of all ranks together");
   options.number("--top-k", o.top_k, 1, 64, "choices per token");

@@ -121,6 +121,7 @@ struct SendArgs {
   GroupArgs group;
   std::int64_t num_tokens = 0;
   std::int32_t top_k = 0, num_blocks = 0, row_bytes = 0;
+  std::int32_t own_blocks = 0;  ///< of the grid, for this rank's rows for itself; 0: every block does both
   Codec codec = Codec::kNone;
   std::int32_t scale_block = 128;
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data
@@ -158,6 +159,9 @@ struct CombineArgsOnDevice {
   const std::byte* x = nullptr;
   std::int64_t row_stride = 0, expert_stride = 0;  ///< bytes
   RowSource source = RowSource::kCopy;
+  bool own_in_place = false;  ///< kCopy: rows for this rank itself are read from x
+  bool announces =
+      false;  ///< combine_recv itself tells the peers that rows may be read: nothing is left for combine_send
   std::int32_t input_flight = -1;                 ///< kInPlace: whose combine input x is
   std::int64_t rows_offset = 0, sent_stride = 0;  ///< where the rows lie in this rank's window for the peers
   enum class Weigh : std::int32_t { kNone, kFromDispatch, kGiven } weigh = Weigh::kNone;

@@ -5,8 +5,9 @@
 // documented order, add bias, round once. A warp takes a token; its rows come in pieces through the warp's ring of stages, far
 // ahead of the sums. Fetching needs no slots for returned rows and no second pass (docs/design/cuda.md). See the host step of
 // this name.
+#include "cuda/device/combine_call.cuh"
 #include "cuda/device/elements.cuh"
-#include "cuda/device/lane_ring.cuh"
+#include "cuda/device/fetch_ring.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
 
@@ -15,12 +16,13 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kCombineRecv;
-constexpr int kWarps = 16;
+constexpr int kWarps = 12;
 
-// 128 KiB in flight per SM: a peer answers in about 2 us, and 16 SMs must keep 370 GB/s going beside the local rows.
-constexpr int kDepth = 5, kVectors = 4;
-using FetchRing = LaneRing<kDepth, kVectors>;
-constexpr int kPieceBytes = kVectors * 32 * 16;
+// 126 KiB in flight per SM: 8 SMs then fetch what a link carries and as much again from their own memory. 7 vectors per lane
+// make four whole pieces of 7168 16-bit elements.
+constexpr int kDepth = 4, kVectors = 7;
+using Fetched = FetchMemory<kDepth, kVectors>;
+constexpr int kPieceBytes = Fetched::kPieceBytes;
 
 /// The rows of one token in the order of the sum.
 struct Terms {
@@ -38,7 +40,7 @@ struct RankRows {
 };
 
 struct alignas(128) WarpMemory {
-  std::byte vectors[FetchRing::kWarpBytes];
+  Fetched fetched;
   Terms terms[kTokensAhead];
 };
 
@@ -54,6 +56,7 @@ __device__ bool read_notes(const CombineArgsOnDevice& a, std::uint64_t epoch, Ra
         *reinterpret_cast<const CombineNote*>(group.windows[group.rank] + group.layout.note_at(group.flight, peer));
     if (note.epoch == epoch && note.digest == group.digest) {
       ranks[peer] = {group.windows[peer] + note.rows_offset, note.row_stride};
+      if (peer == group.rank && a.own_in_place) ranks[peer] = {a.x, a.row_stride};
       continue;
     }
     fail(group, epoch,
@@ -67,7 +70,8 @@ __device__ bool read_notes(const CombineArgsOnDevice& a, std::uint64_t epoch, Ra
   return __syncthreads_and(good) != 0;
 }
 
-template <DType kDType>
+/// kPlain: sums of rows as they are, without weight, bias or a second stage. Most calls; its code is a tenth of the other's.
+template <DType kDType, bool kPlain>
 class TokenSummer {
  public:
   using Vector = Sixteen<kDType>;
@@ -77,11 +81,13 @@ class TokenSummer {
   __device__ TokenSummer(const CombineArgsOnDevice& args, WarpMemory& memory, const RankRows* ranks)
       : a_(args),
         ranks_(ranks),
-        ring_(memory.vectors),
+        ring_(memory.fetched),
         terms_(memory.terms),
         lane_(static_cast<int>(threadIdx.x) % 32),
         step_(static_cast<std::int64_t>(gridDim.x) * kWarps),
-        row_bytes_(static_cast<int>((args.hidden * kElementBytes + 15) / 16 * 16)) {}
+        row_bytes_(static_cast<int>((args.hidden * kElementBytes + 15) / 16 * 16)),
+        in_vectors_(args.hidden % kCount == 0 && args.out_stride % 16 == 0 &&
+                    reinterpret_cast<std::uintptr_t>(args.out) % 16 == 0) {}
 
   __device__ void sum_all() {
     const std::int64_t first = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
@@ -90,14 +96,15 @@ class TokenSummer {
     unsigned asked = 0;
     for (unsigned piece = 0; go.token < a_.num_tokens; ++piece) {
       for (; asked < piece + kDepth - 1; ++asked) {
-        if (ask.token < a_.num_tokens) {
-          if (ask.is_first()) find_terms(ask);
-          bring(ask, asked);
-          advance(ask);
+        if (ask.token >= a_.num_tokens) {
+          ring_.ask(asked, nullptr, 0);
+          continue;
         }
-        FetchRing::asked();
+        if (ask.is_first()) find_terms(ask);
+        bring(ask, asked);
+        advance(ask);
       }
-      FetchRing::wait_oldest();
+      ring_.wait(piece);
       use(go, piece);
       advance(go);
     }
@@ -126,40 +133,23 @@ class TokenSummer {
 
   __device__ void bring(const Cursor& at, unsigned piece) {
     const Terms& terms = terms_of(at);
-    if (terms.count == 0) return;
-    const std::byte* row = terms.rows[at.term] + at.offset + lane_ * 16;
-    const int left = row_bytes_ - at.offset - lane_ * 16;
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      if (v * 32 * 16 < left) ring_.ask(piece, v, row + v * 32 * 16);
-    }
+    if (terms.count == 0) return ring_.ask(piece, nullptr, 0);
+    ring_.ask(piece, terms.rows[at.term] + at.offset, min(kPieceBytes, row_bytes_ - at.offset));
   }
 
   /// Adds a piece to the sums; the last row of a run ends them.
   __device__ void use(const Cursor& at, unsigned piece) {
     const Terms& terms = terms_of(at);
-    const bool weighted =
-        a_.weigh != CombineArgsOnDevice::Weigh::kNone && a_.reduction.group == Reduction::Group::kChoice;
-    const bool by_node = a_.reduction.group == Reduction::Group::kNode;
+    const int count = terms.count;
+    const bool by_node = !kPlain && a_.reduction.group == Reduction::Group::kNode;
     if (at.term == 0) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) sums_[v] = Sums<kDType>{};
-      if (!by_node || terms.count == 0) start_at_bias(sums_, at);
+      if (!kPlain && (!by_node || count == 0)) start_at_bias(sums_, at);
     }
-    if (terms.count > 0) {
-      const float weight = terms.weights[at.term];
-#pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const Vector row = Vector::of(ring_.read(piece, v));
-        if (weighted) {
-          sums_[v].add_weighted(row, weight);
-        } else {
-          sums_[v].add(row);
-        }
-      }
-    }
-    if (at.term + 1 < terms.count) return;
-    if (by_node && terms.count > 0) {
+    if (count > 0) add(piece, terms.weights[at.term]);
+    if (at.term + 1 < count) return;
+    if (by_node && count > 0) {
       Sums<kDType> outer[kVectors];
       start_at_bias(outer, at);
 #pragma unroll
@@ -168,8 +158,29 @@ class TokenSummer {
         sums_[v] = outer[v];
       }
     }
-    std::byte* out = a_.out + at.token * a_.out_stride + at.offset + lane_ * 16;
-    const int left = static_cast<int>(a_.hidden) * kElementBytes - at.offset - lane_ * 16;
+    write(a_.out + at.token * a_.out_stride + at.offset + lane_ * 16,
+          static_cast<int>(a_.hidden) * kElementBytes - at.offset - lane_ * 16);
+  }
+  /// All vectors of a piece are on their way before the first is used.
+  __device__ void add(unsigned piece, float weight) {
+    uint4 vectors[kVectors];
+#pragma unroll
+    for (int v = 0; v < kVectors; ++v) vectors[v] = ring_.read(piece, v);
+    if (!kPlain && a_.weigh != CombineArgsOnDevice::Weigh::kNone && a_.reduction.group == Reduction::Group::kChoice) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) sums_[v].add_weighted(Vector::of(vectors[v]), weight);
+    } else {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) sums_[v].add(Vector::of(vectors[v]));
+    }
+  }
+  /// Stores the sums of a run; `left`: bytes of the row from this lane's first vector on.
+  __device__ void write(std::byte* out, int left) const {
+    if (in_vectors_ && left > (kPieceBytes - 32 * 16)) {  // a whole piece
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) *reinterpret_cast<uint4*>(out + v * 32 * 16) = sums_[v].round().bits();
+      return;
+    }
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) {
       if (v * 32 * 16 < left) sums_[v].round().store(out + v * 32 * 16, (left - v * 32 * 16) / kElementBytes);
@@ -270,11 +281,12 @@ class TokenSummer {
   const CombineArgsOnDevice& a_;
   const RankRows* ranks_;
   Choice next_;  ///< of the token after the last one asked for: its latency is hidden behind rows
-  const FetchRing ring_;
+  FetchRing<Fetched> ring_;
   Terms* terms_;
   const int lane_;
   const std::int64_t step_;
   const int row_bytes_;
+  const bool in_vectors_;  ///< the result can be stored 16 bytes at a time
   Sums<kDType> sums_[kVectors];
 };
 
@@ -282,19 +294,29 @@ extern __shared__ __align__(128) std::byte shared_bytes[];
 
 template <DType kDType>
 __global__ void __launch_bounds__(32 * kWarps, 1) combine_recv_kernel(const __grid_constant__ CombineArgsOnDevice a) {
-  const std::uint64_t epoch = a.group.state->combine_epoch[a.group.flight];
+  const DeviceState& state = *a.group.state;
+  const std::uint64_t epoch = a.announces ? state.epoch + 1 : state.combine_epoch[a.group.flight];
   bool good = !has_failed(a.group, epoch);
+  if (a.announces && blockIdx.x == 0 && good) {
+    good = wait_until_read(a.group, epoch);
+    if (good) announce_rows(a, epoch);
+  }
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineReady, total_of(epoch));
   auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + kWarps * sizeof(WarpMemory));
   good = good && read_notes(a, epoch, ranks);
   if (good) {
-    TokenSummer<kDType> summer(a, reinterpret_cast<WarpMemory*>(shared_bytes)[threadIdx.x / 32], ranks);
-    summer.sum_all();
+    WarpMemory& memory = reinterpret_cast<WarpMemory*>(shared_bytes)[threadIdx.x / 32];
+    if (a.reduction.group == Reduction::Group::kRank && a.bias[0] == nullptr && a.bias[1] == nullptr) {
+      TokenSummer<kDType, true>(a, memory, ranks).sum_all();
+    } else {
+      TokenSummer<kDType, false>(a, memory, ranks).sum_all();
+    }
   }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
   if (!is_last_block(a.group)) return;
   for (int peer = static_cast<int>(threadIdx.x); peer < a.group.num_ranks; peer += static_cast<int>(blockDim.x))
     post(a.group, DeviceSignal::kCombineRead, peer, total_of(epoch));
+  if (a.announces && threadIdx.x == 0) file_combine(a, epoch);
 }
 
 }  // namespace
@@ -313,11 +335,10 @@ void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, 
   });
 }
 
-void prepare_combine_recv(int max_shared_bytes) {
-  const int bytes = max_shared_bytes - kStaticSharedBytes;
+void prepare_combine_recv(int dynamic_bytes) {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
     with_dtype(dtype, [&]<DType kDType>() {
-      cudaFuncSetAttribute(combine_recv_kernel<kDType>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+      prepare_kernel(reinterpret_cast<const void*>(combine_recv_kernel<kDType>), dynamic_bytes);
     });
   }
 }

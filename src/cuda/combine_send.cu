@@ -4,6 +4,7 @@
 // Step 5, combine_send: makes this rank's rows readable by the peers, who fetch what they need (combine_recv). Rows that the
 // experts wrote into the combine input stay where they are; others are copied; rows of one token are summed first, unless the
 // reduction is flat. See the host step of this name.
+#include "cuda/device/combine_call.cuh"
 #include "cuda/device/elements.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
@@ -172,6 +173,8 @@ __device__ void make_rows(const CombineArgsOnDevice& a) {
       rows.combined_weights(n)[lane] = choice.mine ? combined_weight(a, n, lane, choice.row) : 0.0f;
     if (a.source == RowSource::kSumChoices) {
       sum_choices<kDType>(a, rows, choice, rows.sent_row(n), lane);
+    } else if (a.own_in_place && record.source_rank() == a.group.rank) {
+      continue;
     } else if (a.source == RowSource::kCopy && a.layout == Layout::kRankMajor) {
       copy_row<kDType>(a, rows.x_row(n), rows.sent_row(n), lane);
     } else if (a.source == RowSource::kCopy) {
@@ -183,33 +186,10 @@ __device__ void make_rows(const CombineArgsOnDevice& a) {
   }
 }
 
-/// Tells the peers where the rows are, and files the call; by the last block.
-__device__ void finish(const CombineArgsOnDevice& a, std::uint64_t epoch) {
-  const GroupArgs& group = a.group;
-  const bool failed = has_failed(group, epoch);
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks && !failed;
-       peer += static_cast<int>(blockDim.x)) {
-    if (group.windows[peer] == nullptr) continue;
-    *reinterpret_cast<CombineNote*>(group.windows[peer] + group.layout.note_at(group.flight, group.rank)) = {
-        epoch, group.digest, a.rows_offset, a.sent_stride};
-    post(group, DeviceSignal::kCombineReady, peer, total_of(epoch));
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  group.state->combine_epoch[group.flight] = epoch;
-  if (a.source == RowSource::kInPlace && !failed) {
-    group.state->input_epoch[a.input_flight] = epoch;
-    group.state->input_flight[a.input_flight] = group.flight;
-  }
-  group.state->epoch = epoch;
-}
-
 template <DType kDType>
 __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
-  // Rows, notes and weights of this flight's last combine must have been read by everybody.
-  const std::uint64_t before = a.group.state->combine_epoch[a.group.flight];
-  bool good = before == 0 || wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineRead, total_of(before));
+  bool good = wait_until_read(a.group, epoch);
   if (weights_go_ahead(a)) {
     if (good) send_weights_ahead(a);
     __threadfence_system();
@@ -222,7 +202,10 @@ __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_const
   }
   if (good) make_rows<kDType>(a);
   __threadfence_system();
-  if (is_last_block(a.group)) finish(a, epoch);
+  if (!is_last_block(a.group)) return;
+  if (!has_failed(a.group, epoch)) announce_rows(a, epoch);
+  __syncthreads();
+  if (threadIdx.x == 0) file_combine(a, epoch);
 }
 
 }  // namespace
@@ -234,10 +217,10 @@ void launch_combine_send(const CombineArgsOnDevice& args, const Launch& launch, 
 }
 
 void prepare_combine_send() {
-  cudaFuncAttributes attributes;
-  cudaFuncGetAttributes(&attributes, combine_send_kernel<DType::kBf16>);
-  cudaFuncGetAttributes(&attributes, combine_send_kernel<DType::kFp16>);
-  cudaFuncGetAttributes(&attributes, combine_send_kernel<DType::kFp32>);
+  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
+    with_dtype(dtype,
+               [&]<DType kDType>() { prepare_kernel(reinterpret_cast<const void*>(combine_send_kernel<kDType>), 0); });
+  }
 }
 
 }  // namespace ferry::cuda

@@ -35,8 +35,7 @@ void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cud
 }
 
 void prepare_copy() {
-  cudaFuncAttributes attributes;
-  cudaFuncGetAttributes(&attributes, copy_kernel);
+  prepare_kernel(reinterpret_cast<const void*>(copy_kernel), 0);
 }
 
 }  // namespace ferry::cuda

@@ -216,7 +216,9 @@ CallShape CudaBackend::shape_of(const Call& call, std::int64_t num_tokens, int t
           .recv_tokens = std::min(runtime_.device_layout.recv_tokens, live * config_.limits.max_tokens),
           .top_k = top_k,
           .keys = 0,
-          .num_sms = num_sms};
+          .num_sms = num_sms,
+          .num_ranks = runtime_.topology.num_ranks(),
+          .live_ranks = static_cast<int>(live)};
 }
 
 GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) {
@@ -376,8 +378,11 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
     args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)], recv_rows);
   args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
   args.has_weights = args.handle.weights != nullptr;
-  launch_dispatch_send(
-      args, plan_dispatch_send(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_), stream);
+  const CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  const Launch launch = plan_dispatch_send(shape, limits_);
+  // A codec is paid for each time a row is brought, so only rows that are copied as they are may be brought twice.
+  if (args.codec == Codec::kNone) args.own_blocks = plan_own_blocks(shape, launch.blocks);
+  launch_dispatch_send(args, launch, stream);
   mark(stream);
 }
 
@@ -453,6 +458,9 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.rows_offset = input;
   } else {
     args.source = RowSource::kCopy;
+    // Only while the caller waits: between two phases x may change.
+    args.own_in_place = call.blocking && whole && call.row_bytes % 16 == 0 && args.row_stride % 16 == 0 &&
+                        reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0;
   }
   using Weigh = CombineArgsOnDevice::Weigh;
   if (given.weighting == CombineArgs::Weighting::kFromDispatch) args.weigh = Weigh::kFromDispatch;
@@ -474,6 +482,8 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.bias_dtype[b] = biases[b]->dtype;
     args.bias_stride[b] = biases[b]->strides[0] * bytes_of(*biases[b]);
   }
+  args.announces = call.blocking && args.source == RowSource::kInPlace && !call.has_topk_weights &&
+                   (flat || args.weigh != Weigh::kGiven);
   return args;
 }
 
@@ -483,6 +493,7 @@ void CudaBackend::combine_send(CombineCall& call) {
   check_faults();
   cudaStream_t stream = follow(call.args.stream);
   const CombineArgsOnDevice args = combine_args(call);
+  if (args.announces) return;
   Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
   launch_combine_send(args, launch, stream);

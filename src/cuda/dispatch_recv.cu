@@ -190,8 +190,7 @@ void launch_dispatch_recv(const ReceiveArgs& args, const Launch& launch, cudaStr
 }
 
 void prepare_dispatch_recv() {
-  cudaFuncAttributes attributes;
-  cudaFuncGetAttributes(&attributes, dispatch_recv_kernel);
+  prepare_kernel(reinterpret_cast<const void*>(dispatch_recv_kernel), 0);
 }
 
 }  // namespace ferry::cuda

@@ -27,25 +27,78 @@ struct Destination {
   std::int32_t row = -1;
 };
 
-// Other shapes of the ring gave the same times within 5 % (docs/design/cuda.md).
-using SendStages = WarpStages<4, 8192, 2>;
+/// Where a rank takes rows and records; null: it is left out, or another block's business.
+struct Receiver {
+  std::byte* rows;
+  std::byte* records;
+};
 
-/// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece.
+// A row of 7168 in bf16 is two pieces, in fp8 with its scales one. A multiple of every scale block up to 512.
+using SendStages = WarpStages<4, 7680, 2>;
+
+/// Which rows a block stores. The last own_blocks of the grid take those that stay on this rank, the others what crosses the
+/// link; without any, all blocks take everything.
+struct BlockShare {
+  bool own, peers;
+  int blocks, block;  ///< that share the tokens, and this one among them
+
+  __device__ explicit BlockShare(int own_blocks) {
+    const int peer_blocks = static_cast<int>(gridDim.x) - own_blocks;
+    const bool is_own = static_cast<int>(blockIdx.x) >= peer_blocks;
+    own = own_blocks == 0 || is_own;
+    peers = !is_own;
+    blocks = is_own ? own_blocks : peer_blocks;
+    block = static_cast<int>(blockIdx.x) - (is_own ? peer_blocks : 0);
+  }
+};
+
+/// Fills the table of receivers; all threads of a block.
+__device__ void find_receivers(const GroupArgs& group, const BlockShare& share, Receiver* receivers) {
+  const DeviceLayout& layout = group.layout;
+  for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x)) {
+    std::byte* window = (rank == group.rank ? share.own : share.peers) ? group.windows[rank] : nullptr;
+    receivers[rank] = {};
+    if (window == nullptr) continue;
+    receivers[rank] = {window + layout.recv + group.flight * layout.recv_stride,
+                       window + layout.recv_meta + group.flight * layout.recv_meta_stride};
+  }
+  __syncthreads();
+}
+
+/// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece. Lane b knows block b
+/// of the payload. What costs is the length of a warp's chain of instructions per token: with 600 of them 48 warps could not
+/// fill a link (docs/design/cuda.md).
 class RowSender {
  public:
-  __device__ RowSender(const SendArgs& args, SendStages& stages, std::int32_t* records)
-      : a_(args), ring_(stages), records_(records), lane_(static_cast<int>(threadIdx.x) % 32) {
-    record_bytes_ = static_cast<int>(wire::TokenMeta::bytes(args.top_k));
+  __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receiver* receivers, SendStages& stages,
+                       std::int32_t* records)
+      : a_(args),
+        receivers_(receivers),
+        ring_(stages),
+        records_(records),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        record_bytes_(static_cast<int>(wire::TokenMeta::bytes(args.top_k))),
+        step_(share.blocks * static_cast<int>(blockDim.x / 32)) {
+    const std::int64_t first = static_cast<std::int64_t>(threadIdx.x / 32) * share.blocks + share.block;
+    first_ = first;
     const int pieces = (args.row_bytes + SendStages::kStageBytes - 1) / SendStages::kStageBytes;
-    warps_ = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
-    first_ = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
     total_ =
-        first_ < args.num_tokens ? static_cast<unsigned>((args.num_tokens - first_ + warps_ - 1) / warps_ * pieces) : 0;
+        first < args.num_tokens ? static_cast<unsigned>((args.num_tokens - first + step_ - 1) / step_ * pieces) : 0;
+    if (lane_ < args.num_blocks) {
+      const BlockArgs& block = args.blocks[lane_];
+      mine_ = {.data = block.in_pieces ? block.data : nullptr,
+               .row_stride = block.row_stride,
+               .region = block.region,
+               .begin = block.begin,
+               .end = block.begin + block.padded,
+               .padded = block.padded};
+    }
+    in_pieces_ = __all_sync(kAll, lane_ >= args.num_blocks || mine_.data != nullptr);
   }
 
   __device__ void send_all() {
     unsigned asked = 0;
-    Cursor ask = cursor(), go = cursor();
+    Cursor ask{first_}, go{first_};
     Choice next = choice_of(go.token);
     for (unsigned piece = 0; piece < total_; ++piece) {
       for (; asked < total_ && asked <= piece + SendStages::kAhead; ++asked) {
@@ -55,21 +108,12 @@ class RowSender {
       }
       if (go.is_first()) {
         const Choice choice = next;
-        next = choice_of(go.token + warps_);
-        destination_ = destination_of(choice);
+        next = choice_of(go.token + step_);
+        find_destination(choice);
         send_record(go.token, choice);
       }
       ring_.wait_full(piece);
-      for (int b = 0; b < a_.num_blocks; ++b) {
-        const Part part = part_of(go, b);
-        if (part.bytes <= 0) continue;
-        const BlockArgs& block = a_.blocks[b];
-        std::byte* to = destination_.rows;
-        if (to != nullptr)
-          to += block.region + static_cast<std::int64_t>(destination_.row) * block.padded + part.in_block;
-        ring_.store(piece, part.in_stage, to, part.bytes);
-      }
-      ring_.stored();
+      store(go, piece);
       advance(go);
     }
     ring_.drain();
@@ -82,52 +126,74 @@ class RowSender {
     int offset = 0;
     __device__ bool is_first() const { return offset == 0; }
   };
+  /// What a lane knows of its block of the payload.
+  struct Block {
+    const std::byte* data = nullptr;  ///< null: its pieces are made by all lanes
+    std::int64_t row_stride = 0, region = 0;
+    int begin = 0, end = 0, padded = 0;  ///< begin and end in the wire row
+  };
   /// What of a piece belongs to one block.
   struct Part {
     int in_block, in_stage, bytes;
   };
-  __device__ Cursor cursor() const { return {first_}; }
   __device__ void advance(Cursor& at) const {
     at.offset += SendStages::kStageBytes;
     if (at.offset < a_.row_bytes) return;
     at.offset = 0;
-    at.token += warps_;
+    at.token += step_;
+  }
+  __device__ static Part part_between(const Cursor& at, int block_begin, int block_end) {
+    const int begin = max(block_begin, at.offset), end = min(block_end, at.offset + SendStages::kStageBytes);
+    return {begin - block_begin, begin - at.offset, end - begin};
   }
   __device__ Part part_of(const Cursor& at, int block) const {
     const BlockArgs& b = a_.blocks[block];
-    const int begin = max(b.begin, at.offset);
-    const int end = min(b.begin + b.padded, at.offset + SendStages::kStageBytes);
-    return {begin - b.begin, begin - at.offset, end - begin};
+    return part_between(at, b.begin, b.begin + b.padded);
+  }
+
+  /// Stores a piece at every destination.
+  __device__ void store(const Cursor& at, unsigned piece) {
+    const Part mine = part_between(at, mine_.begin, mine_.end);
+    const std::int64_t region = mine_.region + mine.in_block;
+    for (int b = 0; b < a_.num_blocks; ++b) {
+      const int bytes = __shfl_sync(kAll, mine.bytes, b), in_stage = __shfl_sync(kAll, mine.in_stage, b);
+      const int padded = __shfl_sync(kAll, mine_.padded, b);
+      const std::int64_t begin = __shfl_sync(kAll, region, b);
+      if (bytes <= 0) continue;
+      std::byte* to = destination_.rows;
+      if (to != nullptr) to += begin + static_cast<std::int64_t>(destination_.row) * padded;
+      ring_.store(piece, in_stage, to, bytes);
+    }
+    ring_.stored();
   }
 
   /// Brings a piece in its wire form into its stage.
   __device__ void bring(const Cursor& at, unsigned piece) {
-    int asked_bytes = 0;
-    bool by_lanes = false;
+    const Part mine = part_between(at, mine_.begin, mine_.end);
+    const bool loads = mine_.data != nullptr && mine.bytes > 0;
+    int asked_bytes = min(SendStages::kStageBytes, a_.row_bytes - at.offset);
+    if (!in_pieces_) {
+      make(at, piece);
+      asked_bytes = static_cast<int>(__reduce_add_sync(kAll, loads ? static_cast<unsigned>(mine.bytes) : 0u));
+    }
+    ring_.expect(piece, asked_bytes);
+    ring_.load(piece, mine.in_stage, loads ? mine_.data + at.token * mine_.row_stride + mine.in_block : nullptr,
+               mine.bytes);
+  }
+  /// The parts of a piece that cannot be copied as they are.
+  __device__ void make(const Cursor& at, unsigned piece) {
     for (int b = 0; b < a_.num_blocks; ++b) {
       const Part part = part_of(at, b);
-      if (part.bytes <= 0) continue;
       const BlockArgs& block = a_.blocks[b];
+      if (part.bytes <= 0 || block.in_pieces) continue;
       std::byte* to = ring_.data(piece) + part.in_stage;
-      if (block.in_pieces) {
-        asked_bytes += part.bytes;
-        continue;
-      }
-      by_lanes = true;
       if (a_.codec != Codec::kNone && b < 2) {
         quantise(at.token, b, part, to);
       } else {
         gather(block, block.data + at.token * block.row_stride, part, to);
       }
     }
-    if (by_lanes) ring_.written();
-    ring_.expect(piece, asked_bytes);
-    for (int b = 0; b < a_.num_blocks; ++b) {
-      const Part part = part_of(at, b);
-      const BlockArgs& block = a_.blocks[b];
-      if (part.bytes > 0 && block.in_pieces)
-        ring_.load(piece, part.in_stage, block.data + at.token * block.row_stride + part.in_block, part.bytes);
-    }
+    ring_.written();
   }
 
   /// Elements that do not lie side by side, or not on 16-byte boundaries.
@@ -204,17 +270,15 @@ class RowSender {
     return out;
   }
 
-  __device__ Destination destination_of(const Choice& choice) const {
+  __device__ void find_destination(const Choice& choice) {
     const std::int32_t rank = choice.rank;
     const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - lane_);
-    Destination out;
-    if (rank < 0 || (same & ((1u << lane_) - 1)) != 0 || a_.group.windows[rank] == nullptr) return out;
-    const DeviceLayout& layout = a_.group.layout;
-    out.rows = a_.group.windows[rank] + layout.recv + a_.group.flight * layout.recv_stride;
-    out.record = a_.group.windows[rank] + layout.recv_meta + a_.group.flight * layout.recv_meta_stride +
-                 static_cast<std::int64_t>(choice.token) * record_bytes_;
-    out.row = choice.row;
-    return out;
+    destination_ = {};
+    if (rank < 0 || (same & ((1u << lane_) - 1)) != 0) return;
+    const Receiver receiver = receivers_[rank];
+    if (receiver.rows == nullptr) return;
+    destination_ = {receiver.rows, receiver.records + static_cast<std::int64_t>(choice.token) * record_bytes_,
+                    choice.row};
   }
 
   /// The token's record, built in shared memory and stored by ordinary stores to every destination.
@@ -245,13 +309,16 @@ class RowSender {
   }
 
   const SendArgs& a_;
+  const Receiver* receivers_;
   StageRing<SendStages> ring_;
   std::int32_t* records_;
   Destination destination_;
+  Block mine_;
   const int lane_;
-  int record_bytes_;
+  const int record_bytes_, step_;
+  bool in_pieces_;  ///< every block's pieces can be copied as they are
   unsigned total_;
-  std::int64_t warps_, first_;
+  std::int64_t first_;
 };
 
 /// Tells the peers that their rows are there, and files the call; by the last block.
@@ -271,10 +338,13 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto* stages = reinterpret_cast<SendStages*>(shared_bytes);
-  auto* records = reinterpret_cast<std::int32_t*>(shared_bytes + warps * sizeof(SendStages)) +
-                  warp * (wire::TokenMeta::bytes(a.top_k) / 4);
+  auto* receivers = reinterpret_cast<Receiver*>(shared_bytes + warps * sizeof(SendStages));
+  auto* records =
+      reinterpret_cast<std::int32_t*>(receivers + a.group.num_ranks) + warp * (wire::TokenMeta::bytes(a.top_k) / 4);
   if (!has_failed(a.group, epoch)) {
-    RowSender sender(a, stages[warp], records);
+    const BlockShare share(a.own_blocks);
+    find_receivers(a.group, share, receivers);
+    RowSender sender(a, share, receivers, stages[warp], records);
     sender.send_all();
   }
   __threadfence_system();
@@ -283,18 +353,18 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
 
 }  // namespace
 
-std::size_t send_shared_bytes(int warps, int top_k) {
+std::size_t send_shared_bytes(int warps, int num_ranks, int top_k) {
   return static_cast<std::size_t>(warps) *
-         (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)));
+             (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k))) +
+         static_cast<std::size_t>(num_ranks) * sizeof(Receiver);
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {
   dispatch_send_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
-void prepare_dispatch_send(int max_shared_bytes) {
-  cudaFuncSetAttribute(dispatch_send_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       max_shared_bytes - kStaticSharedBytes);
+void prepare_dispatch_send(int dynamic_bytes) {
+  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

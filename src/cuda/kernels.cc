@@ -9,25 +9,32 @@
 namespace ferry::cuda {
 
 // Each defined beside its kernel.
-void prepare_route(int max_shared_bytes);
-void prepare_dispatch_send(int max_shared_bytes);
+void prepare_route(int dynamic_bytes);
+void prepare_dispatch_send(int dynamic_bytes);
 void prepare_dispatch_recv();
 void prepare_combine_send();
-void prepare_combine_recv(int max_shared_bytes);
+void prepare_combine_recv(int dynamic_bytes);
 void prepare_copy();
+
+void prepare_kernel(const void* kernel, int dynamic_bytes) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes),
+        "ferry: shared memory of a kernel");
+  cudaFuncAttributes attributes;  // asking for them loads the kernel
+  check(cudaFuncGetAttributes(&attributes, kernel), "ferry: loading a kernel");
+}
 
 void prepare_kernels() {
   int device = 0, max_shared_bytes = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
   check(cudaDeviceGetAttribute(&max_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
         "cudaDeviceGetAttribute");
-  prepare_route(max_shared_bytes);
-  prepare_dispatch_send(max_shared_bytes);
+  const int dynamic_bytes = max_shared_bytes - kStaticSharedBytes;
+  prepare_route(dynamic_bytes);
+  prepare_dispatch_send(dynamic_bytes);
   prepare_dispatch_recv();
   prepare_combine_send();
-  prepare_combine_recv(max_shared_bytes);
+  prepare_combine_recv(dynamic_bytes);
   prepare_copy();
-  check(cudaGetLastError(), "ferry: loading kernels");
 }
 
 }  // namespace ferry::cuda

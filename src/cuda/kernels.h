@@ -22,7 +22,7 @@ inline constexpr int kStaticSharedBytes = 1024;
 
 /// Shared memory of the route kernel for this many keys (ranks + slots) and warps.
 std::size_t route_shared_bytes(int keys, int warps);
-std::size_t send_shared_bytes(int warps, int top_k);
+std::size_t send_shared_bytes(int warps, int num_ranks, int top_k);
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream);
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream);
@@ -35,5 +35,7 @@ void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cud
 
 /// Loads every kernel and raises its limits: a kernel that is loaded while another one waits could wait for it.
 void prepare_kernels();
+/// One kernel of them, with up to so many bytes of dynamic shared memory.
+void prepare_kernel(const void* kernel, int dynamic_bytes);
 
 }  // namespace ferry::cuda

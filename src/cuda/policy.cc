@@ -5,13 +5,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 namespace ferry::cuda {
 namespace {
 
-// Eight SMs fill an NVLink, more leave room for the local share; measured in docs/design/cuda.md.
+// Measured in docs/design/cuda.md.
 constexpr int kDefaultSms = 16;
-constexpr int kRouteWarps = 16, kSendWarps = 6, kRowWarps = 16;
+// Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 300. With
+// fewer than 7 left for the link, a share of all SMs is better.
+constexpr int kLinkSms = 8, kLeastLinkSms = 7;
+constexpr int kRouteWarps = 16, kSendWarps = 7, kRowWarps = 16;
 
 int budget(const CallShape& shape, const DeviceLimits& limits) {
   return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);
@@ -48,7 +52,16 @@ Launch plan_route(const CallShape& shape, const DeviceLimits& limits) {
 Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
           .threads = 32 * kSendWarps,
-          .shared_bytes = send_shared_bytes(kSendWarps, shape.top_k)};
+          .shared_bytes = send_shared_bytes(kSendWarps, shape.num_ranks, shape.top_k)};
+}
+
+int plan_own_blocks(const CallShape& shape, int blocks) {
+  if (blocks < 2 || shape.live_ranks < 2) return 0;
+  // An SM stores 44 GB/s into a link and 50 into its own memory.
+  const double own = 1.0 / 50.0, peers = (shape.live_ranks - 1) / 44.0;
+  const int balanced = static_cast<int>(std::lround(blocks * own / (own + peers)));
+  const int share = std::max({balanced, blocks - kLinkSms, 1});
+  return blocks - share >= kLeastLinkSms ? share : 0;
 }
 
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {

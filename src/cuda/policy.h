@@ -23,12 +23,15 @@ struct CallShape {
   int top_k = 1;
   int keys = 0;     ///< ranks + slots
   int num_sms = 0;  ///< the caller's budget; 0 = Ferry chooses
+  int num_ranks = 1, live_ranks = 1;
 };
 
 /// Empty if route can count that many keys in shared memory.
 std::string why_not_route(const CallShape& shape, const DeviceLimits& limits);
 Launch plan_route(const CallShape& shape, const DeviceLimits& limits);
 Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits);
+/// How many of the blocks of dispatch_send store only rows that stay on this rank; 0: all blocks store everything.
+int plan_own_blocks(const CallShape& shape, int blocks);
 /// Launches that go over the rows received, at most `recv_tokens`.
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits);
 /// Launches that go over this rank's tokens.

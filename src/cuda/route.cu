@@ -414,9 +414,8 @@ void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stre
   route_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
-void prepare_route(int max_shared_bytes) {
-  cudaFuncSetAttribute(route_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                       max_shared_bytes - kStaticSharedBytes);
+void prepare_route(int dynamic_bytes) {
+  prepare_kernel(reinterpret_cast<const void*>(route_kernel), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

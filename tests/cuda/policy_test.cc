@@ -6,6 +6,8 @@
 
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 namespace ferry::cuda {
 namespace {
 
@@ -37,6 +39,16 @@ TEST(CudaPolicy, LargeCallsUseTheWholeBudget) {
   EXPECT_EQ(plan_route(shape(4096), kH200).blocks, 16);
   EXPECT_EQ(plan_dispatch_send(shape(4096), kH200).blocks, 16);
   EXPECT_EQ(plan_over_tokens(shape(4096), kH200).blocks, 16);
+}
+
+TEST(CudaPolicy, SomeBlocksKeepToOwnRowsWhereTheOthersFillTheLink) {
+  CallShape call = shape(4096);
+  EXPECT_EQ(plan_own_blocks(call, 16), 0) << "nobody to send to";
+  for (const auto& [ranks, blocks, own] :
+       {std::tuple{2, 16, 8}, {4, 16, 8}, {8, 16, 8}, {4, 10, 2}, {2, 8, 0}, {4, 8, 0}, {2, 1, 0}, {2, 132, 124}}) {
+    call.num_ranks = call.live_ranks = ranks;
+    EXPECT_EQ(plan_own_blocks(call, blocks), own) << ranks << " ranks, " << blocks << " blocks";
+  }
 }
 
 TEST(CudaPolicy, OneTokenTakesOneBlock) {

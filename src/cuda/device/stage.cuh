@@ -57,13 +57,19 @@ class StageRing {
     if (lane_ == 0) barrier_expect(&memory_.full[piece % kStages], static_cast<std::uint32_t>(bytes));
 #endif
   }
-  /// Asks for a part of a piece; bytes, addresses and the place in the stage are multiples of 16.
+  /// Asks for the part of a piece of every lane that has a `from`; bytes, addresses and places in the stage are multiples of 16.
   __device__ void load(unsigned piece, int place, const std::byte* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
-    if (lane_ == 0)
+    __syncwarp();  // after expect()
+    if (from != nullptr)
       bulk_load(data(piece) + place, from, static_cast<std::uint32_t>(bytes), &memory_.full[piece % kStages]);
 #else
-    copy(data(piece) + place, from, bytes);
+    for (unsigned left = __ballot_sync(0xffffffffu, from != nullptr); left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      const auto* source = reinterpret_cast<const std::byte*>(
+          __shfl_sync(0xffffffffu, reinterpret_cast<unsigned long long>(from), lane));
+      copy(data(piece) + __shfl_sync(0xffffffffu, place, lane), source, __shfl_sync(0xffffffffu, bytes, lane));
+    }
 #endif
   }
   __device__ void wait_full(unsigned piece) {
