@@ -252,6 +252,7 @@ class Runner {
     config.limits.hidden = o_.hidden;
     // What these routings need of expert rows, with room.
     config.limits.recv_rows = tokens * o_.top_k * (o_.routing == "uniform" ? 5 : 4 * ranks_) / 4 + 1024;
+    config.limits.owned_rows = (o_.sets + 1) * tokens * ranks_;  // as many results are kept
     config.timeout = std::chrono::seconds(5);
     Group group = Group::create(config, meeting);
     const auto sets = make_sets(bench, tokens);

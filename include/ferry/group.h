@@ -32,6 +32,9 @@ struct GroupLimits {
   std::int64_t extra_bytes = 0;  ///< per token, for payload blocks beyond the row and its fp8 scales
   std::int64_t recv_rows =
       0;                ///< rows of the receive window, throughput mode; 0 = worst case (for alignments up to 128)
+  /// cuda backend: widest rows that owned dispatch results may hold together in memory that peers write into; a result that finds
+  /// no room there is copied out of the window. -1 = those of one rank-major dispatch.
+  std::int64_t owned_rows = -1;
   int max_slots = 0;    ///< places of experts over all ranks; 0 = those of the default placement
   int num_flights = 2;  ///< calls in flight of each kind, at least 1
 };

@@ -46,6 +46,7 @@ std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& co
           {"limits.dtype", name(l.dtype)},
           {"limits.extra_bytes", fmt::to_string(l.extra_bytes)},
           {"limits.recv_rows", fmt::to_string(l.recv_rows)},
+          {"limits.owned_rows", fmt::to_string(l.owned_rows)},
           {"limits.max_slots", fmt::to_string(l.max_slots)},
           {"limits.num_flights", fmt::to_string(l.num_flights)},
           {"backend", config.backend},

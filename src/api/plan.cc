@@ -51,7 +51,8 @@ void check_size(const GroupConfig& config, int num_ranks) {
   const double rows = static_cast<double>(limits.recv_rows) + tokens * limits.max_top_k * 4.0 +
                       tokens * static_cast<double>(std::max(placed, limits.max_slots)) +
                       static_cast<double>(placed) * kPlannedAlignment;
-  const double bytes = rows * row * limits.num_flights;
+  const double owned = static_cast<double>(std::max<std::int64_t>(0, limits.owned_rows));
+  const double bytes = (rows * limits.num_flights + owned) * row;
   constexpr double kMost = 70368744177664.0;  // 2^46
   if (bytes > kMost)
     refuse(kFunction, "limits", fmt::format("about {:.3g} bytes", bytes), fmt::format("at most {:.3g}", kMost));
@@ -70,6 +71,7 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   check_range("hidden", limits.hidden, 1, std::int64_t{1} << 24);
   check_range("extra_bytes", limits.extra_bytes, 0, std::int64_t{1} << 24);
   check_range("recv_rows", limits.recv_rows, 0, kMaxRows - 1);
+  check_range("owned_rows", limits.owned_rows, -1, kMaxRows - 1);
   check_range("max_slots", limits.max_slots, 0, 1 << 20);
   check_range("num_flights", limits.num_flights, 1, 64);
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;

@@ -31,15 +31,15 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.num_flights = limits.num_flights;
   out.recv_rows = window.recv_rows();
   out.recv_tokens = window.recv_tokens(Mode::kThroughput);
-  const std::int64_t first_flight_signal = static_cast<int>(DeviceSignal::kDispatchRows);
-  const std::int64_t words = first_flight_signal + (static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal) *
-                                                       static_cast<std::int64_t>(limits.num_flights);
+  const std::int64_t words =
+      static_cast<int>(DeviceSignal::kNumSignals) * static_cast<std::int64_t>(limits.num_flights);
   out.signal_stride = (words * 8 + DeviceLayout::kLineBytes - 1) / DeviceLayout::kLineBytes * DeviceLayout::kLineBytes;
   out.signals = list.add("device signals", out.signal_stride * out.num_ranks);
   out.notes =
       list.add("combine notes", static_cast<std::int64_t>(sizeof(CombineNote)) * out.num_ranks * out.num_flights);
   const std::int64_t num_slots = std::max(limits.max_slots, placement.num_slots());
-  out.counts_stride = wire::padded(static_cast<std::int64_t>(sizeof(CallNote)) + 4 * (out.num_ranks + num_slots));
+  out.counts_stride = wire::padded(static_cast<std::int64_t>(sizeof(CountWord)) *
+                                   (DeviceLayout::kNoteWords + out.num_ranks + num_slots));
   out.counts = list.add("device counts", 2 * out.counts_stride * out.num_ranks);
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
     return add_flights(list, name, bytes, limits.num_flights, stride);
@@ -54,6 +54,8 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.combine_rows = flights("combine rows", out.recv_rows * row_bytes, out.combine_rows_stride);
   out.combine_weights = flights("combine weights", weights_bytes, out.combine_weights_stride);
   out.weights_ahead = flights("device weights ahead", weights_bytes, out.weights_ahead_stride);
+  out.owned_bytes = (limits.owned_rows < 0 ? out.recv_tokens : limits.owned_rows) * window.max_row_bytes();
+  out.owned = list.add("device owned rows", out.owned_bytes);
   out.total_bytes = list.total_bytes();
   return out;
 }

@@ -11,13 +11,12 @@
 #include "backend/window_layout.h"
 #include "core/regions.h"
 #include "wire/float.h"
+#include "wire/row_format.h"
 
 namespace ferry {
 
-/// Signals between devices; each writer has one 64-bit word of each in the reader's window (and of each flight).
+/// Signals between devices; each writer has one 64-bit word of each and of each flight in the reader's window.
 enum class DeviceSignal : std::uint8_t {
-  kCountsEven,  ///< route: the writer's counts of an even exchange are here
-  kCountsOdd,
   kDispatchRows,    ///< the writer has stored all its rows for this rank
   kCombineWeights,  ///< the weights that the writer sends ahead are here
   kCombineReady,    ///< the writer's rows may be read; its CombineNote says where
@@ -34,7 +33,21 @@ struct CombineNote {
 };
 static_assert(sizeof(CombineNote) == 32);
 
+/// What a rank tells its peers before a dispatch.
+struct DispatchNote {
+  CallNote call;
+  std::int64_t rows_at[wire::kMaxBlocks] = {};  ///< where each block's row 0 belongs in the writer's window
+};
+
+/// Notes and counts cross in words that say themselves that they are here: no signal, no fence and no second trip of the link.
+struct CountWord {
+  std::uint32_t value = 0;
+  std::uint32_t exchange = 0;  ///< number of the exchange, low half
+};
+static_assert(sizeof(CountWord) == 8);
+
 struct DeviceLayout {
+  static constexpr int kNoteWords = static_cast<int>(sizeof(DispatchNote) / 4);
   static constexpr std::int64_t kLineBytes = 128;  ///< two writers never share a line
 
   std::int64_t num_ranks = 0, num_flights = 0;
@@ -50,19 +63,17 @@ struct DeviceLayout {
   std::int64_t combine_rows = 0, combine_rows_stride = 0;        ///< copies and sums of other rows
   std::int64_t combine_weights = 0, combine_weights_stride = 0;  ///< [recv_tokens][K] float32, combined top-k weights
   std::int64_t weights_ahead = 0, weights_ahead_stride = 0;      ///< [recv_tokens][K] float32, written by the peers
+  std::int64_t owned = 0, owned_bytes = 0;                       ///< rows of owned results
   std::int64_t total_bytes = 0;
 
   FERRY_HD std::int64_t signal_at(DeviceSignal kind, int flight, int writer) const {
-    const int first_flight_signal = static_cast<int>(DeviceSignal::kDispatchRows);
-    const int flight_signals = static_cast<int>(DeviceSignal::kNumSignals) - first_flight_signal;
-    const int index = static_cast<int>(kind);
-    const int word = index < first_flight_signal ? index : index + flight * flight_signals;
+    const int word = static_cast<int>(kind) + flight * static_cast<int>(DeviceSignal::kNumSignals);
     return signals + writer * signal_stride + word * 8;
   }
   FERRY_HD std::int64_t note_at(int flight, int writer) const {
     return notes + (flight * num_ranks + writer) * static_cast<std::int64_t>(sizeof(CombineNote));
   }
-  /// A CallNote, then int32 tokens[R], choices[S].
+  /// CountWord[kNoteWords] of a DispatchNote, then of int32 tokens[R], choices[S].
   FERRY_HD std::int64_t counts_at(int parity, int writer) const {
     return counts + (parity * num_ranks + writer) * counts_stride;
   }

@@ -95,7 +95,6 @@ struct BlockArgs {
   std::int32_t element_bytes = 1;
   bool in_pieces = false;  ///< rows lie as on the wire: 16-byte pieces can be copied as they are
   std::int32_t begin = 0, bytes = 0, padded = 0, width = 0;  ///< of the block in the wire row; width in elements
-  std::int64_t region = 0;                                   ///< of the block's rows in a receive region
 };
 
 struct RouteArgs {
@@ -110,10 +109,11 @@ struct RouteArgs {
   std::int32_t top_k = 0;
   routing::ExpertShape shape;
   HandleArgs handle;
-  bool cached = false;                   ///< the handle's routing is used again: only notes are exchanged
-  std::int32_t* block_totals = nullptr;  ///< scratch [blocks][R + S]
-  std::int64_t* num_rows = nullptr;      ///< [1] of the result
-  HostCounts* counts = nullptr;          ///< in host memory
+  bool cached = false;                          ///< the handle's routing is used again: only notes are exchanged
+  std::int64_t rows_at[wire::kMaxBlocks] = {};  ///< where this rank takes each block's rows, in its window
+  std::int32_t* block_totals = nullptr;         ///< scratch [R + S][blocks, rounded up to 4]
+  std::int64_t* num_rows = nullptr;             ///< [1] of the result
+  HostCounts* counts = nullptr;                 ///< in host memory
   std::uint64_t ticket = 0;
 };
 
@@ -133,7 +133,8 @@ struct ReceiveArgs {
   GroupArgs group;
   std::int32_t top_k = 0, num_blocks = 0, num_local = 0;
   routing::ExpertShape shape;
-  wire::Block blocks[wire::kMaxBlocks];
+  std::byte* rows[wire::kMaxBlocks] = {};      ///< of each block
+  std::int32_t padded[wire::kMaxBlocks] = {};  ///< bytes from row to row
   HandleArgs handle;
   bool write_records = true;
   bool zero_padding = false;

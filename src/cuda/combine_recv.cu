@@ -142,12 +142,16 @@ class TokenSummer {
     const Terms& terms = terms_of(at);
     const int count = terms.count;
     const bool by_node = !kPlain && a_.reduction.group == Reduction::Group::kNode;
-    if (at.term == 0) {
+    if (kPlain && at.term == 0 && count > 0) {
+      add<true>(piece, 1.0f);
+    } else {
+      if (at.term == 0) {
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) sums_[v] = Sums<kDType>{};
-      if (!kPlain && (!by_node || count == 0)) start_at_bias(sums_, at);
+        for (int v = 0; v < kVectors; ++v) sums_[v] = Sums<kDType>{};
+        if (!kPlain && (!by_node || count == 0)) start_at_bias(sums_, at);
+      }
+      if (count > 0) add<false>(piece, terms.weights[at.term]);
     }
-    if (count > 0) add(piece, terms.weights[at.term]);
     if (at.term + 1 < count) return;
     if (by_node && count > 0) {
       Sums<kDType> outer[kVectors];
@@ -161,12 +165,20 @@ class TokenSummer {
     write(a_.out + at.token * a_.out_stride + at.offset + lane_ * 16,
           static_cast<int>(a_.hidden) * kElementBytes - at.offset - lane_ * 16);
   }
-  /// All vectors of a piece are on their way before the first is used.
+  /// All vectors of a piece are on their way before the first is used. kFirst: the sums begin here, from 0.
+  template <bool kFirst>
   __device__ void add(unsigned piece, float weight) {
     uint4 vectors[kVectors];
 #pragma unroll
     for (int v = 0; v < kVectors; ++v) vectors[v] = ring_.read(piece, v);
-    if (!kPlain && a_.weigh != CombineArgsOnDevice::Weigh::kNone && a_.reduction.group == Reduction::Group::kChoice) {
+    if constexpr (kFirst) {
+#pragma unroll
+      for (int v = 0; v < kVectors; ++v) {
+        sums_[v] = Sums<kDType>{};
+        sums_[v].add(Vector::of(vectors[v]));
+      }
+    } else if (!kPlain && a_.weigh != CombineArgsOnDevice::Weigh::kNone &&
+               a_.reduction.group == Reduction::Group::kChoice) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) sums_[v].add_weighted(Vector::of(vectors[v]), weight);
     } else {

@@ -62,7 +62,7 @@ bool is_in_pieces(const Tensor& tensor, const wire::Block& block) {
          reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
 }
 
-BlockArgs block_args(const Tensor& tensor, const wire::Block& block, std::int64_t recv_rows) {
+BlockArgs block_args(const Tensor& tensor, const wire::Block& block) {
   const auto element = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
   return {.data = static_cast<const std::byte*>(tensor.data),
           .row_stride = tensor.strides[0] * element,
@@ -72,8 +72,7 @@ BlockArgs block_args(const Tensor& tensor, const wire::Block& block, std::int64_
           .begin = static_cast<std::int32_t>(block.offset),
           .bytes = static_cast<std::int32_t>(block.bytes),
           .padded = static_cast<std::int32_t>(block.padded),
-          .width = static_cast<std::int32_t>(block.width),
-          .region = recv_rows * block.offset};
+          .width = static_cast<std::int32_t>(block.width)};
 }
 
 /// Kernels would fault on memory that the device cannot reach, and take the whole context with them.
@@ -121,6 +120,7 @@ CudaBackend::CudaBackend(Runtime& runtime, const GroupConfig& config, int device
   limits_ = limits_of(device_);
   runtime_.device_memories = make_device_memories(device_);
   memory_ = std::make_unique<GroupMemory>(device_, sizes_of(config_, runtime_));
+  rows_.resize(static_cast<std::size_t>(config_.limits.num_flights));
   prepare_kernels();
   check(cudaEventCreateWithFlags(&last_, cudaEventDisableTiming), "cudaEventCreate");
 }
@@ -150,7 +150,9 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
   if (call.args.mode == Mode::kLatency)
     return "latency mode is not on the cuda backend yet; use throughput mode, or backend host";
   if (call.top_k > kMaxTopK) return fmt::format("the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
-  std::string reason = why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots()}, limits_);
+  std::string reason = why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
+                                      .num_experts = call.placement->num_experts()},
+                                     limits_);
   for (std::size_t b = 0; reason.empty() && b < call.args.payload.size(); ++b)
     reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
   if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
@@ -193,6 +195,9 @@ void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
   const DeviceScope scope(device_);
   settle(false);
   memory_->adopt(*windows);
+  const DeviceLayout& layout = runtime_.device_layout;
+  owned_ = std::make_shared<Pool>(windows->device(runtime_.rank) + layout.owned,
+                                  static_cast<std::size_t>(layout.owned_bytes), windows);
 }
 
 cudaStream_t CudaBackend::follow(void* handle) {
@@ -339,9 +344,13 @@ void CudaBackend::route(DispatchCall& call) {
   }
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   shape.keys = runtime_.topology.num_ranks() + call.placement->num_slots();
+  shape.num_experts = call.placement->num_experts();
   const Launch launch = plan_route(shape, limits_);
-  args.block_totals =
-      memory_->route_scratch(static_cast<std::size_t>(launch.blocks) * static_cast<std::size_t>(shape.keys) * 4);
+  args.block_totals = memory_->route_scratch(static_cast<std::size_t>((launch.blocks + 3) / 4 * 4) *
+                                             static_cast<std::size_t>(shape.keys) * 4);
+  take_rows_at(call);
+  for (int b = 0; b < call.format.num_blocks; ++b)
+    args.rows_at[b] = rows_of(call).at[static_cast<std::size_t>(b)] - call.windows->device(runtime_.rank);
   args.num_rows = reinterpret_cast<std::int64_t*>(allocate(call, *call.memory, 8));
   call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
   args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
@@ -363,22 +372,22 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   args.num_blocks = call.format.num_blocks;
   args.row_bytes = static_cast<std::int32_t>(call.format.row_bytes);
   args.codec = call.args.codec;
-  const std::int64_t recv_rows = runtime_.device_layout.recv_rows;
   args.scale_block = call.args.scale_block;
   std::size_t wire_block = 0, first = 0;
   if (args.codec != Codec::kNone) {
     const Tensor& x = call.args.payload[0];
-    args.blocks[0] = block_args(x, call.format[0], recv_rows);
-    args.blocks[1] = block_args(x, call.format[1], recv_rows);
+    args.blocks[0] = block_args(x, call.format[0]);
+    args.blocks[1] = block_args(x, call.format[1]);
     args.blocks[0].in_pieces = args.blocks[1].in_pieces = false;
     wire_block = 2;
     first = 1;
   }
   for (std::size_t b = first; b < call.args.payload.size(); ++b, ++wire_block)
-    args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)], recv_rows);
+    args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)]);
   args.handle = handle_args(handle.mutable_bytes().data(), handle.shadow()->header);
   args.has_weights = args.handle.weights != nullptr;
-  const CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  shape.num_blocks = args.num_blocks;
   const Launch launch = plan_dispatch_send(shape, limits_);
   // A codec is paid for each time a row is brought, so only rows that are copied as they are may be brought twice.
   if (args.codec == Codec::kNone) args.own_blocks = plan_own_blocks(shape, launch.blocks);

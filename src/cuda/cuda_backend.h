@@ -6,8 +6,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "backend/backend.h"
 #include "backend/handle_layout.h"
@@ -46,6 +48,10 @@ class CudaBackend final : public Backend {
   GroupArgs group_args(const Call& call, const Placement& placement);
   void make_handle(DispatchCall& call);
   void wait_for_counts(const DispatchCall& call);
+  /// Decides where the rows of a dispatch will stay.
+  void take_rows_at(const DispatchCall& call);
+  /// Rows that were asked for as owned and found no room where peers write are copied there.
+  void own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream_t stream);
   void make_result(DispatchCall& call, cudaStream_t stream);
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
   CombineArgsOnDevice combine_args(const CombineCall& call);
@@ -57,6 +63,15 @@ class CudaBackend final : public Backend {
   const int device_;
   DeviceLimits limits_;
   std::unique_ptr<GroupMemory> memory_;
+  std::shared_ptr<Pool> owned_;  ///< where peers write rows of owned results; of the current windows
+
+  /// Where the rows of a flight's dispatch are, by block of the payload.
+  struct RowsPlace {
+    std::array<std::byte*, wire::kMaxBlocks> at{};
+    std::vector<std::shared_ptr<std::byte>> owned;  ///< a block's memory each; empty: in the receive window
+  };
+  std::vector<RowsPlace> rows_;  ///< by flight
+  RowsPlace& rows_of(const DispatchCall& call) { return rows_[static_cast<std::size_t>(call.flight)]; }
   cudaEvent_t last_ = nullptr;
   cudaStream_t last_stream_ = nullptr;
   bool has_last_ = false;

@@ -22,7 +22,6 @@ class Receiver {
         warps_(static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32)),
         first_slot_(args.group.placement.first_slot[args.group.rank]) {
     std::byte* own = args.group.windows[args.group.rank];
-    rows_ = own + args.group.layout.recv + args.group.flight * args.group.layout.recv_stride;
     arrived_ = own + args.group.layout.recv_meta + args.group.flight * args.group.layout.recv_meta_stride;
   }
 
@@ -50,7 +49,7 @@ class Receiver {
       for (std::int64_t row = begin + warp_; row < a_.handle.expert_offsets[e + 1]; row += warps_) {
         for (int b = 0; b < a_.num_blocks; ++b) {
           std::byte* to = at(b, row);
-          for (std::int64_t i = lane_ * 16; i < a_.blocks[b].padded; i += 32 * 16)
+          for (std::int64_t i = lane_ * 16; i < a_.padded[b]; i += 32 * 16)
             *reinterpret_cast<uint4*>(to + i) = make_uint4(0, 0, 0, 0);
         }
       }
@@ -60,9 +59,7 @@ class Receiver {
  private:
   __device__ std::int64_t thread() const { return static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; }
   __device__ std::int64_t threads() const { return static_cast<std::int64_t>(gridDim.x) * blockDim.x; }
-  __device__ std::byte* at(int block, std::int64_t row) const {
-    return rows_ + a_.group.layout.recv_rows * a_.blocks[block].offset + row * a_.blocks[block].padded;
-  }
+  __device__ std::byte* at(int block, std::int64_t row) const { return a_.rows[block] + row * a_.padded[block]; }
 
   __device__ void write_choice(std::int64_t i, std::int32_t local, float weight) const {
     if (a_.wide_ids) {
@@ -119,19 +116,19 @@ class Receiver {
     constexpr int kBatch = 4;
     for (int b = 0; b < a_.num_blocks; ++b) {
       const std::byte* source = at(b, from);
-      for (std::int64_t begin = lane_ * 16; begin - lane_ * 16 < a_.blocks[b].padded; begin += 32 * 16 * kBatch) {
+      for (std::int64_t begin = lane_ * 16; begin - lane_ * 16 < a_.padded[b]; begin += 32 * 16 * kBatch) {
         uint4 pieces[kBatch];
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
           const std::int64_t offset = begin + i * 32 * 16;
-          if (offset < a_.blocks[b].padded) pieces[i] = *reinterpret_cast<const uint4*>(source + offset);
+          if (offset < a_.padded[b]) pieces[i] = *reinterpret_cast<const uint4*>(source + offset);
         }
         for (unsigned left = targets; left != 0; left &= left - 1) {
           std::byte* target = at(b, __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1));
 #pragma unroll
           for (int i = 0; i < kBatch; ++i) {
             const std::int64_t offset = begin + i * 32 * 16;
-            if (offset < a_.blocks[b].padded) *reinterpret_cast<uint4*>(target + offset) = pieces[i];
+            if (offset < a_.padded[b]) *reinterpret_cast<uint4*>(target + offset) = pieces[i];
           }
         }
       }
@@ -142,7 +139,7 @@ class Receiver {
   const int lane_;
   const std::int64_t warp_, warps_;
   const std::int32_t first_slot_;
-  std::byte *rows_, *arrived_;
+  std::byte* arrived_;
 };
 
 /// The combine input of this flight is handed out: nobody may still read what it held before.

@@ -30,11 +30,48 @@ Tensor payload_tensor(const DispatchCall& call, const wire::Block& block, std::b
 
 }  // namespace
 
+void CudaBackend::take_rows_at(const DispatchCall& call) {
+  const DeviceLayout& layout = runtime_.device_layout;
+  RowsPlace& rows = rows_of(call);
+  rows = {};
+  if (call.args.output == Output::kOwned) {
+    const std::int64_t most = shaped_rows(call);  // counts are not known yet: the most there can be
+    for (int b = 0; b < call.format.num_blocks; ++b) {
+      auto block = owned_->try_allocate(static_cast<std::size_t>(most * call.format[b].padded));
+      if (!block) break;
+      rows.at[static_cast<std::size_t>(b)] = block.get();
+      rows.owned.push_back(std::move(block));
+    }
+    if (std::ssize(rows.owned) == call.format.num_blocks) return;
+    rows.owned.clear();
+  }
+  std::byte* window = call.windows->device(runtime_.rank) + layout.recv + call.flight * layout.recv_stride;
+  for (int b = 0; b < call.format.num_blocks; ++b)
+    rows.at[static_cast<std::size_t>(b)] = window + layout.recv_rows * call.format[b].offset;
+}
+
+void CudaBackend::own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream_t stream) {
+  RowsPlace& rows = rows_of(call);
+  const bool in_place = !rows.owned.empty();
+  CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
+  shape.recv_tokens = num_rows;
+  for (int b = 0; b < call.format.num_blocks; ++b) {
+    const std::int64_t bytes = num_rows * call.format[b].padded;
+    std::byte*& at = rows.at[static_cast<std::size_t>(b)];
+    if (in_place) {
+      owned_->shrink(rows.owned[static_cast<std::size_t>(b)], static_cast<std::size_t>(bytes));
+      continue;
+    }
+    std::byte* own = allocate(call, *call.memory, bytes);
+    launch_copy(own, at, bytes, plan_over_rows(shape, limits_).blocks, stream);
+    at = own;
+  }
+}
+
 void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   DispatchResult& result = call.result;
   const HandleShadow& shadow = *result.handle.shadow();
   const HandleHeader& header = shadow.header;
-  const DeviceLayout& layout = runtime_.device_layout;
   const bool rank_major = call.shape.layout == Layout::kRankMajor;
   const std::int64_t num_rows = shaped_rows(call);
   const HandleView view(result.handle.mutable_bytes().data(), header);
@@ -44,7 +81,10 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   args.num_blocks = call.format.num_blocks;
   args.num_local = header.num_local_experts;
   args.shape = call.shape;
-  for (int b = 0; b < call.format.num_blocks; ++b) args.blocks[b] = call.format[b];
+  for (int b = 0; b < call.format.num_blocks; ++b) {
+    args.rows[b] = rows_of(call).at[static_cast<std::size_t>(b)];
+    args.padded[b] = static_cast<std::int32_t>(call.format[b].padded);
+  }
   args.handle = handle_args(result.handle.mutable_bytes().data(), header);
   args.write_records = !call.cached.valid() || call.args.topk_weights.present();
   args.zero_padding = call.args.zero_padding && call.shape.layout == Layout::kExpertMajor;
@@ -70,17 +110,10 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   if (shadow.counts_known) shape.recv_tokens = header.num_rows;
   launch_dispatch_recv(args, plan_over_rows(shape, limits_), stream);
 
-  std::byte* window = call.windows->device(runtime_.rank) + layout.recv + call.flight * layout.recv_stride;
-  for (int b = 0; b < call.format.num_blocks; ++b) {
-    const wire::Block& block = call.format[b];
-    std::byte* data = window + layout.recv_rows * block.offset;
-    if (call.args.output == Output::kOwned) {
-      std::byte* own = allocate(call, *call.memory, num_rows * block.padded);
-      launch_copy(own, data, num_rows * block.padded, plan_over_rows(shape, limits_).blocks, stream);
-      data = own;
-    }
-    result.payload.push_back(payload_tensor(call, block, data, num_rows));
-  }
+  if (call.args.output == Output::kOwned) own_rows(call, num_rows, stream);
+  const RowsPlace& rows = rows_of(call);
+  for (int b = 0; b < call.format.num_blocks; ++b)
+    result.payload.push_back(payload_tensor(call, call.format[b], rows.at[static_cast<std::size_t>(b)], num_rows));
   mark(stream);
   result.source_offsets = Tensor::contiguous(view.source_offsets(), DType::kInt32, {header.num_ranks + 1});
   result.expert_counts = Tensor::contiguous(view.expert_counts(), DType::kInt32, {header.num_local_experts});
@@ -91,6 +124,8 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
           call.shape.layout == Layout::kExpertMajor ? routing::align_up(count, call.shape.alignment) : count);
     }
   }
+  for (auto& block : rows_of(call).owned) call.memory->keep.push_back(std::move(block));
+  rows_of(call) = {};
   call.memory->keep.push_back(call.windows);
   call.memory->keep.push_back(result.handle.owner());
   result.owner = call.memory;

@@ -22,15 +22,16 @@ struct Choice {
 
 /// Where a token goes: lane k holds the destination of choice k, if it is the first choice there.
 struct Destination {
-  std::byte* rows = nullptr;  ///< null: none
+  std::byte* const* blocks = nullptr;  ///< null: none
   std::byte* record = nullptr;
   std::int32_t row = -1;
 };
 
-/// Where a rank takes rows and records; null: it is left out, or another block's business.
-struct Receiver {
-  std::byte* rows;
-  std::byte* records;
+/// Where a rank takes records, and each block's rows; null: it is left out, or another block's business.
+struct Receivers {
+  std::byte** table;  ///< [R][1 + blocks]
+  int stride;
+  __device__ std::byte** of(int rank) const { return table + rank * stride; }
 };
 
 // A row of 7168 in bf16 is two pieces, in fp8 with its scales one. A multiple of every scale block up to 512.
@@ -52,15 +53,19 @@ struct BlockShare {
   }
 };
 
-/// Fills the table of receivers; all threads of a block.
-__device__ void find_receivers(const GroupArgs& group, const BlockShare& share, Receiver* receivers) {
+/// Fills the table of receivers: the peers have said where, with their counts. All threads of a block.
+__device__ void find_receivers(const SendArgs& a, const BlockShare& share, const Receivers& receivers) {
+  const GroupArgs& group = a.group;
   const DeviceLayout& layout = group.layout;
+  const int parity = static_cast<int>((group.state->exchanges + 1) % 2);
   for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x)) {
     std::byte* window = (rank == group.rank ? share.own : share.peers) ? group.windows[rank] : nullptr;
-    receivers[rank] = {};
-    if (window == nullptr) continue;
-    receivers[rank] = {window + layout.recv + group.flight * layout.recv_stride,
-                       window + layout.recv_meta + group.flight * layout.recv_meta_stride};
+    std::byte** to = receivers.of(rank);
+    to[0] = window == nullptr ? nullptr : window + layout.recv_meta + group.flight * layout.recv_meta_stride;
+    const auto* words = reinterpret_cast<const CountWord*>(group.windows[group.rank] + layout.counts_at(parity, rank)) +
+                        sizeof(CallNote) / 4;
+    for (int b = 0; b < a.num_blocks && window != nullptr; ++b)
+      to[1 + b] = window + (static_cast<std::int64_t>(words[2 * b + 1].value) << 32 | words[2 * b].value);
   }
   __syncthreads();
 }
@@ -70,7 +75,7 @@ __device__ void find_receivers(const GroupArgs& group, const BlockShare& share, 
 /// fill a link (docs/design/cuda.md).
 class RowSender {
  public:
-  __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receiver* receivers, SendStages& stages,
+  __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receivers& receivers, SendStages& stages,
                        std::int32_t* records)
       : a_(args),
         receivers_(receivers),
@@ -88,7 +93,6 @@ class RowSender {
       const BlockArgs& block = args.blocks[lane_];
       mine_ = {.data = block.in_pieces ? block.data : nullptr,
                .row_stride = block.row_stride,
-               .region = block.region,
                .begin = block.begin,
                .end = block.begin + block.padded,
                .padded = block.padded};
@@ -129,7 +133,7 @@ class RowSender {
   /// What a lane knows of its block of the payload.
   struct Block {
     const std::byte* data = nullptr;  ///< null: its pieces are made by all lanes
-    std::int64_t row_stride = 0, region = 0;
+    std::int64_t row_stride = 0;
     int begin = 0, end = 0, padded = 0;  ///< begin and end in the wire row
   };
   /// What of a piece belongs to one block.
@@ -154,14 +158,13 @@ class RowSender {
   /// Stores a piece at every destination.
   __device__ void store(const Cursor& at, unsigned piece) {
     const Part mine = part_between(at, mine_.begin, mine_.end);
-    const std::int64_t region = mine_.region + mine.in_block;
     for (int b = 0; b < a_.num_blocks; ++b) {
       const int bytes = __shfl_sync(kAll, mine.bytes, b), in_stage = __shfl_sync(kAll, mine.in_stage, b);
-      const int padded = __shfl_sync(kAll, mine_.padded, b);
-      const std::int64_t begin = __shfl_sync(kAll, region, b);
+      const int padded = __shfl_sync(kAll, mine_.padded, b), in_block = __shfl_sync(kAll, mine.in_block, b);
       if (bytes <= 0) continue;
-      std::byte* to = destination_.rows;
-      if (to != nullptr) to += begin + static_cast<std::int64_t>(destination_.row) * padded;
+      std::byte* to = nullptr;
+      if (destination_.blocks != nullptr)
+        to = destination_.blocks[b] + static_cast<std::int64_t>(destination_.row) * padded + in_block;
       ring_.store(piece, in_stage, to, bytes);
     }
     ring_.stored();
@@ -275,10 +278,9 @@ class RowSender {
     const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - lane_);
     destination_ = {};
     if (rank < 0 || (same & ((1u << lane_) - 1)) != 0) return;
-    const Receiver receiver = receivers_[rank];
-    if (receiver.rows == nullptr) return;
-    destination_ = {receiver.rows, receiver.records + static_cast<std::int64_t>(choice.token) * record_bytes_,
-                    choice.row};
+    std::byte** receiver = receivers_.of(rank);
+    if (receiver[0] == nullptr) return;
+    destination_ = {receiver + 1, receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_, choice.row};
   }
 
   /// The token's record, built in shared memory and stored by ordinary stores to every destination.
@@ -298,7 +300,7 @@ class RowSender {
       records_[4 + 3 * k + lane_] = choice.weight;
     }
     __syncwarp();
-    for (unsigned left = __ballot_sync(kAll, destination_.rows != nullptr); left != 0; left &= left - 1) {
+    for (unsigned left = __ballot_sync(kAll, destination_.record != nullptr); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       auto* to = reinterpret_cast<std::byte*>(
           __shfl_sync(kAll, reinterpret_cast<unsigned long long>(destination_.record), lane));
@@ -309,7 +311,7 @@ class RowSender {
   }
 
   const SendArgs& a_;
-  const Receiver* receivers_;
+  const Receivers receivers_;
   StageRing<SendStages> ring_;
   std::int32_t* records_;
   Destination destination_;
@@ -338,13 +340,13 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
   auto* stages = reinterpret_cast<SendStages*>(shared_bytes);
-  auto* receivers = reinterpret_cast<Receiver*>(shared_bytes + warps * sizeof(SendStages));
-  auto* records =
-      reinterpret_cast<std::int32_t*>(receivers + a.group.num_ranks) + warp * (wire::TokenMeta::bytes(a.top_k) / 4);
+  const int record_bytes = static_cast<int>(wire::TokenMeta::bytes(a.top_k));
+  std::byte* records = shared_bytes + warps * sizeof(SendStages);
+  const Receivers receivers{reinterpret_cast<std::byte**>(records + warps * record_bytes), 1 + a.num_blocks};
   if (!has_failed(a.group, epoch)) {
     const BlockShare share(a.own_blocks);
-    find_receivers(a.group, share, receivers);
-    RowSender sender(a, share, receivers, stages[warp], records);
+    find_receivers(a, share, receivers);
+    RowSender sender(a, share, receivers, stages[warp], reinterpret_cast<std::int32_t*>(records + warp * record_bytes));
     sender.send_all();
   }
   __threadfence_system();
@@ -353,10 +355,10 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
 
 }  // namespace
 
-std::size_t send_shared_bytes(int warps, int num_ranks, int top_k) {
+std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k) {
   return static_cast<std::size_t>(warps) *
              (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k))) +
-         static_cast<std::size_t>(num_ranks) * sizeof(Receiver);
+         static_cast<std::size_t>(num_ranks * (1 + num_blocks)) * sizeof(std::byte*);
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {

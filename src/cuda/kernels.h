@@ -20,9 +20,9 @@ struct Launch {
 /// Room for the static variables of kernels beside their dynamic shared memory.
 inline constexpr int kStaticSharedBytes = 1024;
 
-/// Shared memory of the route kernel for this many keys (ranks + slots) and warps.
-std::size_t route_shared_bytes(int keys, int warps);
-std::size_t send_shared_bytes(int warps, int num_ranks, int top_k);
+/// Shared memory of the route kernel for this many keys (ranks + slots), experts and warps.
+std::size_t route_shared_bytes(int keys, int num_experts, int warps);
+std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k);
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream);
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream);

@@ -15,7 +15,7 @@ constexpr int kDefaultSms = 16;
 // Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 300. With
 // fewer than 7 left for the link, a share of all SMs is better.
 constexpr int kLinkSms = 8, kLeastLinkSms = 7;
-constexpr int kRouteWarps = 16, kSendWarps = 7, kRowWarps = 16;
+constexpr int kRouteWarps = 32, kSendWarps = 7, kRowWarps = 16;
 
 int budget(const CallShape& shape, const DeviceLimits& limits) {
   return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);
@@ -29,7 +29,9 @@ int blocks_for(std::int64_t items, std::int64_t items_per_block, int most) {
 
 int route_warps(const CallShape& shape, const DeviceLimits& limits) {
   int warps = kRouteWarps;
-  while (warps > 0 && route_shared_bytes(shape.keys, warps) > static_cast<std::size_t>(limits.shared_bytes)) --warps;
+  while (warps > 0 &&
+         route_shared_bytes(shape.keys, shape.num_experts, warps) > static_cast<std::size_t>(limits.shared_bytes))
+    --warps;
   return warps;
 }
 
@@ -46,13 +48,13 @@ Launch plan_route(const CallShape& shape, const DeviceLimits& limits) {
   const std::int64_t tokens_per_step = std::max(1, 32 / shape.top_k);
   return {.blocks = blocks_for(shape.num_tokens, warps * tokens_per_step, budget(shape, limits)),
           .threads = 32 * warps,
-          .shared_bytes = route_shared_bytes(shape.keys, warps)};
+          .shared_bytes = route_shared_bytes(shape.keys, shape.num_experts, warps)};
 }
 
 Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
           .threads = 32 * kSendWarps,
-          .shared_bytes = send_shared_bytes(kSendWarps, shape.num_ranks, shape.top_k)};
+          .shared_bytes = send_shared_bytes(kSendWarps, shape.num_ranks, shape.num_blocks, shape.top_k)};
 }
 
 int plan_own_blocks(const CallShape& shape, int blocks) {

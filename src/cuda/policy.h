@@ -21,9 +21,11 @@ struct CallShape {
   std::int64_t num_tokens = 0;   ///< T
   std::int64_t recv_tokens = 0;  ///< most rows that can arrive
   int top_k = 1;
-  int keys = 0;     ///< ranks + slots
+  int keys = 0;  ///< ranks + slots
+  int num_experts = 0;
   int num_sms = 0;  ///< the caller's budget; 0 = Ferry chooses
   int num_ranks = 1, live_ranks = 1;
+  int num_blocks = 1;  ///< of the payload on the wire
 };
 
 /// Empty if route can count that many keys in shared memory.

@@ -23,7 +23,15 @@ Pool::Pool(int device, std::size_t bytes) : device_(device) {
   if (bytes > 0) add_chunk(rounded(bytes));
 }
 
+Pool::Pool(std::byte* memory, std::size_t bytes, std::shared_ptr<const void> owner) : owner_(std::move(owner)) {
+  const std::size_t whole = bytes / kAlignment * kAlignment;
+  if (whole == 0) return;
+  chunks_.push_back(memory);
+  free_.emplace(memory, whole);
+}
+
 Pool::~Pool() {
+  if (owner_) return;
   int before = 0;
   cudaGetDevice(&before);
   cudaSetDevice(device_);
@@ -39,7 +47,28 @@ std::shared_ptr<std::byte> Pool::allocate(std::size_t bytes) {
     add_chunk(size);
     block = take(size);
   }
-  return {block, [pool = shared_from_this(), size](std::byte* memory) { pool->put_back(memory, size); }};
+  return hand_out(block, size);
+}
+
+std::shared_ptr<std::byte> Pool::try_allocate(std::size_t bytes) {
+  const std::size_t size = rounded(bytes);
+  const std::lock_guard lock(mutex_);
+  std::byte* block = take(size);
+  return block == nullptr ? nullptr : hand_out(block, size);
+}
+
+std::shared_ptr<std::byte> Pool::hand_out(std::byte* block, std::size_t bytes) {
+  taken_[block] = bytes;
+  return {block, [pool = shared_from_this()](std::byte* memory) { pool->put_back(memory); }};
+}
+
+void Pool::shrink(const std::shared_ptr<std::byte>& block, std::size_t bytes) {
+  const std::size_t size = rounded(bytes);
+  const std::lock_guard lock(mutex_);
+  std::size_t& taken = taken_.at(block.get());
+  if (size >= taken) return;
+  join(block.get() + size, taken - size);
+  taken = size;
 }
 
 void Pool::add_chunk(std::size_t bytes) {
@@ -69,8 +98,15 @@ std::byte* Pool::take(std::size_t bytes) {
   return block;
 }
 
-void Pool::put_back(std::byte* block, std::size_t bytes) {
+void Pool::put_back(std::byte* block) {
   const std::lock_guard lock(mutex_);
+  const auto taken = taken_.find(block);
+  join(block, taken->second);
+  taken_.erase(taken);
+}
+
+/// Makes a piece free, and one with its free neighbours.
+void Pool::join(std::byte* block, std::size_t bytes) {
   const auto is_chunk = [&](std::byte* at) { return std::find(chunks_.begin(), chunks_.end(), at) != chunks_.end(); };
   auto here = free_.emplace(block, bytes).first;
   const auto next = std::next(here);

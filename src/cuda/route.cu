@@ -4,6 +4,10 @@
 // Step 1, route: the owner of each choice, everybody's counts, and from them the row of every token. The host step of this name
 // says what is computed; here it is spread over warps: each takes a run of tokens, counts its choices per key (ranks, then
 // slots), and after exclusive scans over warps, blocks and ranks goes over its run again to number them.
+//
+// What takes time here is latency: of memory, of the link, of instructions that run once and cold. So there are few phases,
+// loads are asked for a phase ahead, lookups are in shared memory, counts cross the link without a signal behind them, and
+// loops stay loops.
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
@@ -14,17 +18,14 @@ namespace {
 constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kRoute;
 
-/// Ranks' counts as they lie in a window: CallNote, int32 tokens[R], choices[S]; here the two arrays are one, by key.
-struct Counts {
-  CallNote* note;
-  std::int32_t* keys;
-  __device__ explicit Counts(std::byte* at)
-      : note(reinterpret_cast<CallNote*>(at)), keys(reinterpret_cast<std::int32_t*>(at + sizeof(CallNote))) {}
+/// What rank `writer` tells this rank, or this rank tells rank `reader`: CountWords of the note, then of the counts by key.
+struct CountWords {
+  CountWord* words;
+  __device__ CountWords(std::byte* window, const DeviceLayout& layout, std::uint64_t exchange, int writer)
+      : words(reinterpret_cast<CountWord*>(window + layout.counts_at(static_cast<int>(exchange % 2), writer))) {}
+  __device__ CountWord* note() const { return words; }
+  __device__ CountWord* key(int key) const { return words + DeviceLayout::kNoteWords + key; }
 };
-
-__device__ DeviceSignal counts_signal(std::uint64_t exchange) {
-  return exchange % 2 == 0 ? DeviceSignal::kCountsEven : DeviceSignal::kCountsOdd;
-}
 
 __device__ std::int64_t id_at(const RouteArgs& a, std::int64_t token, int k) {
   const std::int64_t index = token * a.ids_stride[0] + k * a.ids_stride[1];
@@ -49,10 +50,31 @@ __device__ std::int32_t choose_slot(const GroupArgs& group, std::int32_t expert,
   return -1;
 }
 
+/// Lookups in shared memory: the slot of each expert, or why it takes a closer look, and the rank of each slot.
+struct Tables {
+  static constexpr std::int32_t kSeveral = -2;
+  std::int32_t *slot_of_expert, *rank_of_slot;
+
+  __device__ void fill(const GroupArgs& group) const {
+    const PlacementArgs& p = group.placement;
+    for (int expert = static_cast<int>(threadIdx.x); expert < p.num_experts; expert += static_cast<int>(blockDim.x)) {
+      const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
+      slot_of_expert[expert] = end - begin == 1 ? choose_slot(group, expert, 0) : kSeveral;
+    }
+    for (int slot = static_cast<int>(threadIdx.x); slot < p.num_slots; slot += static_cast<int>(blockDim.x))
+      rank_of_slot[slot] = p.rank_of_slot[slot];
+  }
+  __device__ std::int32_t slot_of(const GroupArgs& group, std::int32_t expert, std::int64_t token) const {
+    const std::int32_t slot = slot_of_expert[expert];
+    return slot == kSeveral ? choose_slot(group, expert, token) : slot;
+  }
+};
+
 /// A warp's run of tokens and its counters.
 class TokenRun {
  public:
-  __device__ TokenRun(const RouteArgs& args, std::int32_t* counters) : a_(args), counters_(counters) {
+  __device__ TokenRun(const RouteArgs& args, const Tables& tables, std::int32_t* counters)
+      : a_(args), tables_(tables), counters_(counters) {
     lane_ = static_cast<int>(threadIdx.x) % 32;
     per_step_ = 32 / args.top_k;
     const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
@@ -63,25 +85,29 @@ class TokenRun {
     end_ = min(args.num_tokens, begin_ + whole);
   }
 
-  // The code of this kernel runs once and cold: what counts is how much of it there is (measured: three quarters of the time
-  // went into fetching instructions while the loops were unrolled), so loops stay loops.
-
+  /// Asks for what count() begins with, and copies the weights.
+  __device__ void start() {
+    if (!a_.cached) next_ = id_of(choice_at(begin_));
+    if (a_.weights == nullptr) return;
+#pragma unroll 1
+    for (std::int64_t at = begin_ * a_.top_k + lane_; at < end_ * a_.top_k; at += 32)
+      a_.handle.weights[at] = a_.weights[at / a_.top_k * a_.weights_stride[0] + at % a_.top_k * a_.weights_stride[1]];
+  }
   /// Chooses slots; numbers each choice within its slot and each token within its rank, counting from the begin of the run.
   __device__ void count() {
 #pragma unroll 1
     for (std::int64_t first = begin_; first < end_; first += per_step_) {
       const Choice c = choice_at(first);
+      const std::int64_t id = next_;
+      next_ = id_of(choice_at(first + per_step_));
       std::int32_t slot = -1;
-      if (c.active) {
-        const std::int64_t id = id_at(a_, c.token, c.k);
-        if (id >= a_.group.placement.num_experts) {
-          atomicMin(reinterpret_cast<unsigned long long*>(&a_.group.state->bad_id),
-                    static_cast<unsigned long long>(c.at));
-        } else if (id >= 0) {
-          slot = choose_slot(a_.group, static_cast<std::int32_t>(id), c.token);
-        }
+      if (id >= a_.group.placement.num_experts) {
+        atomicMin(reinterpret_cast<unsigned long long*>(&a_.group.state->bad_id),
+                  static_cast<unsigned long long>(c.at));
+      } else if (id >= 0) {
+        slot = tables_.slot_of(a_.group, static_cast<std::int32_t>(id), c.token);
       }
-      const std::int32_t rank = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
+      const std::int32_t rank = slot < 0 ? -1 : tables_.rank_of_slot[slot];
       const Rows rows = number(slot, rank);
       if (!c.active) continue;
       a_.handle.slots[c.at] = slot;
@@ -97,26 +123,26 @@ class TokenRun {
 #pragma unroll 1
     for (std::int64_t at = begin_ * a_.top_k + lane_; at < end; at += 32) {
       const std::int32_t rank = a_.handle.ranks[at], slot = a_.handle.slots[at];
+      const std::int32_t number = a_.handle.tokens[at], row = a_.handle.rows[at];
       if (rank < 0) continue;
-      const std::int32_t token = a_.handle.tokens[at] + counters_[rank];
+      const std::int32_t token = number + counters_[rank];
       a_.handle.tokens[at] = token;
-      a_.handle.rows[at] = by_token ? token : a_.handle.rows[at] + counters_[a_.group.num_ranks + slot];
+      a_.handle.rows[at] = by_token ? token : row + counters_[a_.group.num_ranks + slot];
     }
   }
-  /// Copies the weights; on request scales those of live choices up to what all choices of the token had.
-  __device__ void weigh() {
-    if (a_.weights == nullptr) return;
+  /// On request scales the weights of live choices up to what all choices of the token had.
+  __device__ void renormalise() {
+    if (a_.weights == nullptr || !a_.renormalise) return;
+    __syncwarp();
 #pragma unroll 1
     for (std::int64_t t = begin_ + lane_; t < end_; t += 32) {
       float* row = a_.handle.weights + t * a_.top_k;
       float all = 0.0f, live = 0.0f;
       for (int k = 0; k < a_.top_k; ++k) {
-        row[k] = a_.weights[t * a_.weights_stride[0] + k * a_.weights_stride[1]];
-        if (!a_.renormalise) continue;
         if (id_at(a_, t, k) >= 0) all += row[k];
         if (a_.handle.slots[t * a_.top_k + k] >= 0) live += row[k];
       }
-      if (!a_.renormalise || live == all || live == 0.0f) continue;
+      if (live == all || live == 0.0f) continue;
       const float scale = all / live;
       for (int k = 0; k < a_.top_k; ++k) row[k] *= scale;
     }
@@ -135,6 +161,9 @@ class TokenRun {
     const std::int64_t token = first + lane_ / a_.top_k;
     const int k = lane_ % a_.top_k;
     return {lane_ < per_step_ * a_.top_k && token < end_, k, token, token * a_.top_k + k};
+  }
+  __device__ std::int64_t id_of(const Choice& choice) const {
+    return choice.active ? id_at(a_, choice.token, choice.k) : -1;
   }
 
   /// The number of each lane's choice in its slot and of its token at its rank, -1 without; counts both. Lanes are in order of
@@ -160,103 +189,145 @@ class TokenRun {
   }
 
   const RouteArgs& a_;
+  const Tables tables_;
   std::int32_t* counters_;
+  std::int64_t next_ = -1;  ///< id of this lane's choice in the next step
   int lane_, per_step_;
   std::int64_t begin_, end_;
 };
+
+/// Blocks' sums of a key lie side by side, so that a thread has them all with few loads.
+__device__ std::int64_t totals_of(int key) {
+  return static_cast<std::int64_t>(key) * ((gridDim.x + 3) / 4 * 4);
+}
 
 /// Counters of all warps become exclusive sums over the warps of the block; the block's sums go to the scratch memory.
 __device__ void scan_warps(const RouteArgs& a, std::int32_t* counters, int keys) {
   const int warps = static_cast<int>(blockDim.x) / 32;
   for (int key = static_cast<int>(threadIdx.x); key < keys; key += static_cast<int>(blockDim.x)) {
     std::int32_t sum = 0;
+#pragma unroll 8
     for (int warp = 0; warp < warps; ++warp) {
       std::int32_t& counter = counters[warp * keys + key];
       const std::int32_t count = counter;
       counter = sum;
       sum += count;
     }
-    a.block_totals[static_cast<std::int64_t>(blockIdx.x) * keys + key] = sum;
+    a.block_totals[totals_of(key) + blockIdx.x] = sum;
   }
 }
 
-/// Tells every peer this rank's counts; by one block, all threads.
-__device__ void publish(const RouteArgs& a, std::uint64_t epoch, std::uint64_t exchange, int keys) {
+/// Sums of a key over the blocks: before this one, and all.
+struct BlockSums {
+  std::int32_t before = 0, all = 0;
+  __device__ BlockSums(const RouteArgs& a, int key) {
+    const auto* totals = reinterpret_cast<const int4*>(a.block_totals + totals_of(key));
+    const int blocks = static_cast<int>(gridDim.x), own = static_cast<int>(blockIdx.x);
+#pragma unroll 4
+    for (int first = 0; first < blocks; first += 4) {
+      const int4 four = __ldcg(totals + first / 4);  // not from the first-level cache: other blocks wrote them
+      const std::int32_t counts[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (first + i < own) before += counts[i];
+        if (first + i < blocks) all += counts[i];
+      }
+    }
+  }
+};
+
+__device__ void tell(const GroupArgs& group, int peer, CountWord* word, std::uint32_t value, std::uint64_t exchange) {
+  delay_signal(group, peer);
+  store_relaxed(reinterpret_cast<std::uint64_t*>(word), exchange << 32 | value);
+}
+
+/// Tells every peer what this rank is about to do; a warp per peer.
+__device__ void tell_note(const RouteArgs& a, std::uint64_t epoch, std::uint64_t exchange) {
   const GroupArgs& group = a.group;
-  const std::uint64_t bad = a.cached ? ~std::uint64_t{0} : load_relaxed(&group.state->bad_id);
-  CallNote note;
-  note.epoch = epoch;
-  note.digest = group.digest;
-  note.num_tokens = a.num_tokens;
-  if (bad != ~std::uint64_t{0}) {
-    note.status = kCallBadId;
-    note.where = static_cast<std::int64_t>(bad) / a.top_k;
-    note.value = id_at(a, note.where, static_cast<int>(bad % static_cast<std::uint64_t>(a.top_k)));
-  }
-  const std::int64_t offset = group.layout.counts_at(static_cast<int>(exchange % 2), group.rank);
-  for (int key = static_cast<int>(threadIdx.x); key < keys; key += static_cast<int>(blockDim.x)) {
-    std::int32_t total = 0;
-    if (!a.cached && note.status == kCallGood) {
-      for (unsigned block = 0; block < gridDim.x; ++block)
-        total += load_relaxed(&a.block_totals[static_cast<std::int64_t>(block) * keys + key]);
+  __shared__ DispatchNote note;
+  if (threadIdx.x == 0) {
+    note = {};
+    note.call.epoch = epoch;
+    note.call.digest = group.digest;
+    note.call.num_tokens = a.num_tokens;
+    const std::uint64_t bad = a.cached ? ~std::uint64_t{0} : load_relaxed(&group.state->bad_id);
+    if (bad != ~std::uint64_t{0}) {
+      note.call.status = kCallBadId;
+      note.call.where = static_cast<std::int64_t>(bad) / a.top_k;
+      note.call.value = id_at(a, note.call.where, static_cast<int>(bad % static_cast<std::uint64_t>(a.top_k)));
     }
-    for (int peer = 0; peer < group.num_ranks; ++peer) {
-      if (group.windows[peer] != nullptr) Counts(group.windows[peer] + offset).keys[key] = total;
-    }
+    for (int b = 0; b < wire::kMaxBlocks; ++b) note.rows_at[b] = a.rows_at[b];
   }
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    if (group.windows[peer] != nullptr) *Counts(group.windows[peer] + offset).note = note;
-  }
-  __threadfence_system();
   __syncthreads();
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x))
-    post(group, counts_signal(exchange), peer, total_of(epoch));
+  static_assert(DeviceLayout::kNoteWords == 32, "a word per lane");
+  const std::uint32_t word = reinterpret_cast<const std::uint32_t*>(&note)[threadIdx.x % 32];
+  for (int peer = static_cast<int>(threadIdx.x) / 32; peer < group.num_ranks;
+       peer += static_cast<int>(blockDim.x) / 32) {
+    if (group.windows[peer] == nullptr) continue;
+    const CountWords to(group.windows[peer], group.layout, exchange, group.rank);
+    tell(group, peer, to.note() + threadIdx.x % 32, word, exchange);
+  }
 }
 
-/// Refuses what a peer confessed, that it is in another call, or that its arguments differ. All threads of a block.
+/// Waits for every peer's note, a warp per peer; refuses what one confessed, that it is in another call, or that its arguments
+/// differ. Warps from the end, since those from the begin have keys to wait for.
 __device__ bool check_notes(const RouteArgs& a, std::uint64_t epoch, std::uint64_t exchange) {
   const GroupArgs& group = a.group;
+  const int warps = static_cast<int>(blockDim.x) / 32;
   bool good = true;
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+  for (int peer = warps - 1 - static_cast<int>(threadIdx.x) / 32; peer < group.num_ranks; peer += warps) {
     if (group.windows[peer] == nullptr) continue;
-    const CallNote& note =
-        *Counts(group.windows[group.rank] + group.layout.counts_at(static_cast<int>(exchange % 2), peer)).note;
-    Fault fault{.step = kStep, .peer = peer, .seen = note.epoch, .wanted = epoch};
-    if (note.epoch != epoch) {
+    const CountWords from(group.windows[group.rank], group.layout, exchange, peer);
+    std::uint32_t word = 0;
+    good =
+        __all_sync(kAll, wait_word(group, kStep, epoch, from.note() + threadIdx.x % 32, exchange, peer, word)) && good;
+    if (!good) break;
+    const auto field = [&](int at) {  // in 8-byte words of the note
+      const std::uint64_t low = __shfl_sync(kAll, word, 2 * at), high = __shfl_sync(kAll, word, 2 * at + 1);
+      return high << 32 | low;
+    };
+    const std::uint64_t their_epoch = field(0), digest = field(1), status = field(2), where = field(3),
+                        value = field(4);
+    Fault fault{.step = kStep, .peer = peer, .seen = their_epoch, .wanted = epoch};
+    if (their_epoch != epoch) {
       fault.kind = FaultKind::kGoneOn;
-    } else if (note.status == kCallBadId) {
+    } else if (status == kCallBadId) {
       fault.kind = FaultKind::kBadId;
-      fault.where = note.where;
-      fault.value = note.value;
-    } else if (note.digest != group.digest) {
+      fault.where = static_cast<std::int64_t>(where);
+      fault.value = static_cast<std::int64_t>(value);
+    } else if (digest != group.digest) {
       fault.kind = FaultKind::kMismatch;
     } else {
       continue;
     }
-    fail(group, epoch, fault);
+    if (threadIdx.x % 32 == 0) fail(group, epoch, fault);
     good = false;
   }
-  return __syncthreads_and(good) != 0;
+  return good;
 }
 
 /// What follows from everybody's counts, in shared memory: for each key the first row of this rank's share and the total.
 struct Places {
   std::int32_t *base, *total;
 
-  __device__ void sum_ranks(const RouteArgs& a, std::uint64_t exchange, int keys) const {
+  /// Waits for everybody's counts.
+  __device__ bool sum_ranks(const RouteArgs& a, std::uint64_t epoch, std::uint64_t exchange, int keys) const {
     const GroupArgs& group = a.group;
-    for (int key = static_cast<int>(threadIdx.x); key < keys; key += static_cast<int>(blockDim.x)) {
+    bool good = true;
+    for (int key = static_cast<int>(threadIdx.x); key < keys && good; key += static_cast<int>(blockDim.x)) {
       std::int32_t sum = 0, mine = 0;
-      for (int source = 0; source < group.num_ranks; ++source) {
+      for (int source = 0; source < group.num_ranks && good; ++source) {
         if (source == group.rank) mine = sum;
         if (group.windows[source] == nullptr) continue;
-        sum += Counts(group.windows[group.rank] + group.layout.counts_at(static_cast<int>(exchange % 2), source))
-                   .keys[key];
+        const CountWords from(group.windows[group.rank], group.layout, exchange, source);
+        std::uint32_t count = 0;
+        good = wait_word(group, kStep, epoch, from.key(key), exchange, source, count);
+        sum += static_cast<std::int32_t>(count);
       }
       base[key] = mine;
       total[key] = sum;
     }
-    __syncthreads();
+    return good;
   }
 
   /// Adds the first row of each expert, a warp per rank; refuses what does not fit. All ranks see the same totals.
@@ -314,33 +385,33 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
       h.expert_counts[e] = failed ? 0 : places.total[num_ranks + first_slot + e];
     for (int slot = tid; slot < group.placement.num_slots; slot += threads)
       h.rank_of_slot[slot] = group.placement.rank_of_slot[slot];
-    const Counts mine(own + group.layout.counts_at(static_cast<int>(exchange % 2), group.rank));
+    const CountWords mine(own, group.layout, exchange, group.rank);
     for (int rank = tid / 32; rank < num_ranks; rank += threads / 32) {
       std::int32_t choices = 0;
       for (int slot = group.placement.first_slot[rank] + tid % 32;
            !failed && slot < group.placement.first_slot[rank + 1]; slot += 32)
-        choices += mine.keys[num_ranks + slot];
+        choices += static_cast<std::int32_t>(load_relaxed(&mine.key(num_ranks + slot)->value));
       choices = __reduce_add_sync(kAll, choices);
       if (tid % 32 != 0) continue;
       h.choices_to[rank] = choices;
-      h.tokens_to[rank] = failed ? 0 : mine.keys[rank];
+      h.tokens_to[rank] = failed ? 0 : static_cast<std::int32_t>(load_relaxed(&mine.key(rank)->value));
     }
     if (tid == 0) {
       std::int32_t rows = 0, to_node = 0;
       for (int source = 0; source < num_ranks; ++source) {
         h.source_offsets[source] = rows;
         if (failed || group.windows[source] == nullptr) continue;
-        rows += Counts(own + group.layout.counts_at(static_cast<int>(exchange % 2), source)).keys[group.rank];
-        to_node += mine.keys[source];
+        const CountWords from(own, group.layout, exchange, source);
+        rows += static_cast<std::int32_t>(load_relaxed(&from.key(group.rank)->value));
+        to_node += static_cast<std::int32_t>(load_relaxed(&mine.key(source)->value));
       }
       h.source_offsets[num_ranks] = rows;
       h.tokens_to_node[0] = to_node;
+    }
+    if (a.shape.layout == Layout::kRankMajor || failed) {
+      for (int e = tid; e <= num_local; e += threads) h.expert_offsets[e] = 0;
     } else if (tid == 32) {
-      if (a.shape.layout == Layout::kRankMajor || failed) {
-        for (int e = 0; e <= num_local; ++e) h.expert_offsets[e] = 0;
-      } else {
-        routing::expert_starts(a.shape, places.total + num_ranks + first_slot, num_local, h.expert_offsets);
-      }
+      routing::expert_starts(a.shape, places.total + num_ranks + first_slot, num_local, h.expert_offsets);
     }
     __syncthreads();
   }
@@ -363,16 +434,19 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
 
 extern __shared__ std::int32_t shared_words[];
 
-__global__ void __launch_bounds__(512, 1) route_kernel(const __grid_constant__ RouteArgs a) {
+__global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ RouteArgs a) {
   const int keys = a.group.num_ranks + a.group.placement.num_slots;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const std::uint64_t epoch = a.group.state->epoch + 1;
-  const std::uint64_t exchange = a.group.state->exchanges + 1;
   const Places places{shared_words, shared_words + keys};
   std::int32_t* counters = shared_words + 2 * keys;
-  TokenRun run(a, counters + static_cast<int>(threadIdx.x) / 32 * keys);
+  const Tables tables{counters + warps * keys, counters + warps * keys + a.group.placement.num_experts};
+  TokenRun run(a, tables, counters + static_cast<int>(threadIdx.x) / 32 * keys);
+  run.start();
+  const std::uint64_t epoch = a.group.state->epoch + 1;
+  const std::uint64_t exchange = a.group.state->exchanges + 1;
   bool good = true;
   if (!a.cached) {
+    tables.fill(a.group);
     for (int i = static_cast<int>(threadIdx.x); i < warps * keys; i += static_cast<int>(blockDim.x)) counters[i] = 0;
     __syncthreads();
     run.count();
@@ -380,34 +454,43 @@ __global__ void __launch_bounds__(512, 1) route_kernel(const __grid_constant__ R
     scan_warps(a, counters, keys);
     good = grid_barrier(a.group, kStep, epoch);
   }
-  if (blockIdx.x == 0) publish(a, epoch, exchange, keys);
-  run.weigh();  // while counts are on the way
-  good = good && wait_everybody(a.group, kStep, epoch, counts_signal(exchange), total_of(epoch));
+  // A peer that has seen the words may store rows here. What used that memory before was done by earlier kernels of this stream,
+  // and what a peer's words allow this rank is done by later ones: no fence is needed here (one by all threads took 9 us).
+  if (blockIdx.x == 0) tell_note(a, epoch, exchange);
+  for (int key = static_cast<int>(threadIdx.x); key < keys && !a.cached; key += static_cast<int>(blockDim.x)) {
+    const BlockSums sums(a, key);
+    for (int warp = 0; warp < warps; ++warp) counters[warp * keys + key] += sums.before;
+    for (int peer = 0; peer < a.group.num_ranks && blockIdx.x == 0; ++peer) {
+      if (a.group.windows[peer] == nullptr) continue;
+      const CountWords to(a.group.windows[peer], a.group.layout, exchange, a.group.rank);
+      tell(a.group, peer, to.key(key), static_cast<std::uint32_t>(sums.all), exchange);
+    }
+  }
+  run.renormalise();  // while counts are on the way
   good = good && check_notes(a, epoch, exchange);
+  if (!a.cached) good = good && places.sum_ranks(a, epoch, exchange, keys);
+  good = __syncthreads_and(good) != 0;
   if (!a.cached && good) {
-    places.sum_ranks(a, exchange, keys);
     good = places.place_experts(a, epoch);
     if (good) {
       for (int key = static_cast<int>(threadIdx.x); key < keys; key += static_cast<int>(blockDim.x)) {
-        std::int32_t first = places.base[key];
-        for (unsigned block = 0; block < blockIdx.x; ++block)
-          first += load_relaxed(&a.block_totals[static_cast<std::int64_t>(block) * keys + key]);
-        for (int warp = 0; warp < warps; ++warp) counters[warp * keys + key] += first;
+        for (int warp = 0; warp < warps; ++warp) counters[warp * keys + key] += places.base[key];
       }
       __syncthreads();
       run.place();
     }
   }
-  if (blockIdx.x == 0) {
-    write_arrivals(a, exchange, places, !good);
-    if (threadIdx.x == 0) a.group.state->bad_id = ~std::uint64_t{0};
-  }
+  if (blockIdx.x != gridDim.x - 1) return;
+  write_arrivals(a, exchange, places, !good);
+  if (threadIdx.x == 0) a.group.state->bad_id = ~std::uint64_t{0};
 }
 
 }  // namespace
 
-std::size_t route_shared_bytes(int keys, int warps) {
-  return sizeof(std::int32_t) * static_cast<std::size_t>(keys) * (2 + static_cast<std::size_t>(warps));
+std::size_t route_shared_bytes(int keys, int num_experts, int warps) {
+  // Bases and totals, the counters of the warps, and the tables: no more slots than keys.
+  return sizeof(std::int32_t) * (static_cast<std::size_t>(keys) * (3 + static_cast<std::size_t>(warps)) +
+                                 static_cast<std::size_t>(num_experts));
 }
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream) {

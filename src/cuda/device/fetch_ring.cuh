@@ -25,7 +25,10 @@ class FetchRing {
  public:
   static constexpr int kDepth = Memory::kPieces, kVectors = Memory::kPieceVectors;
 
-  __device__ explicit FetchRing(Memory& memory) : memory_(memory), lane_(static_cast<int>(threadIdx.x) % 32) {
+  __device__ explicit FetchRing(Memory& memory)
+      : memory_(memory),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        vectors_(shared_address(memory.data[0]) + static_cast<std::uint32_t>(lane_) * 16) {
 #if __CUDA_ARCH__ >= 900
     if (lane_ < kDepth) barrier_init(&memory_.full[lane_]);
     fence_bulk();
@@ -62,12 +65,13 @@ class FetchRing {
   }
   /// Vector `v` of this lane.
   __device__ uint4 read(unsigned piece, int v) const {
-    return *reinterpret_cast<const uint4*>(memory_.data[piece % kDepth] + (v * 32 + lane_) * 16);
+    return load_shared(vectors_ + piece % kDepth * Memory::kPieceBytes + static_cast<unsigned>(v) * 32 * 16);
   }
 
  private:
   Memory& memory_;
   const int lane_;
+  const std::uint32_t vectors_;  ///< of this lane; an address of shared memory
 };
 
 }  // namespace ferry::cuda

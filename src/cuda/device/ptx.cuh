@@ -26,6 +26,11 @@ __device__ inline void store_release(std::uint64_t* at, std::uint64_t value) {
   asm volatile("st.release.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
 }
 
+/// A store that is never torn and orders nothing.
+__device__ inline void store_relaxed(std::uint64_t* at, std::uint64_t value) {
+  asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(at), "l"(value) : "memory");
+}
+
 /// A load that is never served from a stale line and orders nothing.
 template <typename T>
 __device__ inline T load_relaxed(const T* at) {
@@ -44,6 +49,16 @@ __device__ inline uint4 load_once(const void* at) {
 
 __device__ inline std::uint32_t shared_address(const void* at) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
+}
+
+/// 16 bytes at an address of shared memory.
+__device__ inline uint4 load_shared(std::uint32_t at) {
+  uint4 value;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "r"(at)
+               : "memory");
+  return value;
 }
 
 /// 16 bytes of this thread into shared memory; they are there once the group that they belong to has been waited for.

@@ -61,26 +61,56 @@ __device__ inline bool has_failed(const GroupArgs& group, std::uint64_t epoch) {
   return load_relaxed(&group.state->failed_epoch) == epoch;
 }
 
+/// What ends a wait of one thread: its deadline, an abort, or that another thread has given up.
+class Patience {
+ public:
+  __device__ Patience(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer)
+      : group_(group), step_(step), epoch_(epoch), writer_(writer), start_(now_ns()) {}
+
+  /// After each look in vain.
+  __device__ bool is_over(std::uint64_t seen, std::uint64_t wanted) {
+    if (++looks_ % 64 != 0) return false;
+    if (has_failed(group_, epoch_)) return true;
+    Fault fault{.kind = FaultKind::kTimeout, .step = step_, .peer = writer_, .seen = seen, .wanted = wanted};
+    if (now_ns() - start_ <= group_.timeout_ns) {
+      if (looks_ % 4096 != 0 || load_relaxed(group_.abort_word) == 0) return false;
+      fault.kind = FaultKind::kAborted;
+    }
+    fail(group_, epoch_, fault);
+    return true;
+  }
+
+ private:
+  const GroupArgs& group_;
+  const FaultStep step_;
+  const std::uint64_t epoch_;
+  const int writer_;
+  const std::int64_t start_;
+  unsigned looks_ = 0;
+};
+
 /// Waits until the signal `kind` of `writer` in this rank's window has reached `wanted`. False if it gave up.
 __device__ inline bool wait_signal(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
                                    int writer, std::uint64_t wanted) {
   const std::uint64_t* signal = own_signal(group, kind, writer);
-  const std::int64_t start = now_ns();
-  for (unsigned polls = 1;; ++polls) {
+  Patience patience(group, step, epoch, writer);
+  for (;;) {
     const std::uint64_t seen = load_acquire(signal);
     if (seen >= wanted) return true;
-    if (polls % 64 != 0) continue;
-    if (has_failed(group, epoch)) return false;  // another thread has given up
-    Fault fault{.kind = FaultKind::kTimeout, .step = step, .peer = writer, .seen = seen, .wanted = wanted};
-    if (now_ns() - start > group.timeout_ns) {
-      fail(group, epoch, fault);
-      return false;
-    }
-    if (polls % 4096 == 0 && load_relaxed(group.abort_word) != 0) {
-      fault.kind = FaultKind::kAborted;
-      fail(group, epoch, fault);
-      return false;
-    }
+    if (patience.is_over(seen, wanted)) return false;
+  }
+}
+
+/// Waits until a word of `writer` belongs to this exchange, and reads it. False if it gave up. Orders nothing.
+__device__ inline bool wait_word(const GroupArgs& group, FaultStep step, std::uint64_t epoch, const CountWord* word,
+                                 std::uint64_t exchange, int writer, std::uint32_t& value) {
+  const auto wanted = static_cast<std::uint32_t>(exchange);
+  Patience patience(group, step, epoch, writer);
+  for (;;) {
+    const std::uint64_t seen = load_relaxed(reinterpret_cast<const std::uint64_t*>(word));
+    value = static_cast<std::uint32_t>(seen);
+    if (static_cast<std::uint32_t>(seen >> 32) == wanted) return true;
+    if (patience.is_over(seen >> 32 << 24, exchange << 24)) return false;
   }
 }
 
