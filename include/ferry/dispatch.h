@@ -51,6 +51,10 @@ struct DispatchArgs {
   int num_sms = 0;  ///< most SMs any kernel of the call occupies; 0 = analytic; ignored by the host backend
   /// cuda backend: the cudaStream_t whose work the call follows and whose later work may use the result; null: the legacy default
   /// stream. Calls of a group on several streams follow each other. Ignored by the host backend.
+  /// A stream that is captured in a CUDA graph takes the call into the graph (host_counts must be false). All ranks capture and
+  /// replay the same calls in the same order, between direct calls or not. Each replay reads the tensors given here anew and
+  /// overwrites the results of the one before; keep results and handles as long as the graph. Ferry does not see replays: who
+  /// launches them on another stream than other calls of the group orders the two, and closes the group after they have ended.
   void* stream = nullptr;
   std::span<std::byte>
       handle_memory{};  ///< memory for the handle (Group::handle_bytes; cuda backend: of the device); empty: the handle owns it

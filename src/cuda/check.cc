@@ -19,9 +19,11 @@ void check(cudaError_t status, const char* what) {
 DeviceScope::DeviceScope(int device) {
   check(cudaGetDevice(&before_), "cudaGetDevice");
   if (before_ != device) check(cudaSetDevice(device), "cudaSetDevice");
+  check(cudaThreadExchangeStreamCaptureMode(&capture_), "cudaThreadExchangeStreamCaptureMode");
 }
 
 DeviceScope::~DeviceScope() {
+  cudaThreadExchangeStreamCaptureMode(&capture_);
   cudaSetDevice(before_);
 }
 

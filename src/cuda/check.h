@@ -11,7 +11,8 @@ namespace ferry::cuda {
 /// Throws Error(internal) that names the call and the CUDA error.
 void check(cudaError_t status, const char* what);
 
-/// Makes a device current for this thread until the scope ends.
+/// Makes a device current for this thread until the scope ends. What the library asks of the driver inside (memory, copies and
+/// events of its own) concerns no stream of a caller, so it is allowed while this or another thread captures a CUDA graph.
 class DeviceScope {
  public:
   explicit DeviceScope(int device);
@@ -21,6 +22,7 @@ class DeviceScope {
 
  private:
   int before_ = -1;
+  cudaStreamCaptureMode capture_ = cudaStreamCaptureModeRelaxed;
 };
 
 }  // namespace ferry::cuda

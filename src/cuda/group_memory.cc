@@ -87,10 +87,10 @@ PlacementArgs GroupMemory::placement(const Placement& placement) {
 
 std::int32_t* GroupMemory::route_scratch(std::size_t bytes) {
   if (bytes > scratch_bytes_) {
-    scratch_ = pool->allocate(bytes);
+    scratches_.push_back(pool->allocate(bytes));  // graphs that were captured before go on using the smaller ones
     scratch_bytes_ = bytes;
   }
-  return reinterpret_cast<std::int32_t*>(scratch_.get());
+  return reinterpret_cast<std::int32_t*>(scratches_.back().get());
 }
 
 }  // namespace ferry::cuda

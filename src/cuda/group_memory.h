@@ -67,7 +67,8 @@ class GroupMemory {
   const int num_ranks_;
   const std::int64_t counts_bytes_;
   Pinned board_;
-  std::shared_ptr<std::byte> table_, state_, scratch_;
+  std::shared_ptr<std::byte> table_, state_;
+  std::vector<std::shared_ptr<std::byte>> scratches_;  ///< of the route kernel; the last is the largest
   std::size_t scratch_bytes_ = 0;
   cudaStream_t stream_ = nullptr;  ///< for copies of its own, which follow no stream of a caller
   struct PlacementCopy {
