@@ -183,6 +183,7 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
+  backend->check_faults();  // before this call counts: peers whose earlier call went well are not told that it failed here
   fill_dispatch(*this, args, *call);
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
@@ -206,6 +207,7 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
   call->blocking = phases == Phases::kTogether;
   call->kind = CallKind::kCombine;
   refresh_windows();
+  backend->check_faults();
   fill_combine(*this, args, *call);
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;

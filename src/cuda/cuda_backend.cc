@@ -298,7 +298,6 @@ void CudaBackend::make_handle(DispatchCall& call) {
 void CudaBackend::route(DispatchCall& call) {
   StepScope step(call, "route");
   const DeviceScope scope(device_);
-  check_faults();
   cudaStream_t stream = follow(call.args.stream);
   make_handle(call);
   const Handle& handle = call.result.handle;
@@ -414,7 +413,10 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
     error.epoch = call.epoch;
     throw error;
   }
-  if (counts->failed != 0) check_faults();
+  if (counts->failed != 0) {
+    runtime_.check_aborted(call, "route", *call.windows);  // says who
+    check_faults();
+  }
   HandleShadow& shadow = *call.result.handle.shadow();
   const std::int32_t num_ranks = shadow.header.num_ranks, num_local = shadow.header.num_local_experts;
   const auto* words = reinterpret_cast<const std::int32_t*>(memory_->counts(call.flight) + 1);
@@ -432,7 +434,6 @@ void CudaBackend::dispatch_recv(DispatchCall& call) {
   cudaStream_t stream = follow(call.args.stream);
   if (call.args.host_counts) wait_for_counts(call);
   make_result(call, stream);
-  check_faults();
 }
 
 CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
@@ -502,7 +503,6 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
 void CudaBackend::combine_send(CombineCall& call) {
   StepScope step(call, "combine_send");
   const DeviceScope scope(device_);
-  check_faults();
   cudaStream_t stream = follow(call.args.stream);
   const CombineArgsOnDevice args = combine_args(call);
   if (args.announces) return;
@@ -537,7 +537,6 @@ void CudaBackend::combine_recv(CombineCall& call) {
                       stream);
   mark(stream);
   call.result.owner = call.memory;
-  check_faults();
 }
 
 Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) {

@@ -79,6 +79,10 @@ Error error_of(const Fault& fault, int rank) {
   if (fault.kind == FaultKind::kBadId) error.argument = "topk_ids";
   if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow)
     error.peers.push_back({.rank = fault.peer});
+  if (fault.kind == FaultKind::kTimeout || fault.kind == FaultKind::kAborted) {
+    error.peers.back().seen = fault.seen;
+    error.peers.back().wanted = fault.wanted;
+  }
   return error;
 }
 
