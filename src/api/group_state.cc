@@ -183,7 +183,8 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
-  backend->check_faults();  // before this call counts: peers whose earlier call went well are not told that it failed here
+  backend
+      ->check_faults();  // before this call counts: peers whose earlier call went well are not told that it failed here
   fill_dispatch(*this, args, *call);
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;

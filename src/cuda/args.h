@@ -19,7 +19,10 @@ inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one
 
 /// Which part of a call a fault happened in.
 enum class FaultStep : std::int32_t { kRoute, kDispatchRecv, kCombineSend, kCombineRecv };
-enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kOverflow };
+enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kGivenUp, kOverflow };
+
+/// Counts of the dispatch-rows signal: the rows are there, or their writer gave up on the call and they will never come.
+inline constexpr std::int64_t kRowsSent = 0, kRowsGivenUp = 1;
 
 /// The record of a wait or check that ended badly. In host memory that the device writes.
 struct Fault {

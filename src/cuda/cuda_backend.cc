@@ -150,7 +150,8 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
   if (call.args.mode == Mode::kLatency)
     return "latency mode is not on the cuda backend yet; use throughput mode, or backend host";
   if (call.args.host_counts && is_capturing(static_cast<cudaStream_t>(call.args.stream)))
-    return "host_counts cannot be had while the stream is captured, the counts come when the graph runs; set host_counts = "
+    return "host_counts cannot be had while the stream is captured, the counts come when the graph runs; set "
+           "host_counts = "
            "false and read them from the result's tensors";
   if (call.top_k > kMaxTopK) return fmt::format("the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
   std::string reason = why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),

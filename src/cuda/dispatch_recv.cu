@@ -151,6 +151,26 @@ __device__ bool wait_for_input(const GroupArgs& group, std::uint64_t epoch) {
   return wait_everybody(of_reader, kStep, epoch, DeviceSignal::kCombineRead, total_of(user));
 }
 
+/// A rank that came late finds signals of all peers, also of those that gave up on this call and sent no rows. All threads of a
+/// block.
+__device__ bool check_senders(const GroupArgs& group, std::uint64_t epoch) {
+  bool good = true;
+  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
+    if (group.windows[peer] == nullptr) continue;
+    const std::uint64_t seen = load_relaxed(own_signal(group, DeviceSignal::kDispatchRows, peer));
+    if (seen == total_of(epoch, kRowsSent)) continue;
+    const bool gone_on = seen >> 24 != epoch;
+    fail(group, epoch,
+         {.kind = gone_on ? FaultKind::kGoneOn : FaultKind::kGivenUp,
+          .step = kStep,
+          .peer = peer,
+          .seen = seen >> 24,
+          .wanted = epoch});
+    good = false;
+  }
+  return __syncthreads_and(good) != 0;
+}
+
 /// A call that failed leaves nothing behind that could be taken for rows.
 __device__ void clear_counts(const ReceiveArgs& a) {
   if (blockIdx.x != 0) return;
@@ -167,6 +187,7 @@ __global__ void __launch_bounds__(512, 1) dispatch_recv_kernel(const __grid_cons
   bool good = !has_failed(a.group, epoch);
   receiver.clear_row_weights();
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kDispatchRows, total_of(epoch));
+  good = good && check_senders(a.group, epoch);
   good = good && wait_for_input(a.group, epoch);
   if (a.weights != nullptr && a.shape.layout != Layout::kRankMajor) good = grid_barrier(a.group, kStep, epoch) && good;
   if (!good) {

@@ -323,10 +323,11 @@ class RowSender {
   std::int64_t first_;
 };
 
-/// Tells the peers that their rows are there, and files the call; by the last block.
+/// Tells the peers that their rows are there, or that they will never come, and files the call; by the last block.
 __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
+  const std::uint64_t total = total_of(epoch, has_failed(group, epoch) ? kRowsGivenUp : kRowsSent);
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x))
-    post(group, DeviceSignal::kDispatchRows, peer, total_of(epoch));
+    post(group, DeviceSignal::kDispatchRows, peer, total);
   __syncthreads();
   if (threadIdx.x != 0) return;
   group.state->dispatch_epoch[group.flight] = epoch;

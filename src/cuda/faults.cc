@@ -37,6 +37,7 @@ ErrorCode code_of(FaultKind kind) {
       return ErrorCode::kOverflow;
     case FaultKind::kMismatch:
     case FaultKind::kGoneOn:
+    case FaultKind::kGivenUp:
       return ErrorCode::kMismatch;
     case FaultKind::kNone:
       break;
@@ -63,6 +64,8 @@ std::string describe(const Fault& fault, int rank) {
       return fmt::format("{}: rank {} gave other arguments than this rank", where, fault.peer);
     case FaultKind::kGoneOn:
       return fmt::format("{}: rank {} has gone on to call {}", where, fault.peer, fault.seen);
+    case FaultKind::kGivenUp:
+      return fmt::format("{}: rank {} has given up on this call", where, fault.peer);
     case FaultKind::kNone:
       break;
   }
