@@ -34,10 +34,18 @@ Case base(const Setup& setup, std::vector<int> nodes, int num_flights) {
   c.tokens = {9, 9, 9, 9};
   c.rounds = 8;
   c.seed = 41;
+  c = adapted(c);
+  // On a device peers run ahead of a rank that sleeps no further than of one that does not; signals that come at random do it.
+  if (c.backend == "cuda") c.max_signal_delay_ns = 300'000;
   return c;
 }
 
-class Lifetimes : public testing::TestWithParam<Setup> {};
+class Lifetimes : public testing::TestWithParam<Setup> {
+ protected:
+  void SetUp() override {
+    if (const std::string why = why_not_here({.mode = GetParam().mode}); !why.empty()) GTEST_SKIP() << why;
+  }
+};
 
 TEST_P(Lifetimes, WindowViewsStayUntilNumFlightsLater) {
   for (const auto& nodes : {std::vector<int>{3}, {2, 2}}) {
@@ -107,7 +115,7 @@ TEST_P(Lifetimes, OwnedResultsStayForever) {
 TEST_P(Lifetimes, WindowViewsOutliveTheGroupMapped) {
   const Case c = base(GetParam(), {2, 1}, 2);
   const Reference reference(c, 0);
-  for (const RanksAs ranks_as : {RanksAs::kThreads, RanksAs::kProcesses}) {
+  for (const RanksAs ranks_as : ways()) {
     try {
       run_ranks(c.num_ranks(), ranks_as, [&](Rank rank) {
         Round round(reference, rank.rank);
@@ -126,6 +134,7 @@ TEST_P(Lifetimes, WindowViewsOutliveTheGroupMapped) {
 
 TEST_P(Lifetimes, InputsMayChangeAsSoonAsTheSendReturns) {
   const Case c = base(GetParam(), {2, 2}, 2);
+  if (c.backend == "cuda") GTEST_SKIP() << "on a device the inputs follow the stream";
   const auto references = make_references(c);
   try {
     run_ranks(c.num_ranks(), c.ranks_as, [&](Rank rank) {
@@ -156,6 +165,7 @@ TEST_P(Lifetimes, TwoGroupsOfTheSameRanks) {
   Case other = c;
   other.seed = 4141;
   other.nodes = {3};
+  other = adapted(other);
   const Reference mine(c, 0), others(other, 0);
   try {
     run_ranks(c.num_ranks(), c.ranks_as, [&](Rank rank) {

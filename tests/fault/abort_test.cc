@@ -14,7 +14,13 @@ namespace {
 
 using Setup = std::tuple<Mode, std::vector<int>, RanksAs>;
 
-class Abort : public testing::TestWithParam<Setup> {};
+class Abort : public testing::TestWithParam<Setup> {
+ protected:
+  void SetUp() override {
+    const auto& [mode, nodes, ranks_as] = GetParam();
+    if (const std::string why = why_no_setup(mode, nodes, ranks_as); !why.empty()) GTEST_SKIP() << why;
+  }
+};
 
 TEST_P(Abort, EndsEveryWait) {
   const auto& [mode, nodes, ranks_as] = GetParam();

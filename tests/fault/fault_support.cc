@@ -7,10 +7,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/mman.h>
 
 #include <algorithm>
-#include <new>
 #include <thread>
 
 namespace ferry::test {
@@ -18,35 +16,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr Milliseconds kGatePatience{40000};
+/// GPUs are lent by the minute: what hangs there shall not hang long.
+constexpr Milliseconds kLongOnGpu{4000};
+constexpr std::chrono::seconds kWatchdogOnGpu{20};
 
 }  // namespace
-
-Board::Board() {
-  void* memory = ::mmap(nullptr, sizeof(Gates), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw Failure("mmap of the board failed");
-  gates_ = new (memory) Gates{};
-}
-
-Board::~Board() {
-  ::munmap(gates_, sizeof(Gates));
-}
-
-void Board::arrive(int gate) {
-  gates_->at(static_cast<std::size_t>(gate)).fetch_add(1);
-}
-
-int Board::arrived(int gate) const {
-  return gates_->at(static_cast<std::size_t>(gate)).load();
-}
-
-void Board::wait_for(int gate, int count) const {
-  const auto end = Clock::now() + kGatePatience;
-  while (arrived(gate) < count) {
-    if (Clock::now() > end) throw Failure(fmt::format("gate {}: {} came, expected {}", gate, arrived(gate), count));
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
-  }
-}
 
 Case all_to_all(Mode mode, std::vector<int> nodes, RanksAs ranks_as) {
   Case c;
@@ -61,7 +35,29 @@ Case all_to_all(Mode mode, std::vector<int> nodes, RanksAs ranks_as) {
   c.weighting = CombineArgs::Weighting::kFromDispatch;
   c.timeout = std::chrono::duration_cast<std::chrono::seconds>(kLong);
   c.seed = 77;
-  return c;
+  return adapted(c);
+}
+
+std::string why_no_setup(Mode mode, const std::vector<int>& nodes, RanksAs ranks_as) {
+  return why_not_here({.ranks_as = ranks_as, .nodes = nodes, .mode = mode});
+}
+
+bool on_cuda() {
+  return adapted(Case{}).backend == "cuda";
+}
+
+DispatchResult dispatch(Group& group, Round& round, const DispatchArgs& args) {
+  DispatchResult result = group.dispatch(args);
+  round.wait();
+  if (on_cuda()) group.check();
+  return result;
+}
+
+CombineResult combine(Group& group, Round& round, const CombineArgs& args) {
+  CombineResult result = group.combine(args);
+  round.wait();
+  if (on_cuda()) group.check();
+  return result;
 }
 
 Case without(Case c, int rank) {
@@ -71,13 +67,14 @@ Case without(Case c, int rank) {
 
 void round_trip(Group& group, const Reference& reference, int rank, Milliseconds timeout) {
   Round round(reference, rank);
+  if (on_cuda()) timeout = std::min(timeout, kLongOnGpu);
   DispatchArgs send = round.dispatch_args();
   send.timeout = timeout;
-  const DispatchResult arrived = group.dispatch(send);
+  const DispatchResult arrived = dispatch(group, round, send);
   round.check(arrived);
   CombineArgs back = round.combine_args(arrived);
   back.timeout = timeout;
-  round.check(group.combine(back));
+  round.check(combine(group, round, back));
 }
 
 Outcome outcome_of(const std::function<void()>& call) {
@@ -121,7 +118,7 @@ std::string nodes_name(const std::vector<int>& nodes) {
 void run_and_report(const Case& c, const std::function<void(Rank)>& body) {
   SCOPED_TRACE(describe(c));
   try {
-    run_ranks(c.num_ranks(), c.ranks_as, body, kWatchdog);
+    run_ranks(c.num_ranks(), c.ranks_as, body, on_cuda() ? kWatchdogOnGpu : kWatchdog);
   } catch (const Failure& failure) {
     ADD_FAILURE() << failure.what();
   }

@@ -7,8 +7,6 @@
 
 #include <sys/types.h>
 
-#include <array>
-#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -16,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "support/board.h"
 #include "support/runner.h"
 
 namespace ferry::test {
@@ -31,34 +30,19 @@ inline constexpr Milliseconds kSlack{5000};
 /// Ends a test that hangs.
 inline constexpr std::chrono::seconds kWatchdog{60};
 
-/// Gates that ranks and the test pass together; works across fork().
-class Board {
- public:
-  Board();
-  Board(const Board&) = delete;
-  Board& operator=(const Board&) = delete;
-  ~Board();
-
-  /// Says that the caller came to `gate`.
-  void arrive(int gate);
-  /// Waits until `count` have come to `gate`; throws Failure after a while.
-  void wait_for(int gate, int count) const;
-  int arrived(int gate) const;
-  void meet(int gate, int count) {
-    arrive(gate);
-    wait_for(gate, count);
-  }
-
- private:
-  static constexpr int kGates = 64;
-  using Gates = std::array<std::atomic<int>, kGates>;
-  Gates* gates_;
-};
-
-/// Every token has a choice on every rank, so that everybody waits for everybody in every step.
+/// Every token has a choice on every rank, so that everybody waits for everybody in every step. For the backend that
+/// FERRY_TEST_BACKEND names, as adapted() does it.
 Case all_to_all(Mode mode, std::vector<int> nodes, RanksAs ranks_as = RanksAs::kThreads);
 /// The same without `rank`.
 Case without(Case c, int rank);
+
+/// A test of the parameters given has no place in a run for another backend: see why_not_here().
+std::string why_no_setup(Mode mode, const std::vector<int>& nodes, RanksAs ranks_as = RanksAs::kThreads);
+bool on_cuda();
+
+/// A call whose error is here when it returns: on a device the stream must have come to it.
+DispatchResult dispatch(Group& group, Round& round, const DispatchArgs& args);
+CombineResult combine(Group& group, Round& round, const CombineArgs& args);
 
 /// Dispatch and combine, both compared with the reference.
 void round_trip(Group& group, const Reference& reference, int rank, Milliseconds timeout = kLong);

@@ -30,6 +30,10 @@ std::set<std::string> entries(const char* folder) {
 
 class Groups : public testing::TestWithParam<Setup> {
  protected:
+  void SetUp() override {
+    const auto& [mode, nodes] = GetParam();
+    if (const std::string why = why_no_setup(mode, nodes); !why.empty()) GTEST_SKIP() << why;
+  }
   Case make_case(RanksAs ranks_as = RanksAs::kThreads) const {
     return all_to_all(std::get<0>(GetParam()), std::get<1>(GetParam()), ranks_as);
   }
@@ -44,7 +48,7 @@ TEST_P(Groups, TwoAtOnceWithOtherLimits) {
   wide.num_flights = 1;
   wide.tokens = {1, 9, 4, 2, 3};
   const Reference first(c, 0), second(wide, 0);
-  for (const RanksAs ranks_as : {RanksAs::kThreads, RanksAs::kProcesses}) {
+  for (const RanksAs ranks_as : ways()) {
     Case run = c;
     run.ranks_as = ranks_as;
     run_and_report(run, [&](Rank rank) {
@@ -82,7 +86,7 @@ TEST_P(Groups, OneAfterTheOther) {
 }
 
 TEST_P(Groups, DestroyedWhilePeersAreInACall) {
-  for (const RanksAs ranks_as : {RanksAs::kThreads, RanksAs::kProcesses}) {
+  for (const RanksAs ranks_as : ways()) {
     const Case c = make_case(ranks_as);
     const Reference reference(c, 0);
     Board board;
@@ -183,7 +187,7 @@ TEST_P(Groups, TooManyInFlight) {
 }
 
 TEST_P(Groups, DroppedPendingsOnOneRank) {
-  for (const RanksAs ranks_as : {RanksAs::kThreads, RanksAs::kProcesses}) {
+  for (const RanksAs ranks_as : ways()) {
     const Case c = make_case(ranks_as);
     const Reference reference(c, 0);
     run_and_report(c, [&](Rank rank) {
@@ -269,6 +273,7 @@ TEST(TwoThreads, AreRefusedInOneGroup) {
 }
 
 TEST_P(Groups, LeaveNothingBehind) {
+  if (on_cuda()) GTEST_SKIP() << "the driver keeps files and threads";
   const Case c = make_case();
   const Reference reference(c, 0);
   const auto once = [&](RanksAs ranks_as, bool fail) {

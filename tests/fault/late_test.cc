@@ -17,6 +17,10 @@ using Setup = std::tuple<Mode, std::vector<int>>;
 
 class Late : public testing::TestWithParam<Setup> {
  protected:
+  void SetUp() override {
+    const auto& [mode, nodes] = GetParam();
+    if (const std::string why = why_no_setup(mode, nodes); !why.empty()) GTEST_SKIP() << why;
+  }
   Case make_case() const { return all_to_all(std::get<0>(GetParam()), std::get<1>(GetParam())); }
 };
 
@@ -31,7 +35,7 @@ TEST_P(Late, WithinTheDeadlineIsFine) {
       round_trip(group, reference, rank.rank);
     }
     require(group.statistics().wait_ns.size() == static_cast<std::size_t>(rank.size), "no waiting times");
-    if (rank.rank == 0)
+    if (rank.rank == 0 && !on_cuda())  // there kernels wait, and nobody asks them how long
       require(group.statistics().wait_ns[static_cast<std::size_t>(late)] > 30'000'000,
               "time spent waiting for the late rank is not counted");
   });
@@ -53,7 +57,7 @@ void miss_dispatches(Case c, int missed) {
         Round round(*references[static_cast<std::size_t>(i)], rank.rank);
         DispatchArgs args = round.dispatch_args();
         args.timeout = kShort;
-        round.check(group.dispatch(args));  // if the late rank has everything, it must be right
+        round.check(dispatch(group, round, args));  // if the late rank has everything, it must be right
       });
       const std::string when = fmt::format("call {} without the late rank", i);
       if (rank.rank == late) {
@@ -68,7 +72,7 @@ void miss_dispatches(Case c, int missed) {
         }
         require(wait != nullptr && wait->seen < wait->wanted, when + ": counters make no sense: " + outcome.text());
         require(outcome.error->epoch == static_cast<std::uint64_t>(3 + i), when + ": wrong epoch: " + outcome.text());
-        require(wait->activity.find("call 2 combine") != std::string::npos,
+        require(on_cuda() || wait->activity.find("call 2 combine") != std::string::npos,
                 when + ": wrong activity: " + wait->activity);
       }
     }
@@ -105,7 +109,7 @@ TEST_P(Late, InCombine) {
       const Outcome outcome = outcome_of([&] {
         CombineArgs args = round.combine_args(arrived);
         args.timeout = kShort;
-        round.check(group.combine(args));
+        round.check(combine(group, round, args));
       });
       if (rank.rank == late) {
         if (outcome.error) require_error(outcome, {ErrorCode::kTimeout, ErrorCode::kMismatch}, kShort, "late");

@@ -18,6 +18,10 @@ constexpr Milliseconds kDeadline{1000};
 
 class Mismatch : public testing::TestWithParam<Setup> {
  protected:
+  void SetUp() override {
+    const auto& [mode, nodes] = GetParam();
+    if (const std::string why = why_no_setup(mode, nodes); !why.empty()) GTEST_SKIP() << why;
+  }
   Case make_case() const { return all_to_all(std::get<0>(GetParam()), std::get<1>(GetParam())); }
 };
 
@@ -41,13 +45,17 @@ TEST_P(Mismatch, DifferentCalls) {
       if (rank.rank == 1) {
         DispatchArgs args = round.dispatch_args();
         args.timeout = kDeadline;
-        group.dispatch(args);
+        dispatch(group, round, args);
       } else {
         CombineArgs args = round.combine_args(arrived);
         args.timeout = kDeadline;
-        group.combine(args);
+        combine(group, round, args);
       }
     });
+    if (on_cuda()) {
+      require_error(outcome, {ErrorCode::kTimeout}, kDeadline, "different calls");
+      return;  // kernels do not look at what their peers do, and the counts of calls are no longer the same
+    }
     require_error(outcome, {ErrorCode::kMismatch}, kDeadline,
                   rank.rank == 1 ? "dispatch among combines" : "combine beside a dispatch");
     require(outcome.text().find("different calls") != std::string::npos,
@@ -101,7 +109,7 @@ TEST_P(Mismatch, DispatchArguments) {
       DispatchArgs args = round.dispatch_args();
       args.timeout = kDeadline;
       if (rank.rank == 1) change.change(args);
-      const Outcome outcome = outcome_of([&] { group.dispatch(args); });
+      const Outcome outcome = outcome_of([&] { dispatch(group, round, args); });
       require_error(outcome, {ErrorCode::kMismatch}, kDeadline, change.what);
       require(!outcome.error->peers.empty() && outcome.text().find("other arguments") != std::string::npos,
               outcome.text());
@@ -132,7 +140,7 @@ TEST_P(Mismatch, CombineArguments) {
       CombineArgs args = round.combine_args(arrived);
       args.timeout = kDeadline;
       if (rank.rank == 1) change(args);
-      const Outcome outcome = outcome_of([&] { group.combine(args); });
+      const Outcome outcome = outcome_of([&] { combine(group, round, args); });
       require_error(outcome, {ErrorCode::kMismatch}, kDeadline, what);
       board.meet(gate++, rank.size);
     }
@@ -148,7 +156,7 @@ TEST_P(Mismatch, ABadIdOnOneRank) {
     for (int i = 0; i < 3; ++i) {
       Round round(reference, rank.rank);
       DispatchArgs args = round.dispatch_args();
-      if (rank.rank == 1) static_cast<std::int32_t*>(args.topk_ids.data)[2 * args.topk_ids.strides[0]] = 4711;
+      if (rank.rank == 1) round.set_id(args, 2, 0, 4711);
       const Outcome outcome = outcome_of([&] { group.dispatch(args); });
       require_error(outcome, {ErrorCode::kInvalidArgument}, kLong, "a bad id");
       require(outcome.error->argument == "topk_ids", "wrong argument: " + outcome.error->argument);
@@ -174,7 +182,7 @@ TEST_P(Mismatch, ExpertCapacityOverflows) {
       require(
           outcome.error->needed_rows > 2 && outcome.error->needed_rows <= reference.fullest_expert(),
           fmt::format("needs {} rows, expected at most {}", outcome.error->needed_rows, reference.fullest_expert()));
-      if (c.mode == Mode::kThroughput)
+      if (c.mode == Mode::kThroughput && !on_cuda())  // there the first expert that does not fit is named
         require(outcome.error->needed_rows == reference.fullest_expert(), "not the need of the fullest expert");
     }
     go_on(group, reference, rank.rank, "an overflow");
@@ -190,7 +198,7 @@ TEST_P(Mismatch, MasksThatDiffer) {
   run_and_report(c, [&](Rank rank) {
     GroupConfig config = group_config(c);
     config.timeout = kDeadline;
-    Group group = Group::create(config, *rank.meeting);
+    Group group = make_group(c, rank, config);
     round_trip(group, reference, rank.rank);
     board.meet(0, rank.size);
     // Ranks 0 and 1 leave out different ranks, the others nobody.
@@ -216,6 +224,7 @@ INSTANTIATE_TEST_SUITE_P(Setups, Mismatch,
 
 TEST(Overflow, ReceiveWindowTooSmall) {
   for (const auto& nodes : {std::vector<int>{3}, {2, 2}}) {
+    if (!why_no_setup(Mode::kThroughput, nodes).empty()) continue;
     Case c = all_to_all(Mode::kThroughput, nodes);
     c.layout = Layout::kRankMajor;
     c.weighting = CombineArgs::Weighting::kNone;
@@ -226,7 +235,7 @@ TEST(Overflow, ReceiveWindowTooSmall) {
     run_and_report(c, [&](Rank rank) {
       GroupConfig config = group_config(c);
       config.limits.recv_rows = 2 * rank.size;
-      Group group = Group::create(config, *rank.meeting);
+      Group group = make_group(c, rank, config);
       for (int i = 0; i < 3; ++i) {
         Round round(too_many, rank.rank);
         const Outcome outcome = outcome_of([&] { group.dispatch(round.dispatch_args()); });
@@ -252,7 +261,7 @@ TEST(Creation, DifferentSettingsAreNamed) {
     run_and_report(c, [&, what = what, &change = change](Rank rank) {
       GroupConfig config = group_config(c);
       if (rank.rank == 1) change(config);
-      const Outcome outcome = outcome_of([&] { Group::create(config, *rank.meeting); });
+      const Outcome outcome = outcome_of([&] { make_group(c, rank, config); });
       require_error(outcome, {ErrorCode::kMismatch}, kLong, what);
       require(outcome.text().find(what) != std::string::npos, fmt::format("{} is not named: {}", what, outcome.text()));
     });
@@ -265,7 +274,7 @@ TEST(Creation, ARankThatNeverComesIsNamed) {
     if (rank.rank == 2) return;
     GroupConfig config = group_config(c);
     config.timeout = kShort;
-    const Outcome outcome = outcome_of([&] { Group::create(config, *rank.meeting); });
+    const Outcome outcome = outcome_of([&] { make_group(c, rank, config); });
     require_error(outcome, {ErrorCode::kTimeout, ErrorCode::kBootstrap}, kShort, "a rank is missing");
     require(outcome.text().find('2') != std::string::npos, "rank 2 is not named: " + outcome.text());
   });

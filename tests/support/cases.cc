@@ -224,6 +224,21 @@ Case adapted(Case c) {
   return c;
 }
 
+std::string why_not_here(const Case& c) {
+  const char* backend = std::getenv("FERRY_TEST_BACKEND");
+  if (backend == nullptr || std::string(backend) != "cuda") return {};
+  if (c.mode == Mode::kLatency) return "the cuda backend has no latency mode yet";
+  if (c.nodes.size() > 1) return "the cuda backend has one node";
+  if (c.ranks_as != ways()[0]) return fmt::format("ranks are {} in this run", name(ways()[0]));
+  return {};
+}
+
+std::vector<RanksAs> ways() {
+  const char* backend = std::getenv("FERRY_TEST_BACKEND");
+  if (backend == nullptr || std::string(backend) != "cuda") return {RanksAs::kThreads, RanksAs::kProcesses};
+  return {std::getenv("FERRY_TEST_PROCESSES") != nullptr ? RanksAs::kProcesses : RanksAs::kThreads};
+}
+
 std::string describe(const Case& c) {
   static constexpr const char* kTraffic[] = {"uniform",  "balanced",   "zipf",   "all-to-one",
                                              "repeated", "one-expert", "nowhere"};

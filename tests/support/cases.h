@@ -96,6 +96,12 @@ struct Case {
 /// it does (one node, throughput mode, top-k up to 32).
 Case adapted(Case c);
 
+/// Why such a case has no place in a run for the backend that FERRY_TEST_BACKEND names: adapted() would make it the twin of
+/// another one. Empty if it has.
+std::string why_not_here(const Case& c);
+/// Ranks as threads and as processes; on GPUs only what the run is for (FERRY_TEST_PROCESSES).
+std::vector<RanksAs> ways();
+
 /// One line with everything that is not as usual.
 std::string describe(const Case& c);
 

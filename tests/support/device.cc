@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/device.h"
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -134,6 +135,16 @@ void* DeviceCopies::stream() const {
   return own_stream();
 }
 
+void DeviceCopies::wait() const {
+  wait_until_idle();
+}
+
+void DeviceCopies::write(void* device, const void* host, std::size_t bytes) {
+  wait_until_idle();
+  check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, own_stream()), "copy to the device");
+  check(cudaStreamSynchronize(own_stream()), "copy to the device");
+}
+
 Tensor DeviceCopies::to_device(const Tensor& host) {
   if (!host.present()) return host;
   wait_until_idle();
@@ -167,6 +178,12 @@ void DeviceCopies::copy_rows(const Tensor& device, const Tensor& from) {
   wait_until_idle();
   const auto last = static_cast<std::size_t>(device.ndim - 1);
   const auto element = static_cast<std::int64_t>(dtype_bytes(device.dtype));
+  if (device.ndim == 1) {
+    check(cudaMemcpyAsync(device.data, from.data, static_cast<std::size_t>(device.shape[0] * element),
+                          cudaMemcpyDeviceToDevice, own_stream()),
+          "copy on the device");
+    return;
+  }
   const std::int64_t rows = device.num_elements() / device.shape[last];
   check(cudaMemcpy2DAsync(device.data, static_cast<std::size_t>(device.strides[last - 1] * element), from.data,
                           static_cast<std::size_t>(from.strides[last - 1] * element),
@@ -197,7 +214,20 @@ Tensor DeviceCopies::to_host(const Tensor&) {
 void DeviceCopies::copy_rows(const Tensor&, const Tensor&) {
   throw Failure("this build has no CUDA");
 }
+void DeviceCopies::wait() const {
+  throw Failure("this build has no CUDA");
+}
+void DeviceCopies::write(void*, const void*, std::size_t) {
+  throw Failure("this build has no CUDA");
+}
 
 #endif
+
+std::string why_no_gpu() {
+  const char* backend = std::getenv("FERRY_TEST_BACKEND");
+  if (backend == nullptr || std::string(backend) != "cuda") return "FERRY_TEST_BACKEND is not cuda";
+  if (std::getenv("FERRY_TEST_PROCESSES") != nullptr) return "ranks are threads in this test";
+  return num_devices() > 0 ? "" : "no GPU";
+}
 
 }  // namespace ferry::test

@@ -7,8 +7,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <thread>
 
 #include "support/floats.h"
+#include "support/streams.h"
 
 namespace ferry::test {
 namespace {
@@ -382,6 +384,53 @@ void Round::use_combine_input(const Group& group, CombineArgs& args) {
   args.x = input;
 }
 
+void Round::refill(const DispatchArgs& args) {
+  const DispatchArgs mine = dispatch_args();
+  for (std::size_t b = 0; b < mine.payload.size(); ++b) device_.copy_rows(args.payload[b], mine.payload[b]);
+  if (args.topk_ids.present()) device_.copy_rows(args.topk_ids, mine.topk_ids);
+  if (args.topk_weights.present()) device_.copy_rows(args.topk_weights, mine.topk_weights);
+}
+
+void Round::refill(const CombineArgs& args, const DispatchResult& result) {
+  const CombineArgs mine = combine_args(result);
+  const std::pair<const Tensor*, const Tensor*> pairs[] = {{&args.x, &mine.x},
+                                                           {&args.weights, &mine.weights},
+                                                           {&args.bias0, &mine.bias0},
+                                                           {&args.bias1, &mine.bias1},
+                                                           {&args.topk_weights, &mine.topk_weights}};
+  for (const auto& [to, from] : pairs) {
+    if (to->present()) device_.copy_rows(*to, *from);
+  }
+}
+
+void Round::set_id(const DispatchArgs& args, std::int64_t token, int choice, std::int64_t id) {
+  const Tensor& ids = args.topk_ids;
+  const auto bytes = dtype_bytes(ids.dtype);  // the machine is little-endian
+  std::byte* at = static_cast<std::byte*>(ids.data) +
+                  (token * ids.strides[0] + choice * ids.strides[1]) * static_cast<std::int64_t>(bytes);
+  if (on_device()) return device_.write(at, &id, bytes);
+  std::memcpy(at, &id, bytes);
+}
+
+Tensor Round::spoiled(const Tensor& like) {
+  const auto last = u(like.ndim - 1);
+  const std::int64_t rows = like.num_elements() / std::max<std::int64_t>(1, like.shape[last]);
+  auto& memory = memory_.emplace_back(
+      u(std::max<std::int64_t>(1, rows * like.strides[last - 1] * bytes_of(like.dtype))), std::byte{0x5a});
+  Tensor tensor = like;
+  tensor.data = memory.data();
+  return placed(tensor);
+}
+
+void Round::hold_up(std::chrono::microseconds time) const {
+  if (on_device()) return delay(device_.stream(), time);
+  std::this_thread::sleep_for(time);
+}
+
+void Round::wait() const {
+  if (on_device()) device_.wait();
+}
+
 void Round::check(const CombineResult& given) {
   CombineResult result = given;
   result.out = fetched(result.out);
@@ -407,7 +456,10 @@ void Round::check(const CombineResult& given) {
 }
 
 Group make_group(const Case& c, Rank rank) {
-  GroupConfig config = group_config(c);
+  return make_group(c, rank, group_config(c));
+}
+
+Group make_group(const Case& c, Rank rank, GroupConfig config) {
   if (c.backend == "cuda") {
     require(num_devices() > 0, "backend cuda: no GPU");
     config.device = rank.rank % num_devices();

@@ -4,6 +4,7 @@
 // One rank's side of a case through the public API: arguments from the case, results compared with the reference.
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <vector>
@@ -29,6 +30,19 @@ class Round {
 
   /// Moves the rows of a combine to where the backend reads them in place, if the case allows it.
   void use_combine_input(const Group& group, CombineArgs& args);
+
+  /// Puts this round's inputs where those of calls of another round with the same shapes lie.
+  void refill(const DispatchArgs& args);
+  void refill(const CombineArgs& args, const DispatchResult& result);
+  /// Changes one id where it lies.
+  void set_id(const DispatchArgs& args, std::int64_t token, int choice, std::int64_t id);
+
+  /// A tensor of the same shape with bytes that belong to no result.
+  Tensor spoiled(const Tensor& like);
+  /// Holds this rank's stream up; on the host, the rank.
+  void hold_up(std::chrono::microseconds time) const;
+  /// Until what was started on this thread's stream is over; host calls are over when they return.
+  void wait() const;
 
   /// Both throw Failure naming the first difference.
   void check(const DispatchResult& result, bool cached = false);
@@ -63,6 +77,8 @@ class Round {
 
 /// A group of this rank for the case, with the case's masks.
 Group make_group(const Case& c, Rank rank);
+/// The same with settings that are not quite group_config(c).
+Group make_group(const Case& c, Rank rank, GroupConfig config);
 
 /// All rounds of a case on all ranks: dispatch, combine, cached dispatch, each compared. Throws Failure, with the case.
 void run_case(const Case& c);
