@@ -2,11 +2,16 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Everything that needs a GPU, in one command and without a network: tools/gpu.sh [build] [test] [ptx] [sanitize] [measure]
+# Everything that needs a GPU, in one command and without a network: tools/gpu.sh [build] [test] [...]
 #   build     the command line, the tests and the benchmark, in build/gpu
 #   test      the conformance suite on all GPUs, ranks as threads and (fewer cases, time-sliced) as processes
-#   ptx       the same, as threads, from code that a driver compiles for the GPU at hand from compute_80
-#   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank
+#   graphs    captured and replayed calls, streams, lifetimes of results, peers that run ahead
+#   faults    the fault suite: late ranks, mismatches, bad ids, overflows, abort, new groups afterwards
+#   litmus    the order of rows and signals between two GPUs, with all fences and without
+#   soak      very many random calls, every one compared (FERRY_SOAK_CALLS, 100000)
+#   mutants   programs with a fence taken out, made by tools/mutate_fences.py --mutants DIR (FERRY_MUTANTS, build/mutants)
+#   ptx       the conformance suite, as threads, from code that a driver compiles for the GPU at hand from compute_80
+#   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
 #   measure   benchmarks/results/<date>-<machine>.jsonl
 # Without words: build test measure. CXX and CUDAHOSTCXX name the compiler, FERRY_COMMIT the commit where there is no git.
 # Libraries come from the system or from .bundle/, which `make bundle` fills on a machine with a network.
@@ -57,7 +62,8 @@ compile() {
 
 step_build() {
   need_tools cmake nvcc "${CXX:-c++}"
-  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput conformance_tests cuda_tests
+  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput conformance_tests cuda_tests fault_tests \
+    ferry_soak ferry_litmus
   say "built $out"
 }
 
@@ -67,22 +73,25 @@ need_gpu() {
 }
 
 # conformance all|LEAST NAME FOLDER SECONDS filter [environment...]: none may fail, and all, or at least so many, pass in time.
-conformance() {
-  local wanted=$1 name=$2 folder=$3 seconds=$4 filter=$5 log=$out/conformance-$2.log
-  shift 5
+conformance() { cases conformance "$@"; }
+
+# cases SUITE all|LEAST NAME FOLDER SECONDS filter [environment...]
+cases() {
+  local suite=$1 wanted=$2 name=$3 folder=$4 seconds=$5 filter=$6 log=$out/$1-$3.log
+  shift 6
   # Kernels of several ranks on one GPU wait for each other, so each needs a hardware queue of its own.
   env FERRY_TEST_BACKEND=cuda CUDA_DEVICE_MAX_CONNECTIONS=32 "$@" \
-    timeout "$seconds" "$folder/tests/conformance_tests" --gtest_filter="$filter" >"$log" 2>&1
+    timeout "$seconds" "$folder/tests/${suite}_tests" --gtest_filter="$filter" >"$log" 2>&1
   local code=$? passed bad
   passed=$(grep -c '^\[       OK ' "$log")
   bad=$(grep -c '^\[  FAILED  \].*ms)$' "$log")
-  say "conformance, $name: $passed passed, $bad failed, exit code $code$([ $code = 124 ] && echo ' (out of time)')"
+  say "$suite, $name: $passed passed, $bad failed, exit code $code$([ $code = 124 ] && echo ' (out of time)')"
   grep -A4 Failure "$log" | cut -c1-300 | head -20
   if [ "$wanted" = all ]; then
     [ $code = 0 ] && [ "$passed" != 0 ]
   else
     { [ $code = 0 ] || [ $code = 124 ]; } && [ "$bad" = 0 ] && [ "$passed" -ge "$wanted" ]
-  fi || failed+=("conformance, $name")
+  fi || failed+=("$suite, $name")
 }
 
 step_test() {
@@ -90,6 +99,43 @@ step_test() {
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
   conformance all threads "$out" 240 '*Chosen*:Seeds*'
   conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
+}
+
+step_graphs() {
+  need_gpu
+  conformance all graphs "$out" 60 'Setups/Graphs*'
+  conformance all streams "$out" 30 'Layouts/Streams*'
+  conformance all lifetimes "$out" 60 'Setups/Ahead*:Setups/Lifetimes*'
+}
+
+step_faults() {
+  need_gpu
+  cases fault all threads "$out" 120 '*'
+}
+
+# program NAME SECONDS arguments...: a program that says in its last line how it went.
+program() {
+  local name=$1 seconds=$2 log=$out/$1.log
+  shift 2
+  CUDA_DEVICE_MAX_CONNECTIONS=32 timeout "$seconds" "$out/tests/ferry_$name" "$@" >"$log" 2>&1
+  local code=$?
+  sed 's/^/gpu: /' "$log" | tail -20
+  [ $code = 0 ] || failed+=("$name (exit code $code)")
+}
+
+step_litmus() {
+  need_gpu
+  program litmus 60
+}
+
+step_soak() {
+  need_gpu
+  program soak 280 --calls "${FERRY_SOAK_CALLS:-100000}"
+}
+
+step_mutants() {
+  need_gpu
+  bash tools/run_mutants.sh "${FERRY_MUTANTS:-build/mutants}" || failed+=("mutants")
 }
 
 step_ptx() {
@@ -113,6 +159,14 @@ step_sanitize() {
     say "$tool: exit code $code, $cases cases, $(grep 'ERROR SUMMARY\|RACECHECK SUMMARY' "$log" || echo 'no summary')"
     [ $code = 0 ] && [ "$cases" != 0 ] || failed+=("$tool")
   done
+  # The tool lets one kernel of a process run at a time, so ranks that wait for each other are processes.
+  log=$out/memcheck-processes.log
+  FERRY_TEST_BACKEND=cuda FERRY_TEST_PROCESSES=1 timeout 200 compute-sanitizer --tool memcheck --target-processes all --error-exitcode 9 \
+    "$out/tests/conformance_tests" --gtest_filter='Topologies/*/2_throughput_*' >"$log" 2>&1
+  code=$?
+  cases=$(grep -c '^\[       OK ' "$log")
+  say "memcheck, processes: exit code $code, $cases cases, $(grep -c '========= Invalid' "$log") invalid accesses"
+  [ $code = 0 ] && [ "$cases" != 0 ] && ! grep -q '========= Invalid' "$log" || failed+=("memcheck, processes")
 }
 
 step_measure() {
@@ -135,8 +189,8 @@ step_measure() {
 for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
-      build | test | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,13s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | faults | litmus | soak | mutants | ptx | sanitize | measure) "step_$word" ;;
+      *) sed -n '5,18s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done
