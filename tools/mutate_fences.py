@@ -6,11 +6,14 @@
 Reads tests/mutations/*.toml, copies the tree, builds the test programs with ThreadSanitizer once and then, for each
 mutation, the one file it changes. Prints a table and ends with status 1 if a result is not the expected one, 2 if a
 mutation no longer fits the source or something else is wrong. Not part of CI: about fifteen seconds a mutation.
+The mutations of cuda.toml need a GPU: --mutants builds their programs in one folder, and tools/run_mutants.sh runs that
+folder where a GPU is (tools/gpu.sh mutants).
 
     tools/mutate_fences.py                     all of them
     tools/mutate_fences.py --only 'combine'    those whose name or file matches
     tools/mutate_fences.py --check             only see that every mutation still fits the source
     tools/mutate_fences.py --markdown          print the table of docs/design/fences.md
+    tools/mutate_fences.py --mutants DIR       build the programs of cuda.toml (--only chooses), a minute or two each
 """
 
 import argparse
@@ -27,7 +30,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("caught", "not caught")
+DEVICE_FILE = "cuda.toml"
 FIELDS = {"name", "file", "old", "new", "test", "expect", "why", "limit_s"}
+
+HOST_FLAGS = (
+    "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
+    "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
+    "-DFERRY_SANITIZE=thread",
+    "-DFERRY_CUDA=OFF",
+)
+DEVICE_FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DFERRY_CUDA=ON")
 
 
 class Wrong(Exception):
@@ -44,6 +56,7 @@ class Mutation:
     expect: str = "caught"
     why: str = ""
     limit_s: int = 120
+    on_device: bool = False
 
     @property
     def program(self):
@@ -67,7 +80,7 @@ def read_mutations(root):
             unknown = set(entry) - FIELDS
             if unknown:
                 raise Wrong(f"{path.name}: {entry.get('name')}: unknown fields {sorted(unknown)}")
-            mutation = Mutation(**entry)
+            mutation = Mutation(**entry, on_device=path.name == DEVICE_FILE)
             if mutation.expect not in KINDS or (mutation.expect == "not caught") != bool(mutation.why):
                 raise Wrong(f"{mutation.name}: expect is one of {KINDS}, and 'not caught' needs a why")
             mutations.append(mutation)
@@ -131,8 +144,8 @@ def run(command, limit_s, **options):
 class Bench:
     """The copy, its build, and the test programs in it."""
 
-    def __init__(self, tree, build, jobs):
-        self.tree, self.build_dir, self.jobs = tree, build, jobs
+    def __init__(self, tree, build, jobs, flags):
+        self.tree, self.build_dir, self.jobs, self.flags = tree, build, jobs, flags
 
     def configure(self):
         command = [
@@ -143,10 +156,7 @@ class Bench:
             str(self.build_dir),
             "-G",
             "Ninja",
-            "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
-            "-DCMAKE_CXX_FLAGS_RELWITHDEBINFO=-O1 -g1",
-            "-DFERRY_SANITIZE=thread",
-            "-DFERRY_CUDA=OFF",
+            *self.flags,
             "-DFERRY_TESTS=ON",
             "-DFERRY_APPS=OFF",
             "-DFERRY_EXAMPLES=OFF",
@@ -218,6 +228,35 @@ def check_baseline(bench, mutations):
             raise Wrong(f"{program} fails without any mutation: {failed}")
 
 
+def build_mutants(bench, mutations, folder):
+    """The program of each mutation, the unchanged ones first, and list.tsv, which says how to run them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+
+    def keep(label, program, pattern, expect, limit_s, name):
+        file = f"{label}-{program}"
+        if not (folder / file).exists() or label != "whole":
+            subprocess.run(["strip", "-o", folder / file, bench.build_dir / "tests" / program], check=True)
+        lines.append("\t".join([file, pattern, expect.replace(" ", "-"), str(limit_s), name]))
+
+    for file in folder.glob("*"):
+        file.unlink()
+    bench.build({mutation.program for mutation in mutations})
+    for program, pattern in sorted({(m.program, m.filter) for m in mutations}):
+        keep("whole", program, pattern, "passes", 60, "nothing")
+    for number, mutation in enumerate(mutations):
+        path = bench.tree / mutation.file
+        before = path.read_text()
+        path.write_text(mutation.applied(before))
+        try:
+            bench.build({mutation.program})
+        finally:
+            path.write_text(before)
+        keep(f"{number:02}", mutation.program, mutation.filter, mutation.expect, mutation.limit_s, mutation.name)
+        print(f"built {number + 1} of {len(mutations)}: {mutation.name}", flush=True)
+        (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+
+
 def print_markdown(mutations):
     """The table for readers: what is taken out, and the test that fails or the reason why none can."""
     file = None
@@ -238,6 +277,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--check", action="store_true", help="build nothing, see that all mutations fit the source")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/design/fences.md")
+    parser.add_argument("--mutants", type=Path, help="build the programs of the device's mutations in this folder")
     parser.add_argument("--no-baseline", action="store_true", help="trust that the tests pass without a mutation")
     options = parser.parse_args()
 
@@ -247,18 +287,24 @@ def main():
         print_markdown(mutations)
         return 0
     chosen = [m for m in mutations if re.search(options.only, f"{m.name} {m.file}")]
+    if not options.check:
+        chosen = [m for m in chosen if m.on_device == bool(options.mutants)]
     if not chosen:
         raise Wrong(f"no mutation matches {options.only!r}")
     print(f"{len(mutations)} mutations fit the source, {len(chosen)} chosen", flush=True)
     if options.check:
         return 0
 
-    tree, build = options.tree or options.work / "tree", options.build or options.work / "build"
+    work = options.work / "cuda" if options.mutants else options.work
+    tree, build = options.tree or work / "tree", options.build or work / "build"
     if tree.resolve() == ROOT:
         raise Wrong("--tree must be a copy: its files are changed")
     copy_tree(ROOT, tree)
-    bench = Bench(tree, build, options.jobs)
+    bench = Bench(tree, build, options.jobs, DEVICE_FLAGS if options.mutants else HOST_FLAGS)
     bench.configure()
+    if options.mutants:
+        build_mutants(bench, chosen, options.mutants)
+        return 0
     bench.build({m.program for m in chosen})
     if not options.no_baseline:
         check_baseline(bench, chosen)

@@ -48,6 +48,8 @@ TEST_P(Abort, EndsEveryWait) {
     const Outcome outcome = outcome_of([&] { round_trip(group, reference, rank.rank); });
     if (aborter.joinable()) aborter.join();
     require_error(outcome, {ErrorCode::kAborted}, kSlack, "while waiting");
+    if (on_cuda())
+      require(outcome.took < Milliseconds(2000), "the kernel waited for its deadline, not for the abort word");
     require(outcome.text().find("rank 0") != std::string::npos, "it does not say who: " + outcome.text());
     require(outcome_of([&] { group.check(); }).is(ErrorCode::kAborted), "check() does not know of the abort");
     board.arrive(1);

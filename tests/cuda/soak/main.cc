@@ -21,7 +21,7 @@
 namespace ferry::test {
 namespace {
 
-constexpr int kMaxTokens = 24, kTopK = 8, kExpertsPerRank = 4, kWidth = 264;
+constexpr int kMaxTokens = 256, kFewTokens = 24, kTopK = 8, kExpertsPerRank = 4, kWidth = 264;
 constexpr std::int64_t kCallsPerGroup = 4000;
 constexpr int kRoundsPerLook = 32;  ///< rounds between looks at the report: nothing waits for the host in between
 constexpr std::chrono::seconds kTimeout{5};
@@ -77,7 +77,8 @@ Plan draw_plan(std::uint64_t seed, int rank, int num_ranks) {
   call.num_experts = kExpertsPerRank * num_ranks;
   call.top_k = 1 + dice.below(kTopK);
   call.width = dice.once_in(8) ? kWidth : 8 * (1 + dice.below(kWidth / 8));
-  for (int r = 0; r < num_ranks; ++r) call.tokens[r] = dice.once_in(6) ? 0 : dice.below(kMaxTokens + 1);
+  const int most = dice.once_in(16) ? kMaxTokens : kFewTokens;  // several blocks of each kernel, or one
+  for (int r = 0; r < num_ranks; ++r) call.tokens[r] = dice.once_in(6) ? 0 : dice.below(most + 1);
   constexpr Layout kLayouts[] = {Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded};
   call.layout = kLayouts[dice.below(3)];
   constexpr int kAlignments[] = {1, 8, 128};
