@@ -178,13 +178,22 @@ void GroupState::end_failed(Call& call, const Error& error) {
   if (call.kind == CallKind::kDispatch) --counters_.exchanges;
 }
 
+/// What is known by now of calls that went wrong behind the host's back. Asked before a call counts: else the peers, whose earlier
+/// call went well, would make it and this rank would not. After an abort, waits that ended otherwise are its consequence.
+void GroupState::raise_pending(const char* function) {
+  Call here;
+  here.windows = windows_;
+  here.epoch = counters_.epoch;
+  runtime->check_aborted(here, function, *windows_);
+  backend->check_faults();
+}
+
 std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases phases) {
   auto call = std::make_shared<DispatchCall>();
   call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
-  backend
-      ->check_faults();  // before this call counts: peers whose earlier call went well are not told that it failed here
+  raise_pending("ferry::Group::dispatch");
   fill_dispatch(*this, args, *call);
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
@@ -208,7 +217,7 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
   call->blocking = phases == Phases::kTogether;
   call->kind = CallKind::kCombine;
   refresh_windows();
-  backend->check_faults();
+  raise_pending("ferry::Group::combine");
   fill_combine(*this, args, *call);
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;
@@ -324,11 +333,7 @@ void GroupState::check() {
     fault_.reset();
     throw error;
   }
-  backend->check_faults();
-  Call here;
-  here.windows = windows_;
-  here.epoch = counters_.epoch;
-  runtime->check_aborted(here, "ferry::Group::check", *windows_);
+  raise_pending("ferry::Group::check");
 }
 
 void GroupState::abort() {

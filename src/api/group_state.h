@@ -59,6 +59,7 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   std::shared_ptr<DispatchCall> send(const DispatchArgs& args, Phases phases);
   std::shared_ptr<CombineCall> send(const CombineArgs& args, Phases phases);
   void refresh_windows();
+  void raise_pending(const char* function);
   void replace_windows(std::shared_ptr<Windows> windows);
   template <typename CallType>
   void begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count);

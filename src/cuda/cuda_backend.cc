@@ -416,6 +416,10 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
   }
   if (counts->failed != 0) {
     runtime_.check_aborted(call, "route", *call.windows);  // says who
+    // Another block may have failed first and be writing its record still.
+    while (static_cast<volatile Fault*>(memory_->fault())->kind == FaultKind::kNone &&
+           std::chrono::steady_clock::now() < deadline) {
+    }
     check_faults();
   }
   HandleShadow& shadow = *call.result.handle.shadow();
