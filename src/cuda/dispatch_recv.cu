@@ -171,14 +171,16 @@ __device__ bool check_senders(const GroupArgs& group, std::uint64_t epoch) {
   return __syncthreads_and(good) != 0;
 }
 
-/// A call that failed leaves nothing behind that could be taken for rows.
+/// A call that failed leaves nothing behind that could be taken for rows. The handle of a cached dispatch is that of a call that
+/// went well.
 __device__ void clear_counts(const ReceiveArgs& a) {
   if (blockIdx.x != 0) return;
+  if (threadIdx.x == 0) *a.num_rows = 0;
+  if (!a.write_records) return;
   for (int i = static_cast<int>(threadIdx.x); i <= a.group.num_ranks; i += static_cast<int>(blockDim.x))
     a.handle.source_offsets[i] = 0;
   for (int i = static_cast<int>(threadIdx.x); i < a.num_local; i += static_cast<int>(blockDim.x))
     a.handle.expert_counts[i] = 0;
-  if (threadIdx.x == 0) *a.num_rows = 0;
 }
 
 __global__ void __launch_bounds__(512, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {

@@ -380,7 +380,7 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
   const int num_local = group.placement.first_slot[group.rank + 1] - first_slot;
   std::byte* own = group.windows[group.rank];
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  if (!a.cached || failed) {
+  if (!a.cached) {  // else the handle is that of a dispatch that went well, and stays what it is if this one fails
     for (int e = tid; e < num_local; e += threads)
       h.expert_counts[e] = failed ? 0 : places.total[num_ranks + first_slot + e];
     for (int slot = tid; slot < group.placement.num_slots; slot += threads)
@@ -415,7 +415,7 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
     }
     __syncthreads();
   }
-  if (tid == 0) *a.num_rows = h.source_offsets[num_ranks];
+  if (tid == 0) *a.num_rows = failed ? 0 : h.source_offsets[num_ranks];
   if (a.counts == nullptr) return;
   auto* out = reinterpret_cast<volatile std::int32_t*>(a.counts + 1);
   for (int i = tid; i <= num_ranks; i += threads) out[i] = h.source_offsets[i];

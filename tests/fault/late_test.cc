@@ -126,6 +126,32 @@ TEST_P(Late, InCombine) {
   });
 }
 
+/// The handle is that of a dispatch that went well: rows can still come back by it.
+TEST_P(Late, ACachedDispatchThatFailsLeavesItsHandle) {
+  const Case c = make_case();
+  const Reference reference(c, 0);
+  const int late = c.num_ranks() - 1, others = late;
+  Board board;
+  run_and_report(c, [&](Rank rank) {
+    Group group = make_group(c, rank);
+    Round round(reference, rank.rank);
+    const DispatchResult arrived = dispatch(group, round, round.dispatch_args());
+    const CombineArgs back = round.combine_args(arrived);
+    DispatchArgs again = round.cached_args(arrived.handle);
+    again.topk_weights = Tensor{};  // or it would get a handle of its own
+    again.timeout = kShort;
+    if (rank.rank == late) board.wait_for(0, others);
+    const Outcome outcome = outcome_of([&] { dispatch(group, round, again); });
+    if (rank.rank != late) {
+      require_error(outcome, {ErrorCode::kTimeout}, kShort, "without the late rank");
+      board.arrive(0);
+    } else if (outcome.error) {
+      require_error(outcome, {ErrorCode::kTimeout, ErrorCode::kMismatch}, kShort, "late");
+    }
+    round.check(combine(group, round, back));
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Setups, Late,
                          testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
                                           testing::Values(std::vector<int>{3}, std::vector<int>{2, 2})),
