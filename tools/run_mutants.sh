@@ -26,6 +26,10 @@ attempt() {
     echo "mutants: $1 ran no test of $2" >&2
     exit 2
   fi
+  if grep -q '^[a-z]*: skipped' "$folder/log"; then
+    echo "mutants: $1 says '$(head -1 "$folder/log")'" >&2
+    exit 2
+  fi
   return $code
 }
 
