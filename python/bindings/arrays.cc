@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// DLPack and NumPy in and out. NumPy cannot say bf16, fp8 or UE8M0 through DLPack, so arrays of ml_dtypes go through
-// integers of the same size, in both directions.
+// DLPack and NumPy in and out. NumPy cannot say bf16, fp8 or UE8M0 through DLPack, and PyTorch not always fp8, so such
+// arrays go through integers of the same size.
 #include "arrays.h"
 
 #include <nanobind/ndarray.h>
@@ -11,6 +11,7 @@
 #include <array>
 #include <vector>
 
+#include "cuda_calls.h"
 #include "errors.h"
 #include "values.h"
 
@@ -72,22 +73,30 @@ std::optional<DType> dtype_by_name(nb::handle value) {
   return found && ml_dtypes_name(*found) != nullptr ? found : std::nullopt;
 }
 
-void check_device(std::int64_t device_type, std::int64_t device_id, const ArrayArgument& argument) {
-  const bool cpu_reads_it = device_type == nb::device::cpu::value || device_type == nb::device::cuda_host::value ||
-                            device_type == nb::device::cuda_managed::value ||
-                            device_type == nb::device::rocm_host::value;
-  if (!cpu_reads_it) {
-    refuse(argument.function, argument.argument,
-           "on DLPack device type " + std::to_string(device_type) + ", number " + std::to_string(device_id),
-           "memory of the CPU (this build has the host backend only)");
-  }
+std::string describe(const Device& device) {
+  if (device.is_host()) return "in host memory";
+  if (device.is_gpu()) return "on CUDA device " + std::to_string(device.id);
+  if (device.is_managed()) return "in managed memory";
+  return "on DLPack device type " + std::to_string(device.type) + ", number " + std::to_string(device.id);
 }
 
-/// Asks before the array is: __dlpack__ of an array on a device may wait for its streams.
-void check_device(nb::handle value, const ArrayArgument& argument) {
-  if (!nb::hasattr(value, "__dlpack_device__")) return;
+void check_home(const Device& device, const ArrayArgument& argument) {
+  if (!argument.home) {
+    if (device.is_host() || device.is_managed() || device.is_gpu()) return;
+    refuse(argument.function, argument.argument, describe(device), "memory of the CPU or of a CUDA device");
+  }
+  const Device& home = *argument.home;
+  if (device.is_managed() || device == home || (home.is_host() && device.is_host())) return;
+  refuse(argument.function, argument.argument, describe(device),
+         home.is_gpu() ? "memory of CUDA device " + std::to_string(home.id) + ", the group's"
+                       : "memory of the CPU (the group's backend is host)");
+}
+
+/// Asked before the array itself is: __dlpack__ of an array on a device may wait for its streams.
+Device device_of(nb::handle value) {
+  if (!nb::hasattr(value, "__dlpack_device__")) return {};
   nb::object device = value.attr("__dlpack_device__")();
-  check_device(nb::cast<std::int64_t>(nb::int_(device[0])), nb::cast<std::int64_t>(nb::int_(device[1])), argument);
+  return {nb::cast<std::int32_t>(nb::int_(device[0])), nb::cast<std::int32_t>(nb::int_(device[1]))};
 }
 
 DType dtype_of(nb::dlpack::dtype type, const ArrayArgument& argument) {
@@ -111,13 +120,15 @@ DType choose_dtype(nb::dlpack::dtype seen, std::optional<DType> as, const ArrayA
 
 template <typename NdArray>
 Array from_ndarray(NdArray ndarray, std::optional<DType> as, const ArrayArgument& argument, bool is_readonly) {
-  check_device(ndarray.device_type(), ndarray.device_id(), argument);
+  const Device device{ndarray.device_type(), ndarray.device_id()};
+  check_home(device, argument);
   if (ndarray.ndim() > 3) {
     refuse(argument.function, argument.argument, "an array of " + std::to_string(ndarray.ndim()) + " dimensions",
            "at most 3");
   }
   Array array;
   array.is_readonly = is_readonly;
+  array.place.device = device.is_host() ? Device{} : device;
   array.tensor.dtype = choose_dtype(ndarray.dtype(), as, argument);
   array.tensor.data = const_cast<void*>(static_cast<const void*>(ndarray.data()));
   array.tensor.ndim = static_cast<int>(ndarray.ndim());
@@ -156,10 +167,48 @@ Array import_array(nb::handle value, std::optional<DType> as, const ArrayArgumen
   return from_ndarray(std::move(readonly), as, argument, true);
 }
 
+/// An array that its framework shows without a copy, and what its elements stand for if DLPack cannot say it.
+struct Shown {
+  nb::object array;
+  std::optional<DType> dtype;
+};
+
 /// Arrays of ml_dtypes in NumPy, which DLPack there refuses: the same memory as integers. Others as they are.
-nb::object view_as_bits(nb::handle value, DType dtype) {
-  if (!nb::isinstance(value, nb::module_::import_("numpy").attr("ndarray"))) return nb::borrow(value);
-  return value.attr("view")(dtype_bytes(dtype) == 2 ? "uint16" : "uint8");
+Shown show_numpy(nb::handle value) {
+  const auto dtype = dtype_by_name(value);
+  if (!dtype || !nb::isinstance(value, nb::module_::import_("numpy").attr("ndarray"))) return {nb::borrow(value), {}};
+  return {value.attr("view")(dtype_bytes(*dtype) == 2 ? "uint16" : "uint8"), dtype};
+}
+
+/// fp8 and UE8M0 of PyTorch, which many of its versions refuse: the same memory as bytes. Others as they are.
+Shown show_torch(nb::handle value) {
+  nb::object type = value.attr("dtype");
+  constexpr std::string_view kPrefix = "torch.";
+  const std::string text = nb::str(type).c_str();
+  const auto dtype =
+      text.starts_with(kPrefix) ? find_dtype(std::string_view(text).substr(kPrefix.size())) : std::nullopt;
+  if (!dtype || (*dtype != DType::kFp8E4m3 && *dtype != DType::kUe8m0)) return {nb::borrow(value), {}};
+  return {value.attr("view")(nb::module_::import_("torch").attr("uint8")), dtype};
+}
+
+/// The capsule of an array on a GPU. stream=-1: the exporter orders nothing and waits for nothing, so that calls can be
+/// captured. An exporter that does not know these arguments is refused rather than asked to synchronise.
+nb::object ask_for_capsule(nb::handle value, const ArrayArgument& argument) {
+  using namespace nb::literals;
+  const std::string type = "of type " + std::string(nb::type_name(value.type()).c_str());
+  try {
+    nb::object dlpack = value.attr("__dlpack__");
+    try {
+      return dlpack("stream"_a = -1, "max_version"_a = nb::make_tuple(1, 1));
+    } catch (nb::python_error& error) {
+      if (!error.matches(PyExc_TypeError)) throw;  // a TypeError: an exporter from before DLPack 1.0
+    }
+    return dlpack("stream"_a = -1);
+  } catch (nb::python_error& error) {
+    refuse(argument.function, argument.argument,
+           type + " whose __dlpack__ failed (" + nb::str(error.value()).c_str() + ")",
+           "an array with __dlpack__(stream=-1)");
+  }
 }
 
 Array relabel(Array array, DType dtype, const ArrayArgument& argument) {
@@ -186,21 +235,37 @@ nb::capsule make_owner(const Array& array) {
 }
 
 template <typename NdArray>
-nb::object make_ndarray(const Array& array, nb::dlpack::dtype type) {
+nb::object make_ndarray(const Array& array, nb::dlpack::dtype type, const Device& device) {
   const auto shape = shape_of(array.tensor);
   return nb::cast(NdArray(array.tensor.data, shape.size(), shape.data(), make_owner(array), array.tensor.strides.data(),
-                          type, nb::device::cpu::value));
+                          type, device.type, device.id));
 }
 
 nb::object export_to_numpy(const Array& array, nb::dlpack::dtype type) {
-  if (array.is_readonly) return make_ndarray<nb::ndarray<nb::ro, nb::numpy>>(array, type);
-  return make_ndarray<nb::ndarray<nb::numpy>>(array, type);
+  if (array.is_readonly) return make_ndarray<nb::ndarray<nb::ro, nb::numpy>>(array, type, {});
+  return make_ndarray<nb::ndarray<nb::numpy>>(array, type, {});
+}
+
+/// The stream of whoever takes an array over, as the array API standard names it; none: nothing is to be ordered.
+std::optional<void*> consumer_stream(const nb::kwargs& arguments) {
+  constexpr const char* kFunction = "ferry.Array.__dlpack__";
+  nb::object given = arguments.contains("stream") ? nb::object(arguments["stream"]) : nb::none();
+  if (given.is_none()) return nullptr;
+  std::int64_t number = 0;
+  const bool is_number = !PyBool_Check(given.ptr()) && nb::try_cast<std::int64_t>(given, number);
+  if (is_number && number == -1) return std::nullopt;
+  if (!is_number || number < 1) {
+    refuse(kFunction, "stream", nb::repr(given).c_str(),
+           "None or 1 (the legacy default stream), 2 (the per-thread one), a stream's handle, or -1 (no ordering)");
+  }
+  return number == 1 ? nullptr : reinterpret_cast<void*>(number);
 }
 
 nb::object export_to_dlpack(const Array& array) {
   const auto type = dlpack_type(array.tensor.dtype);
-  if (array.is_readonly) return make_ndarray<nb::ndarray<nb::ro, nb::array_api>>(array, type);
-  return make_ndarray<nb::ndarray<nb::array_api>>(array, type);
+  const Device& device = array.place.device;
+  if (array.is_readonly) return make_ndarray<nb::ndarray<nb::ro, nb::array_api>>(array, type, device);
+  return make_ndarray<nb::ndarray<nb::array_api>>(array, type, device);
 }
 
 nb::object import_ml_dtypes() {
@@ -219,19 +284,23 @@ nb::object import_ml_dtypes() {
 Array read_array(nb::handle value, const ArrayArgument& argument, Access access, std::optional<DType> as) {
   const Array* own = nullptr;
   if (nb::try_cast<const Array*>(value, own) && own != nullptr) {
+    check_home(own->place.device, argument);
     check_access(*own, access, argument);
     return as ? relabel(*own, *as, argument) : *own;
   }
-  check_device(value, argument);
-  if (const auto dtype = dtype_by_name(value)) {
-    nb::object bits = view_as_bits(value, *dtype);
-    const bool is_numpy = !bits.is(value);
-    return import_array(bits, as || !is_numpy ? as : dtype, argument, access);
-  }
-  return import_array(value, as, argument, access);
+  const Device device = device_of(value);
+  check_home(device, argument);
+  const Shown shown = is_torch_tensor(value) ? show_torch(value) : show_numpy(value);
+  if (!as) as = shown.dtype;
+  const bool reaches_gpu = device.is_gpu() || (device.is_managed() && argument.home && argument.home->is_gpu());
+  return import_array(reaches_gpu ? ask_for_capsule(shown.array, argument) : shown.array, as, argument, access);
 }
 
 nb::object to_numpy(const Array& array) {
+  if (array.place.device.is_gpu()) {
+    refuse("ferry.Array.numpy", "the array", describe(array.place.device),
+           "memory of the CPU; copy it there first, with torch.from_dlpack(array).cpu() for instance");
+  }
   const char* special = ml_dtypes_name(array.tensor.dtype);
   if (special == nullptr) return export_to_numpy(array, dlpack_type(array.tensor.dtype));
   nb::object type = import_ml_dtypes().attr(special);
@@ -239,12 +308,17 @@ nb::object to_numpy(const Array& array) {
   return export_to_numpy(array, {static_cast<std::uint8_t>(Code::UInt), bits, 1}).attr("view")(type);
 }
 
-std::optional<Array> to_python(const Tensor& tensor, const std::shared_ptr<const void>& owner) {
+std::optional<Array> to_python(const Tensor& tensor, const std::shared_ptr<const void>& owner, const Place& place) {
   if (!tensor.present()) return std::nullopt;
-  return Array{.tensor = tensor, .owner = owner};
+  return Array{.tensor = tensor, .owner = owner, .place = place};
 }
 
 nb::object to_dlpack(const Array& array, const nb::kwargs& arguments) {
+  const Place& place = array.place;
+  if (place.device.is_gpu()) {
+    const auto consumer = consumer_stream(arguments);
+    if (consumer && place.stream) make_follow(place.device.id, *consumer, place.stream->handle);
+  }
   return export_to_dlpack(array).attr("__dlpack__")(**arguments);
 }
 

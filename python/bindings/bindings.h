@@ -21,5 +21,6 @@ void bind_dispatch(nanobind::module_& module);
 void bind_combine(nanobind::module_& module);
 void bind_group(nanobind::module_& module);
 void bind_capability(nanobind::module_& module);
+void bind_probe(nanobind::module_& module);
 
 }  // namespace ferry::python

@@ -9,45 +9,75 @@
 
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "arrays.h"
 #include "ferry/group.h"
 #include "group_use.h"
+#include "streams.h"
 
 namespace ferry::python {
 
 struct PyGroup {
   std::shared_ptr<Group> group;
   std::shared_ptr<GroupUse> use;
+  Device home;  ///< where its tensors lie
 
-  PyGroup(Group made, int num_flights);
+  PyGroup(Group made, const GroupConfig& config);
   PyGroup(const PyGroup&) = delete;
   PyGroup& operator=(const PyGroup&) = delete;
   ~PyGroup();
 };
 
+/// The arrays of a call and its stream.
+class CallInputs {
+ public:
+  explicit CallInputs(const Device& home) : place_{home, {}} {}
+
+  /// Throws as read_array does; also for memory of another device than the group's.
+  Tensor read(nanobind::handle value, const std::string& function, const std::string& argument,
+              Access access = Access::kRead);
+  /// The stream that was given, else the one that the arrays go by; null on the host backend. Once all arrays were read.
+  void* choose_stream(const std::string& function, const std::optional<StreamLike>& given);
+  /// Where the results of the call lie.
+  const Place& place() const { return place_; }
+
+ private:
+  Place place_;
+  StreamChoice streams_;
+  std::vector<std::shared_ptr<const void>> owners_;
+};
+
 /// DispatchArgs and whatever they point to.
-struct DispatchInputs {
+struct DispatchInputs : CallInputs {
+  using CallInputs::CallInputs;
+
   DispatchArgs args;
-  std::vector<std::shared_ptr<const void>> owners;
   Handle handle;
   std::optional<Placement> placement;
 };
 
 /// CombineArgs and whatever they point to.
-struct CombineInputs {
+struct CombineInputs : CallInputs {
+  using CallInputs::CallInputs;
+
   CombineArgs args;
-  std::vector<std::shared_ptr<const void>> owners;
   Handle handle;
   nanobind::object out;  ///< as given, to be returned; invalid if none was
+};
+
+struct PyDispatchResult {
+  DispatchResult result;
+  Place place;
 };
 
 /// A result; `out` of a combine is the very object that the caller gave, if one was.
 struct PyCombineResult {
   CombineResult result;
   nanobind::object out;
+  Place place;
 };
 
 /// A call that was sent and not received. Pending is PendingDispatch or PendingCombine.

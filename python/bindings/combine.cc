@@ -27,8 +27,8 @@ x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_m
 multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
 here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
 token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
-K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of
-this call; None: the group's.
+K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
+backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
 Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
 kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";
@@ -62,20 +62,14 @@ struct Given {
   const std::optional<ArrayLike>& topk_weights;
   const std::optional<ArrayLike>& out;
   int num_sms = 0;
+  const std::optional<StreamLike>& stream;
   std::optional<double> timeout;
 };
-
-Tensor read_tensor(CombineInputs& inputs, nb::handle value, const ArrayArgument& argument,
-                   Access access = Access::kRead) {
-  Array array = read_array(value, argument, access);
-  inputs.owners.push_back(std::move(array.owner));
-  return array.tensor;
-}
 
 void read_weights(CombineInputs& inputs, nb::handle weights, const std::string& function) {
   if (!PyUnicode_Check(weights.ptr())) {
     inputs.args.weighting = CombineArgs::Weighting::kGiven;
-    inputs.args.weights = read_tensor(inputs, weights, {function, "weights"});
+    inputs.args.weights = inputs.read(weights, function, "weights");
     return;
   }
   const auto text = nb::cast<std::string>(weights);
@@ -86,32 +80,32 @@ void read_weights(CombineInputs& inputs, nb::handle weights, const std::string& 
 
 void read_bias(CombineInputs& inputs, nb::handle bias, const std::string& function) {
   if (!PyTuple_Check(bias.ptr()) && !PyList_Check(bias.ptr())) {
-    inputs.args.bias0 = read_tensor(inputs, bias, {function, "bias"});
+    inputs.args.bias0 = inputs.read(bias, function, "bias");
     return;
   }
   if (nb::len(bias) != 2)
     refuse(function, "bias", "a sequence of " + std::to_string(nb::len(bias)), "an array or a pair of arrays");
-  inputs.args.bias0 = read_tensor(inputs, bias[0], {function, "bias[0]"});
-  inputs.args.bias1 = read_tensor(inputs, bias[1], {function, "bias[1]"});
+  inputs.args.bias0 = inputs.read(bias[0], function, "bias[0]");
+  inputs.args.bias1 = inputs.read(bias[1], function, "bias[1]");
 }
 
-std::shared_ptr<CombineInputs> read_inputs(const std::string& function, const Given& given) {
-  auto inputs = std::make_shared<CombineInputs>();
+std::shared_ptr<CombineInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given) {
+  auto inputs = std::make_shared<CombineInputs>(group.home);
   CombineArgs& args = inputs->args;
   inputs->handle = given.handle;
   args.handle = &inputs->handle;
-  args.x = read_tensor(*inputs, given.x.value, {function, "x"});
+  args.x = inputs->read(given.x.value, function, "x");
   args.reduction = parse_reduction(function, given.reduction.value);
   if (given.weights) read_weights(*inputs, given.weights->value, function);
   if (given.bias) read_bias(*inputs, given.bias->value, function);
-  if (given.topk_weights)
-    args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
+  if (given.topk_weights) args.topk_weights = inputs->read(given.topk_weights->value, function, "topk_weights");
   if (given.out) {
-    args.out = read_tensor(*inputs, given.out->value, {function, "out"}, Access::kWrite);
+    args.out = inputs->read(given.out->value, function, "out", Access::kWrite);
     inputs->out = given.out->value;
   }
   args.num_sms = given.num_sms;
   args.timeout = parse_timeout(function, given.timeout);
+  args.stream = inputs->choose_stream(function, given.stream);
   return inputs;
 }
 
@@ -124,23 +118,24 @@ void def_combine(GroupClass& group, const char* method, Run run, const char* doc
   auto call = [function, run](PyGroup& self, const ArrayLike& x, const Handle& handle, const ReductionLike& reduction,
                               const std::optional<WeightsLike>& weights, const std::optional<BiasLike>& bias,
                               const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out,
-                              int num_sms, std::optional<double> timeout) {
-    return run(self, read_inputs(function, {x, handle, reduction, weights, bias, topk_weights, out, num_sms, timeout}));
+                              int num_sms, const std::optional<StreamLike>& stream, std::optional<double> timeout) {
+    return run(self, read_inputs(self, function,
+                                 {x, handle, reduction, weights, bias, topk_weights, out, num_sms, stream, timeout}));
   };
   if constexpr (kAllByKeyword) {
     group.def(method, call, extra..., "x"_a, "handle"_a, "reduction"_a = "per_rank", "weights"_a = nb::none(),
               "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
-              "timeout"_a = nb::none(), doc);
+              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   } else {
     group.def(method, call, "x"_a, "handle"_a, nb::kw_only(), "reduction"_a = "per_rank", "weights"_a = nb::none(),
               "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
-              "timeout"_a = nb::none(), doc);
+              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   }
 }
 
 PyCombineResult combine(PyGroup& self, const std::shared_ptr<CombineInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.combine");
-  PyCombineResult result{.result = {}, .out = inputs->out};
+  PyCombineResult result{.result = {}, .out = inputs->out, .place = inputs->place()};
   {
     nb::gil_scoped_release release;
     result.result = self.group->combine(inputs->args);
@@ -162,7 +157,7 @@ PyPendingCombine combine_send(PyGroup& self, std::shared_ptr<CombineInputs> inpu
 
 PyCombineResult receive(PyPendingCombine& self) {
   const auto turn = self.use->enter("ferry.PendingCombine.receive");
-  PyCombineResult result{.result = {}, .out = self.call->inputs->out};
+  PyCombineResult result{.result = {}, .out = self.call->inputs->out, .place = self.call->inputs->place()};
   self.call->is_received = true;
   nb::gil_scoped_release release;
   result.result = self.call->pending.receive();
@@ -171,7 +166,7 @@ PyCombineResult receive(PyPendingCombine& self) {
 
 nb::object out_of(const PyCombineResult& self) {
   if (self.out.is_valid()) return self.out;
-  return nb::cast(to_python(self.result.out, self.result.owner));
+  return nb::cast(to_python(self.result.out, self.result.owner, self.place));
 }
 
 }  // namespace
@@ -182,7 +177,9 @@ void bind_combine(nb::module_& module) {
                    "[T, H] in the dtype of x: an Array of its own memory, or the very object that was given as `out`.")
       .def_prop_ro(
           "topk_weights",
-          [](const PyCombineResult& self) { return to_python(self.result.topk_weights, self.result.owner); },
+          [](const PyCombineResult& self) {
+            return to_python(self.result.topk_weights, self.result.owner, self.place);
+          },
           "[T, K] float32, if topk_weights was given.");
   nb::class_<PyPendingCombine>(module, "PendingCombine", "A combine that was sent and not yet received.")
       .def("receive", &receive,

@@ -31,9 +31,10 @@ to 128). max_slots: places of experts over all ranks, 0 = those of the default p
 flight of each kind.
 
 topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
-machine. placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback".
-timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before
-every signal; changes no result.)";
+machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".
+device: of the cuda backend, the number of this rank's GPU, -1 = the thread's current one (torch.cuda.set_device).
+network, between nodes: "auto" or "loopback". timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
+for tests, a random delay up to this before every signal; changes no result.)";
 
 using TopologyLike = std::variant<Topology, std::vector<int>>;
 
@@ -46,7 +47,7 @@ std::optional<Topology> parse_topology(std::optional<TopologyLike> given) {
 void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std::int64_t max_latency_tokens,
                int max_top_k, std::int64_t hidden, const std::string& dtype, std::int64_t extra_bytes,
                std::int64_t recv_rows, int max_slots, int num_flights, std::optional<TopologyLike> topology,
-               std::optional<Placement> placement, const std::string& backend, const std::string& network,
+               std::optional<Placement> placement, const std::string& backend, int device, const std::string& network,
                double timeout, std::uint64_t test_seed, std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
   GroupConfig config{.limits = {.num_experts = num_experts,
@@ -62,6 +63,7 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                      .topology = parse_topology(std::move(topology)),
                      .placement = std::move(placement),
                      .backend = backend,
+                     .device = device,
                      .network = network,
                      .timeout = parse_timeout(kFunction, timeout),
                      .test = {.seed = test_seed, .max_signal_delay_ns = test_max_signal_delay_ns}};
@@ -88,6 +90,7 @@ void bind_properties(nb::class_<GroupConfig>& config) {
       .def_prop_ro("topology", [](const GroupConfig& self) { return self.topology; })
       .def_prop_ro("placement", [](const GroupConfig& self) { return self.placement; })
       .def_prop_ro("backend", [](const GroupConfig& self) { return self.backend; })
+      .def_prop_ro("device", [](const GroupConfig& self) { return self.device; })
       .def_prop_ro("network", [](const GroupConfig& self) { return self.network; })
       .def_prop_ro(
           "timeout", [](const GroupConfig& self) { return std::chrono::duration<double>(self.timeout).count(); },
@@ -111,8 +114,9 @@ void bind_config(nb::module_& module) {
              "hidden"_a = limits.hidden, "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes,
              "recv_rows"_a = limits.recv_rows, "max_slots"_a = limits.max_slots, "num_flights"_a = limits.num_flights,
              "topology"_a = nb::none(), "placement"_a = nb::none(), "backend"_a = defaults.backend,
-             "network"_a = defaults.network, "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(),
-             "test_seed"_a = defaults.test.seed, "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
+             "device"_a = defaults.device, "network"_a = defaults.network,
+             "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "test_seed"_a = defaults.test.seed,
+             "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);
 }
 

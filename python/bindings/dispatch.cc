@@ -11,6 +11,7 @@
 
 #include "bindings.h"
 #include "calls.h"
+#include "cuda_calls.h"
 #include "errors.h"
 #include "values.h"
 
@@ -30,7 +31,8 @@ expert_padded: payload[b] [E_local, C, W_b], the same order inside an expert.
 Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are
 unspecified unless zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of
 a window view (output="window") show this call until the rank starts the dispatch num_flights later, and stay mapped
-for as long as they live.)";
+for as long as they live. With backend="cuda" they lie on the GPU and are written on the call's stream: work on another
+stream takes them through __dlpack__ (torch.from_dlpack), which orders it, and is done before they are let go.)";
 
 constexpr const char* kDispatchDoc = R"(Sends every token's row to the ranks that own its experts and returns what
 arrived here.
@@ -46,14 +48,21 @@ or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks 
 rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
 several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
 would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
-group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
+group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend. timeout:
+seconds, of every wait of this call; None: the group's.
+
+With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
+cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
+the current stream of the arrays' framework, see Group. Inputs may be changed, and memory given back, by later work on
+that stream. With host_counts=False the host waits for nothing and the call can be captured into a CUDA graph; its
+result must be kept for as long as the graph.
 
 Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
 GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
 "overflow", "timeout", "peer_lost", "mismatch", "aborted".)";
 
 constexpr const char* kSendDoc = R"(The first half of dispatch, with the same arguments: returns a PendingDispatch
-as soon as the rows are sent.
+as soon as the rows are sent. receive() goes on with the same stream.
 
 All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this
 returns. Dropping the result is safe: the group then receives the rows itself and throws them away.)";
@@ -83,33 +92,35 @@ struct Options {
   bool renormalise = false;
   bool host_counts = true;
   int num_sms = 0;
+  const std::optional<StreamLike>& stream;
   std::optional<double> timeout;
 };
 
-Tensor read_tensor(DispatchInputs& inputs, nb::handle value, const ArrayArgument& argument) {
-  Array array = read_array(value, argument);
-  inputs.owners.push_back(std::move(array.owner));
-  return array.tensor;
-}
-
 void read_payload(DispatchInputs& inputs, nb::handle payload, const std::string& function) {
   if (!PyList_Check(payload.ptr()) && !PyTuple_Check(payload.ptr())) {
-    inputs.args.payload.push_back(read_tensor(inputs, payload, {function, "payload"}));
+    inputs.args.payload.push_back(inputs.read(payload, function, "payload"));
     return;
   }
   for (nb::handle block : payload) {
     const std::string argument = "payload[" + std::to_string(inputs.args.payload.size()) + "]";
-    inputs.args.payload.push_back(read_tensor(inputs, block, {function, argument}));
+    inputs.args.payload.push_back(inputs.read(block, function, argument));
   }
 }
 
-std::shared_ptr<DispatchInputs> read_inputs(const std::string& function, const Given& given, const Options& options) {
-  auto inputs = std::make_shared<DispatchInputs>();
+/// Counts that the host waits for are written by work that is captured and does not run.
+void check_capture(const DispatchInputs& inputs, const std::string& function) {
+  if (!inputs.place().device.is_gpu() || !inputs.args.host_counts) return;
+  if (is_captured(inputs.place().device.id, inputs.args.stream))
+    refuse(function, "host_counts", "True while the stream is being captured into a CUDA graph", "False");
+}
+
+std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given,
+                                            const Options& options) {
+  auto inputs = std::make_shared<DispatchInputs>(group.home);
   DispatchArgs& args = inputs->args;
   read_payload(*inputs, given.payload, function);
-  if (given.topk_ids) args.topk_ids = read_tensor(*inputs, given.topk_ids->value, {function, "topk_ids"});
-  if (given.topk_weights)
-    args.topk_weights = read_tensor(*inputs, given.topk_weights->value, {function, "topk_weights"});
+  if (given.topk_ids) args.topk_ids = inputs->read(given.topk_ids->value, function, "topk_ids");
+  if (given.topk_weights) args.topk_weights = inputs->read(given.topk_weights->value, function, "topk_weights");
   if (given.handle) {
     inputs->handle = *given.handle;
     args.handle = &inputs->handle;
@@ -130,6 +141,8 @@ std::shared_ptr<DispatchInputs> read_inputs(const std::string& function, const G
   args.host_counts = options.host_counts;
   args.num_sms = options.num_sms;
   args.timeout = parse_timeout(function, options.timeout);
+  args.stream = inputs->choose_stream(function, options.stream);
+  check_capture(*inputs, function);
   return inputs;
 }
 
@@ -144,23 +157,27 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::string mode, std::string layout, std::string codec, int scale_block, int alignment,
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
-                      std::optional<double> timeout) {
+                      const std::optional<StreamLike>& stream, std::optional<double> timeout) {
         const Given given{payload.value, topk_ids, topk_weights, handle, placement};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,
-                              renormalise,     host_counts,       num_sms,          timeout};
-        return run(self, read_inputs(function, given, options));
+                              renormalise,     host_counts,       num_sms,          stream,
+                              timeout};
+        return run(self, read_inputs(self, function, given, options));
       },
       "payload"_a, "topk_ids"_a = nb::none(), "topk_weights"_a = nb::none(), nb::kw_only(), "handle"_a = nb::none(),
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
-      "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "timeout"_a = nb::none(), doc);
+      "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "stream"_a = nb::none(),
+      "timeout"_a = nb::none(), doc);
 }
 
-DispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
+PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch");
+  PyDispatchResult result{.result = {}, .place = inputs->place()};
   nb::gil_scoped_release release;
-  return self.group->dispatch(inputs->args);
+  result.result = self.group->dispatch(inputs->args);
+  return result;
 }
 
 PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> inputs) {
@@ -173,27 +190,29 @@ PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> i
   return {std::move(pending), std::move(inputs), self.use};
 }
 
-DispatchResult receive(PyPendingDispatch& self) {
+PyDispatchResult receive(PyPendingDispatch& self) {
   const auto turn = self.use->enter("ferry.PendingDispatch.receive");
+  PyDispatchResult result{.result = {}, .place = self.call->inputs->place()};
   self.call->is_received = true;
   nb::gil_scoped_release release;
-  return self.call->pending.receive();
+  result.result = self.call->pending.receive();
+  return result;
 }
 
-nb::typed<nb::tuple, Array, nb::ellipsis> payload_of(const DispatchResult& self) {
+nb::typed<nb::tuple, Array, nb::ellipsis> payload_of(const PyDispatchResult& self) {
   nb::list blocks;
-  for (const Tensor& block : self.payload) blocks.append(to_python(block, self.owner));
+  for (const Tensor& block : self.result.payload) blocks.append(to_python(block, self.result.owner, self.place));
   return nb::tuple(blocks);
 }
 
 /// A read-only property for a tensor of the result; `Type` is Array or optional<Array>.
 template <typename Type>
-void bind_tensor(nb::class_<DispatchResult>& result, const char* name, Tensor DispatchResult::*tensor,
+void bind_tensor(nb::class_<PyDispatchResult>& result, const char* name, Tensor DispatchResult::*tensor,
                  const char* doc) {
   result.def_prop_ro(
       name,
-      [tensor](const DispatchResult& self) -> Type {
-        std::optional<Array> array = to_python(self.*tensor, self.owner);
+      [tensor](const PyDispatchResult& self) -> Type {
+        std::optional<Array> array = to_python(self.result.*tensor, self.result.owner, self.place);
         if constexpr (std::is_same_v<Type, Array>) {
           return array.value_or(Array{});
         } else {
@@ -204,12 +223,13 @@ void bind_tensor(nb::class_<DispatchResult>& result, const char* name, Tensor Di
 }
 
 void bind_result(nb::module_& module) {
-  nb::class_<DispatchResult> result(module, "DispatchResult", kResultDoc);
-  result.def_prop_ro("layout", [](const DispatchResult& self) { return name(self.layout); })
+  nb::class_<PyDispatchResult> result(module, "DispatchResult", kResultDoc);
+  result.def_prop_ro("layout", [](const PyDispatchResult& self) { return name(self.result.layout); })
       .def_prop_ro("payload", &payload_of, "The blocks that were given, then the scales that a codec added.")
-      .def_ro("host_expert_counts", &DispatchResult::host_expert_counts,
-              "The aligned counts [E_local]; empty without host_counts.")
-      .def_ro("handle", &DispatchResult::handle);
+      .def_prop_ro(
+          "host_expert_counts", [](const PyDispatchResult& self) { return self.result.host_expert_counts; },
+          "The aligned counts [E_local]; empty without host_counts.")
+      .def_prop_ro("handle", [](const PyDispatchResult& self) { return Handle(self.result.handle); });
   bind_tensor<std::optional<Array>>(
       result, "topk_ids", &DispatchResult::topk_ids,
       "rank_major: [N, K] local expert ids, -1 elsewhere, dtype of the ids given (cached: int32).");

@@ -13,6 +13,7 @@
 #include "bindings.h"
 #include "calls.h"
 #include "config.h"
+#include "cuda_calls.h"
 #include "errors.h"
 #include "meeting.h"
 
@@ -36,6 +37,11 @@ order: a rank hands on rows of others while it is inside a call of that group.
 A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
 of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
+backend="cuda": calls take and return arrays on the group's GPU and put their work on a CUDA stream: the one given as
+`stream`, else the current stream of PyTorch or CuPy if an array is theirs, else the stream that wrote the first
+ferry.Array among them, else the legacy default stream. The host waits for nothing but the counts of a dispatch with
+host_counts=True; other calls can be captured into a CUDA graph.
+
 After an Error with code "timeout", "peer_lost", "mismatch" or "overflow" the call is over on this rank and the
 group goes on with the next call; "invalid_argument" found before the call leaves the group as it was. If only some
 ranks made or failed a call, they may be out of step: their next calls end in named errors until the membership
@@ -48,7 +54,8 @@ constexpr const char* kInitSignature =
     "recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
     "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str "
     "= ..., "
-    "network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None";
+    "device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
+    "= ...) -> None";
 
 GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
   if (config.is_none()) return make_config(keywords);
@@ -63,14 +70,16 @@ GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
 }
 
 void construct(PyGroup* self, PyMeeting& meeting, nb::handle config, const nb::kwargs& keywords) {
-  const GroupConfig chosen = choose_config(config, keywords);
+  GroupConfig chosen = choose_config(config, keywords);
+  if (chosen.backend == "cuda" && chosen.device < 0)
+    chosen.device = current_device();  // calls on any thread check by it
   const auto turn = meeting.use.enter("ferry.Group");
   std::optional<Group> group;
   {
     nb::gil_scoped_release release;
     group.emplace(Group::create(chosen, *meeting.meeting));
   }
-  new (self) PyGroup(std::move(*group), chosen.limits.num_flights);
+  new (self) PyGroup(std::move(*group), chosen);
 }
 
 /// Adds a method without the GIL that runs `member` of the C++ group for one thread at a time.
@@ -115,7 +124,7 @@ void bind_properties(GroupClass& group) {
       .def_prop_ro("config", [](const PyGroup& self) { return GroupConfig(self.group->config()); })
       .def_prop_ro(
           "backend_name", [](const PyGroup& self) { return self.group->backend_name(); },
-          "The backend that was chosen: \"host\".")
+          "The backend that was chosen: \"host\" or \"cuda\".")
       .def_prop_ro(
           "network_name", [](const PyGroup& self) { return self.group->network_name(); },
           "The network that was chosen, \"loopback\"; \"none\" if all ranks are in one node.");
@@ -123,8 +132,10 @@ void bind_properties(GroupClass& group) {
 
 }  // namespace
 
-PyGroup::PyGroup(Group made, int num_flights)
-    : group(std::make_shared<Group>(std::move(made))), use(std::make_shared<GroupUse>(num_flights)) {}
+PyGroup::PyGroup(Group made, const GroupConfig& config)
+    : group(std::make_shared<Group>(std::move(made))),
+      use(std::make_shared<GroupUse>(config.limits.num_flights)),
+      home(group->backend_name() == "cuda" ? Device{Device::kCuda, config.device} : Device{}) {}
 
 PyGroup::~PyGroup() {
   use->drop(std::move(group));

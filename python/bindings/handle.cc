@@ -22,7 +22,8 @@ Array view_numbers(const Handle& handle, std::span<const std::int32_t> numbers) 
   const std::int32_t* data = numbers.data();
   return {.tensor = Tensor::contiguous(data, DType::kInt32, {static_cast<std::int64_t>(numbers.size())}),
           .owner = std::make_shared<Handle>(handle),
-          .is_readonly = true};
+          .is_readonly = true,
+          .place = {}};
 }
 
 std::int32_t source_token(const Handle& self, std::int64_t row) {
@@ -32,6 +33,12 @@ std::int32_t source_token(const Handle& self, std::int64_t row) {
   return self.source_token(row);
 }
 
+nb::bytes to_bytes(const Handle& self) {
+  if (self.shadow())  // its block is device memory
+    refuse("ferry.Handle.__bytes__", "the handle", "in memory of a CUDA device", "a handle of the host backend");
+  return nb::bytes(self.bytes().data(), self.bytes().size());
+}
+
 }  // namespace
 
 void bind_handle(nb::module_& module) {
@@ -39,7 +46,12 @@ void bind_handle(nb::module_& module) {
       module, "Handle",
       "What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the "
       "group that made it, also after its receive window was reused. After masks changed, combine still takes it "
-      "(ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.")
+      "(ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse "
+      "it.\n\n"
+      "On the cuda backend it lies in memory of the GPU. After host_counts=False the host does not know its counts: "
+      "num_rows and num_expert_rows are the capacity, and the arrays raise Error(\"unsupported\"); DispatchResult has "
+      "them "
+      "on the GPU. source_token and bytes() are for the host backend alone.")
       .def_prop_ro("layout", [](const Handle& self) { return name(self.layout()); })
       .def_prop_ro("mode", [](const Handle& self) { return name(self.mode()); })
       .def_prop_ro("num_tokens", &Handle::num_tokens, "T: tokens that this rank dispatched.")
@@ -59,7 +71,7 @@ void bind_handle(nb::module_& module) {
           "int32 [E_local + 1]: first row of each expert (expert layouts).")
       .def_prop_ro("nbytes", [](const Handle& self) { return self.bytes().size(); })
       .def("source_token", &source_token, "row"_a, "Index at its source of rank-major row `row`.")
-      .def("__bytes__", [](const Handle& self) { return nb::bytes(self.bytes().data(), self.bytes().size()); })
+      .def("__bytes__", &to_bytes)
       .def("__repr__", [](const Handle& self) {
         return std::string("ferry.Handle(layout=\"") + name(self.layout()) + "\", mode=\"" + name(self.mode()) +
                "\", num_tokens=" + std::to_string(self.num_tokens()) + ", num_rows=" + std::to_string(self.num_rows()) +

@@ -22,4 +22,5 @@ NB_MODULE(_ferry, module) {
   ferry::python::bind_combine(module);
   ferry::python::bind_group(module);
   ferry::python::bind_capability(module);
+  ferry::python::bind_probe(module);
 }

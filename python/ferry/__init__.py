@@ -36,7 +36,7 @@ from ferry._ferry import (
     version,
 )
 from ferry.errors import Error, ErrorCode, PeerWait
-from ferry.values import ArrayLike, Codec, DType, Layout, Mode, Output
+from ferry.values import ArrayLike, Codec, DType, Layout, Mode, Output, StreamLike
 
 __version__ = version()
 
@@ -66,6 +66,7 @@ __all__ = [
     "Reduction",
     "RegionPlan",
     "StepTrace",
+    "StreamLike",
     "Topology",
     "TrafficPlan",
     "__version__",

@@ -11,14 +11,20 @@ import ferry.values
 class Array:
     """
     A dense array of up to three dimensions in memory that Ferry, or whoever made
-    it, owns.
+    it, owns; on the host, or on a CUDA device.
 
     What calls return are Arrays: views that keep their memory mapped for as long as they, or anything made from them,
     live; also after the group was closed. How long the *contents* of a window view stay is said at Group.
 
     np.asarray(a) and a.numpy() give a numpy.ndarray of the same memory, with bf16, fp8 and UE8M0 as ml_dtypes types.
     torch.from_dlpack(a), jax.dlpack.from_dlpack(a) and cupy.from_dlpack(a) work for all dtypes that those know;
-    np.from_dlpack(a) for all but bf16, fp8 and UE8M0, which DLPack in NumPy lacks. Nothing is copied.
+    np.from_dlpack(a) for all but bf16, fp8 and UE8M0, which DLPack in NumPy lacks. Nothing is copied. Arrays on a CUDA
+    device cannot be read as NumPy's: numpy() and what rests on it raise Error("invalid_argument").
+
+    On a CUDA device, __dlpack__(stream=s) puts a wait on stream s for the stream that wrote the array, unless they are the
+    same; the host waits for nothing. s is a stream's handle, 1 or None for the legacy default stream, 2 for the per-thread
+    one, -1 for no ordering. Between a stream that is being captured into a CUDA graph and one that is not, nothing is
+    ordered.
     """
 
     @property
@@ -33,6 +39,10 @@ class Array:
         """
         A name of ferry.DType: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8", "int32", "int64".
         """
+
+    @property
+    def device(self) -> str:
+        """"cpu", or "cuda:0" for CUDA device 0."""
 
     @property
     def ndim(self) -> int: ...
@@ -53,7 +63,7 @@ class Array:
     def readonly(self) -> bool: ...
 
     def numpy(self) -> Any:
-        """A numpy.ndarray of the same memory."""
+        """A numpy.ndarray of the same memory, on the host."""
 
     def view(self, dtype: str) -> Array:
         """The same memory with another dtype of the same size."""
@@ -81,9 +91,9 @@ def typed(array: ferry.values.ArrayLike, dtype: str) -> Array:
     """
     Says what the elements of an array stand for.
 
-    array: anything with __dlpack__ or the buffer protocol. dtype: "bf16", "fp16", "fp32", "fp8_e4m3", "ue8m0", "uint8",
-    "int32" or "int64" (also the names of NumPy and ml_dtypes), of the same size as the elements. For frameworks without
-    such a type: typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an
+    array: anything with __dlpack__ or the buffer protocol, on the host or on a CUDA device. dtype: "bf16", "fp16", "fp32",
+    "fp8_e4m3", "ue8m0", "uint8", "int32" or "int64" (also the names of NumPy and ml_dtypes), of the same size as the
+    elements. For frameworks without such a type: typed(bits, "bf16") for uint16, typed(bits, "fp8_e4m3") or typed(bits, "ue8m0") for uint8. Returns an
     Array of the same memory. Raises Error("invalid_argument") if the sizes differ.
     """
 
@@ -275,12 +285,13 @@ class GroupConfig:
     flight of each kind.
 
     topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
-    machine. placement: None: contiguous. backend: "auto" or "host". network, between nodes: "auto" or "loopback".
-    timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns: for tests, a random delay up to this before
-    every signal; changes no result.
+    machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".
+    device: of the cuda backend, the number of this rank's GPU, -1 = the thread's current one (torch.cuda.set_device).
+    network, between nodes: "auto" or "loopback". timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
+    for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
 
     @property
     def num_experts(self) -> int: ...
@@ -320,6 +331,9 @@ class GroupConfig:
 
     @property
     def backend(self) -> str: ...
+
+    @property
+    def device(self) -> int: ...
 
     @property
     def network(self) -> str: ...
@@ -441,6 +455,8 @@ class StepTrace:
 class Handle:
     """
     What a dispatch remembers for combine and for cached dispatches. May be used by any number of them, of the group that made it, also after its receive window was reused. After masks changed, combine still takes it (ranks left out contribute nothing) unless other ranks forward between nodes now; cached dispatches refuse it.
+
+    On the cuda backend it lies in memory of the GPU. After host_counts=False the host does not know its counts: num_rows and num_expert_rows are the capacity, and the arrays raise Error("unsupported"); DispatchResult has them on the GPU. source_token and bytes() are for the host backend alone.
     """
 
     @property
@@ -508,7 +524,8 @@ class DispatchResult:
     Row strides are the block's bytes rounded up to 16, divided by the element size. Rows beyond the real ones are
     unspecified unless zeroed on request. With host_counts=False, N and Nx in shapes are the receive capacity. Arrays of
     a window view (output="window") show this call until the rank starts the dispatch num_flights later, and stay mapped
-    for as long as they live.
+    for as long as they live. With backend="cuda" they lie on the GPU and are written on the call's stream: work on another
+    stream takes them through __dlpack__ (torch.from_dlpack), which orders it, and is done before they are let go.
     """
 
     @property
@@ -608,13 +625,18 @@ class Group:
     A result with output="window" stays valid until this rank starts the dispatch num_flights later. Results own a share
     of the memory, so using one for longer, or after close(), reads stale rows but never unmapped memory.
 
+    backend="cuda": calls take and return arrays on the group's GPU and put their work on a CUDA stream: the one given as
+    `stream`, else the current stream of PyTorch or CuPy if an array is theirs, else the stream that wrote the first
+    ferry.Array among them, else the legacy default stream. The host waits for nothing but the counts of a dispatch with
+    host_counts=True; other calls can be captured into a CUDA graph.
+
     After an Error with code "timeout", "peer_lost", "mismatch" or "overflow" the call is over on this rank and the
     group goes on with the next call; "invalid_argument" found before the call leaves the group as it was. If only some
     ranks made or failed a call, they may be out of step: their next calls end in named errors until the membership
     changes or another group is made. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
 
     @property
     def rank(self) -> int: ...
@@ -633,7 +655,7 @@ class Group:
 
     @property
     def backend_name(self) -> str:
-        """The backend that was chosen: "host"."""
+        """The backend that was chosen: "host" or "cuda"."""
 
     @property
     def network_name(self) -> str:
@@ -641,7 +663,7 @@ class Group:
         The network that was chosen, "loopback"; "none" if all ranks are in one node.
         """
 
-    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> DispatchResult:
+    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what
         arrived here.
@@ -657,36 +679,43 @@ class Group:
         rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
         several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
         would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
-        group's. num_sms: ignored by the host backend. timeout: seconds, of every wait of this call; None: the group's.
+        group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend. timeout:
+        seconds, of every wait of this call; None: the group's.
+
+        With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
+        cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
+        the current stream of the arrays' framework, see Group. Inputs may be changed, and memory given back, by later work on
+        that stream. With host_counts=False the host waits for nothing and the call can be captured into a CUDA graph; its
+        result must be kept for as long as the graph.
 
         Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
         GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
         "overflow", "timeout", "peer_lost", "mismatch", "aborted".
         """
 
-    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingDispatch:
+    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingDispatch:
         """
         The first half of dispatch, with the same arguments: returns a PendingDispatch
-        as soon as the rows are sent.
+        as soon as the rows are sent. receive() goes on with the same stream.
 
         All ranks start sends in the same order; receives may come in any order. The inputs may be changed once this
         returns. Dropping the result is safe: the group then receives the rows itself and throws them away.
         """
 
     @overload
-    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
+    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
 
     @overload
-    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> str:
+    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, timeout: float | None = None) -> int:
+    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
-    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> CombineResult:
+    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
         """
         Returns the experts' results to their tokens and sums them.
 
@@ -696,14 +725,14 @@ class Group:
         multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
         here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
         token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
-        K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. timeout: seconds, of every wait of
-        this call; None: the group's.
+        K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
+        backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
         Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
         kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
         """
 
-    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, timeout: float | None = None) -> PendingCombine:
+    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingCombine:
         """
         The first half of combine, with the same arguments: returns a PendingCombine as
         soon as the rows are sent.

@@ -64,5 +64,21 @@ class SupportsDLPack(Protocol):
     def __dlpack_device__(self) -> tuple[Any, int]: ...
 
 
+class HasCudaStream(Protocol):
+    """torch.cuda.Stream and others that name their handle so."""
+
+    @property
+    def cuda_stream(self) -> int: ...
+
+
+class SupportsCudaStream(Protocol):
+    """cuda.core.Stream, cupy.cuda.Stream, torch.cuda.Stream, ..."""
+
+    def __cuda_stream__(self) -> tuple[int, int]: ...
+
+
 ArrayLike: TypeAlias = SupportsDLPack | memoryview | bytearray | bytes
 """Anything with __dlpack__ or the buffer protocol. Other element types than Array.dtype lists: see ferry.typed."""
+
+StreamLike: TypeAlias = int | HasCudaStream | SupportsCudaStream
+"""A CUDA stream: its handle (0 or 1: the legacy default stream, 2: the per-thread one), or a framework's object."""
