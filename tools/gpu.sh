@@ -10,6 +10,7 @@
 #   litmus    the order of rows and signals between two GPUs, with all fences and without
 #   soak      very many random calls, every one compared (FERRY_SOAK_CALLS, 100000)
 #   mutants   programs with a fence taken out, made by tools/mutate_fences.py --mutants DIR (FERRY_MUTANTS, build/mutants)
+#   python    the Python module for the python3 at hand, in build/gpu/python, and its tests with PyTorch's tensors
 #   ptx       the conformance suite, as threads, from code that a driver compiles for the GPU at hand from compute_80
 #   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
 #   measure   benchmarks/results/<date>-<machine>.jsonl
@@ -46,7 +47,8 @@ prefix() {
   echo "$PWD/.bundle/usr;$PWD/$out/gtest"
 }
 
-# compile FOLDER ARCHITECTURES targets...
+# compile FOLDER ARCHITECTURES targets...; cmake_options are for the configure step
+cmake_options=()
 compile() {
   local folder=$1 architectures=$2 generator=()
   shift 2
@@ -55,7 +57,7 @@ compile() {
   where=$(prefix) || exit 1
   command -v ninja >/dev/null && generator=(-G Ninja)
   cmake -S . -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFERRY_CUDA=ON -DFERRY_TESTS=ON -DFERRY_EXAMPLES=OFF \
-    -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" --log-level=WARNING >"$folder.log" 2>&1 ||
+    -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" "${cmake_options[@]}" --log-level=WARNING >"$folder.log" 2>&1 ||
     { tail -20 "$folder.log" >&2; give_up "configuring failed; if a package is missing: make bundle, and take .bundle/ along"; }
   cmake --build "$folder" --parallel "$(nproc)" --target "$@" >"$folder.log" 2>&1 || { tail -30 "$folder.log" >&2; give_up "building failed"; }
 }
@@ -138,6 +140,26 @@ step_mutants() {
   bash tools/run_mutants.sh "${FERRY_MUTANTS:-build/mutants}" || failed+=("mutants")
 }
 
+step_python() {
+  need_tools cmake nvcc python3 "${CXX:-c++}"
+  need_gpu
+  local needed="nanobind numpy ml_dtypes torch pytest pytest_timeout" name log=$out/python.log
+  for name in $needed; do
+    python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec('$name') is None)" || give_up "$(command -v python3) has no $name; needed: $needed"
+  done
+  local cmake_options=(-DFERRY_PYTHON=ON "-Dnanobind_DIR=$(python3 -m nanobind --cmake_dir)"
+    "-DPython_EXECUTABLE=$(python3 -c 'import sys; print(sys.executable)')")
+  compile "$out/python-build" "${FERRY_CUDA_ARCHITECTURES:-90}" all
+  cmake --install "$out/python-build" --prefix "$out/python" >/dev/null || give_up "installing the Python package failed"
+  PYTHONPATH=$PWD/$out/python timeout 400 python3 -m pytest tests/python/test_cuda.py tests/python/test_gpu_arrays.py \
+    tests/python/test_arrays.py >"$log" 2>&1
+  local code=$?
+  say "python: exit code $code, $(tail -1 "$log")"
+  grep '^\(FAILED\|ERROR\|SKIPPED\|E  \)' "$log" | cut -c1-300 | head -40
+  # Where all of them are skipped, nothing was tested.
+  [ $code = 0 ] && ! grep -q '^SKIPPED.*test_cuda.py:[0-9]*: \(could not import\|backend cuda\|this PyTorch\)' "$log" || failed+=("python; see $log")
+}
+
 step_ptx() {
   need_tools cmake nvcc "${CXX:-c++}"
   need_gpu
@@ -189,8 +211,8 @@ step_measure() {
 for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
-      build | test | graphs | faults | litmus | soak | mutants | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,18s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | faults | litmus | soak | mutants | python | ptx | sanitize | measure) "step_$word" ;;
+      *) sed -n '5,19s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done
