@@ -107,13 +107,6 @@ void read_payload(DispatchInputs& inputs, nb::handle payload, const std::string&
   }
 }
 
-/// Counts that the host waits for are written by work that is captured and does not run.
-void check_capture(const DispatchInputs& inputs, const std::string& function) {
-  if (!inputs.place().device.is_gpu() || !inputs.args.host_counts) return;
-  if (is_captured(inputs.place().device.id, inputs.args.stream))
-    refuse(function, "host_counts", "True while the stream is being captured into a CUDA graph", "False");
-}
-
 std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given,
                                             const Options& options) {
   auto inputs = std::make_shared<DispatchInputs>(group.home);
@@ -142,7 +135,6 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
   args.num_sms = options.num_sms;
   args.timeout = parse_timeout(function, options.timeout);
   args.stream = inputs->choose_stream(function, options.stream);
-  check_capture(*inputs, function);
   return inputs;
 }
 
@@ -172,8 +164,21 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
       "timeout"_a = nb::none(), doc);
 }
 
+/// Counts that the host waits for would be written by work that is captured and does not run.
+bool waits_for_graph(const DispatchInputs& inputs) {
+  const Device& device = inputs.place().device;
+  return device.is_gpu() && inputs.args.host_counts && is_captured(device.id, inputs.args.stream);
+}
+
+constexpr const char* kCaptured = "True while the stream is being captured into a CUDA graph";
+
+void check_capture(const char* function, const DispatchInputs& inputs) {
+  if (waits_for_graph(inputs)) refuse(function, "host_counts", kCaptured, "False");
+}
+
 PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch");
+  check_capture("ferry.Group.dispatch", *inputs);
   PyDispatchResult result{.result = {}, .place = inputs->place()};
   nb::gil_scoped_release release;
   result.result = self.group->dispatch(inputs->args);
@@ -182,6 +187,7 @@ PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& 
 
 PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch_send");
+  check_capture("ferry.Group.dispatch_send", *inputs);
   PendingDispatch pending;
   {
     nb::gil_scoped_release release;
@@ -262,6 +268,7 @@ void bind_dispatch_methods(GroupClass& group) {
       group, "why_not",
       [](PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
         const auto turn = self.use->enter("ferry.Group.why_not");
+        if (waits_for_graph(*inputs)) return std::string("host_counts is ") + kCaptured + ", expected False";
         return self.group->why_not(inputs->args);
       },
       "Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and "

@@ -210,6 +210,8 @@ def test_host_counts_cannot_be_captured() -> None:
         try:
             with pytest.raises(ferry.Error, match="host_counts is True while the stream is being captured"):
                 rank.group.dispatch(layer.x, layer.ids)
+            assert "host_counts" in rank.group.why_not(layer.x, layer.ids)
+            assert rank.group.why_not(layer.x, layer.ids, host_counts=False) == ""
             kept = layer.run()
         finally:
             graph.capture_end()
