@@ -8,20 +8,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from measurements import PICTURES, ROOT, call_name, floor_us, gpu_pictures, of_newest_commit, verified_results
+
 BEGIN, END = "<!-- figures: made by benchmarks/figures.py -->", "<!-- end of figures -->"
-
-
-def read_results() -> list[dict]:
-    lines = []
-    for path in sorted((ROOT / "benchmarks/results").glob("*.jsonl")):
-        lines += [json.loads(text) for text in path.read_text().splitlines() if text.strip()]
-    # A wrong result has no time worth showing; of a repeated measurement the newest counts.
-    return sorted((line for line in lines if line["verified"]), key=lambda line: line["date"])
 
 
 def best_mpi(lines: list[dict], case: tuple) -> float | None:
@@ -58,21 +49,39 @@ def host_table(lines: list[dict]) -> list[str]:
 def cuda_table(lines: list[dict]) -> list[str]:
     rows = {}
     for line in lines:
-        if line["backend"] != "cuda" or line["tokens"] != 4096 or line["routing"] != "uniform":
+        if line["tokens"] != 4096 or line["routing"] != "uniform":
             continue
-        where = line.get("output") or line.get("input")
-        name = f"{line['op']}, {line['payload']}, {line['layout']}, {where}"
+        name = call_name(line)
         rows[(line["machine"], line["op"] != "dispatch", name, -line["num_sms"])] = (
             f"| {line['machine']} | {name} | {line['num_sms']} | {line['time_us_median']:.0f} "
-            f"| {line['necessary_bytes'] / line['ceiling_gbps'] / 1e3:.0f} | {line['fraction']:.2f} |"
+            f"| {floor_us(line):.0f} | {line['fraction']:.2f} |"
         )
     head = ["| machine | call, 4096 tokens per rank | SMs | us | floor, us | fraction |", "|---|---|--:|--:|--:|--:|"]
     return head + [rows[key] for key in sorted(rows)]
 
 
-def figures() -> str:
-    lines = read_results()
-    commits = sorted({f"{line['machine']}: {line['commit']}" for line in lines})
+def picture_links(lines: list[dict]) -> list[str]:
+    return [
+        f"![{picture.machine}, {picture.mode} mode: time and fraction of the link over "
+        f"{'tokens per rank' if picture.over == 'tokens' else 'SMs'}](docs/figures/{picture.name})"
+        for picture in gpu_pictures(lines)
+    ]
+
+
+def old_pictures(lines: list[dict]) -> list[str]:
+    """Pictures that are not there or show other lines than the committed ones."""
+    old = []
+    for picture in gpu_pictures(lines):
+        path = PICTURES / picture.name
+        if not path.is_file() or picture.digest not in path.read_text():
+            old.append(picture.name)
+    return old
+
+
+def figures(lines: list[dict]) -> str:
+    cuda = of_newest_commit([line for line in lines if line["backend"] == "cuda"])
+    shown = [line for line in lines if line["backend"] != "cuda"] + cuda
+    commits = sorted({f"{line['machine']}: {line['commit']}" for line in shown})
     parts = [
         "Hidden 7168, bf16, top-8, per_rank; medians of the slowest rank, results verified. Made at commits "
         + ", ".join(commits)
@@ -82,7 +91,9 @@ def figures() -> str:
         "",
         "Floor: the necessary bytes at the rate at which all SMs push to a neighbour in the same run.",
         "",
-        *cuda_table(lines),
+        *cuda_table(cuda),
+        "",
+        *picture_links(lines),
     ]
     return "\n".join(parts)
 
@@ -100,11 +111,16 @@ def main() -> int:
     if not found or not found_end:
         print(f"figures: README.md has no marks {BEGIN} ... {END}", file=sys.stderr)
         return 1
-    wanted = f"{before}{BEGIN}\n{figures()}\n{END}{after}"
+    lines = verified_results()
+    wanted = f"{before}{BEGIN}\n{figures(lines)}\n{END}{after}"
     if args.check:
         if wanted != text:
             print("figures: README.md does not show the committed results; run benchmarks/figures.py", file=sys.stderr)
-        return int(wanted != text)
+        old = old_pictures(lines)
+        if old:
+            print(f"figures: {', '.join(old)} in docs/figures: not drawn from the committed results; run "
+                  "benchmarks/plot.py --gpu", file=sys.stderr)  # fmt: skip
+        return int(wanted != text or bool(old))
     readme.write_text(wanted)
     return 0
 

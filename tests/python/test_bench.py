@@ -14,6 +14,8 @@ FERRY = ROOT / "build/host/bin/ferry"
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import compare  # noqa: E402
+import figures  # noqa: E402
+import measurements  # noqa: E402
 import plot  # noqa: E402
 
 FIELDS = set(
@@ -140,7 +142,7 @@ def test_plot_keeps_cases_apart_and_uses_the_newest_line():
     (group,) = plot.panels(lines).values()
     assert len(group) == 8
     assert [one["date"] for one in plot.latest(group).values()] == ["2026-01-02"] * 2
-    assert plot.ceiling_us(line()) == pytest.approx(1.0)
+    assert measurements.floor_us(line()) == pytest.approx(1.0)
 
 
 def test_plot_draws_a_picture(tmp_path):
@@ -152,3 +154,64 @@ def test_plot_draws_a_picture(tmp_path):
     data.write_text("\n".join(json.dumps(one) for one in lines))
     assert plot.main([str(data), "--out", str(tmp_path / "plots")]) == 0
     assert len(list((tmp_path / "plots").glob("*.svg"))) == 1
+
+
+def gpu_line(**changes) -> dict:
+    base = {"machine": "2xG", "backend": "cuda", "mode": "throughput", "op": "dispatch", "layout": "rank_major"}
+    base |= {"payload": "bf16", "reduction": "", "output": "window", "input": None, "launch": "direct", "num_sms": 16}
+    base |= {"tokens": 4096, "hidden": 7168, "top_k": 8, "routing": "uniform", "commit": "new", "date": "2026-01-02"}
+    base |= {"fraction": 0.5, "time_us_median": 200.0, "necessary_bytes": 36e6, "ceiling_gbps": 360.0}
+    return line() | base | changes
+
+
+def gpu_lines() -> list[dict]:
+    lines = [gpu_line(tokens=tokens, launch=launch) for tokens in (1024, 4096, 8192) for launch in ("direct", "graph")]
+    lines += [gpu_line(num_sms=sms) for sms in (4, 8)]
+    for sms, tokens in ((16, 1024), (16, 4096), (8, 4096)):
+        lines.append(gpu_line(op="combine", output=None, input="window", num_sms=sms, tokens=tokens))
+    lines += [gpu_line(commit="old", date="2026-01-01", tokens=2048), gpu_line(routing="zipf", fraction=9.0)]
+    return lines
+
+
+def test_gpu_pictures_show_the_newest_commit_over_tokens_and_sms():
+    over_tokens, over_sms = measurements.gpu_pictures(gpu_lines())
+    assert (over_tokens.name, over_tokens.fixed) == ("2xG-throughput-tokens.svg", 16)
+    assert (over_sms.name, over_sms.fixed) == ("2xG-throughput-sms.svg", 4096)
+    curves = over_tokens.curves("dispatch")
+    assert list(curves) == ["dispatch, bf16, rank_major, window", "dispatch, bf16, rank_major, window, graph"]
+    assert [one["tokens"] for one in curves["dispatch, bf16, rank_major, window"]] == [1024, 4096, 8192]
+    (name,) = over_sms.curves("combine")
+    assert [one["num_sms"] for one in over_sms.curves("combine")[name]] == [8, 16]
+    assert over_tokens.digest != over_sms.digest
+
+
+def test_a_gpu_picture_says_what_it_was_drawn_from(tmp_path):
+    pytest.importorskip("matplotlib")
+    for picture in measurements.gpu_pictures(gpu_lines()):
+        path = plot.draw_gpu_picture(picture, tmp_path)
+        assert picture.digest in path.read_text()
+        assert path.stat().st_size < 100_000
+        again = path.read_bytes()
+        assert plot.draw_gpu_picture(picture, tmp_path).read_bytes() == again
+
+
+def test_plot_wants_either_files_or_the_committed_results():
+    for arguments in ([], ["--gpu", "some.jsonl"]):
+        with pytest.raises(SystemExit) as ended:
+            plot.main(arguments)
+        assert ended.value.code == 2
+
+
+def test_figures_notice_pictures_of_other_lines(tmp_path, monkeypatch):
+    lines = gpu_lines()
+    monkeypatch.setattr(figures, "PICTURES", tmp_path)
+    pictures = measurements.gpu_pictures(lines)
+    names = [picture.name for picture in pictures]
+    assert figures.old_pictures(lines) == names
+    for picture in pictures:
+        (tmp_path / picture.name).write_text(picture.digest)
+    assert figures.old_pictures(lines) == []
+    lines[0]["time_us_median"] += 1
+    assert names[0] in figures.old_pictures(lines)
+    assert all(f"docs/figures/{name}" in figures.figures(lines) for name in names)
+    assert "| 2xG | dispatch, bf16, rank_major, window, graph | 16 | 200 | 100 | 0.50 |" in figures.figures(lines)
