@@ -16,6 +16,7 @@
 #include "commands.h"
 #include "demo_options.h"
 #include "ferry/group.h"
+#include "gpu_memory.h"
 #include "json_file.h"
 #include "layer.h"
 #include "options.h"
@@ -43,16 +44,28 @@ void tell(RankPort& port, Note note, std::span<const std::byte> result) {
   port.send(message);
 }
 
+std::unique_ptr<RankMemory> make_memory(const DemoOptions& options, int rank) {
+  if (!options.on_gpus()) return make_host_memory();
+  return make_gpu_memory({.rank = rank,
+                          .num_ranks = options.ranks,
+                          .ranks_as = options.ranks_as,
+                          .lent_bytes = options.lent_bytes(rank),
+                          .patience = 2 * options.timeout() + std::chrono::seconds(10)});
+}
+
 /// All that one rank does.
 void run_rank(RankPort& port, const DemoOptions& options, const std::vector<DemoCase>& cases, const std::string& text) {
   const LayerInput input = layer_input(options, text, port.rank());
-  Group group = Group::create(options.group_config(), port.meeting());
+  const std::unique_ptr<RankMemory> memory = make_memory(options, port.rank());
+  GroupConfig config = options.group_config();
+  memory->configure(config);
+  Group group = Group::create(config, port.meeting());
   // Taken back before the group goes, on every way out.
   port.set_stop([&group] { group.abort(); });
   const std::unique_ptr<RankPort, void (*)(RankPort*)> take_back(&port, [](RankPort* p) { p->set_stop({}); });
   for (std::uint32_t i = 0; i < cases.size(); ++i) {
     const LayerHooks hooks{.line_up = [&] { port.barrier(); }, .alive = [&] { tell(port, {.case_idx = i}, {}); }};
-    const LayerResult result = run_layer(group, options, cases[i], input, hooks);
+    const LayerResult result = run_layer(group, *memory, options, cases[i], input, hooks);
     tell(port, {.case_idx = i, .has_result = 1}, pack(result));
   }
 }
@@ -139,6 +152,7 @@ int run_demo(DemoOptions options) {
     fmt::print(stderr, "ferry demo: {}\n", error.what());
     return kExitBadUsage;
   }
+  if (options.on_gpus()) prepare_for_gpus();
   report.options = options;
   report.text_bytes = text.size();
   print_header(report);
@@ -147,7 +161,7 @@ int run_demo(DemoOptions options) {
   Collector collector(report, cases, progress);
   Launch launch{.num_ranks = options.ranks, .as = options.ranks_as};
   // A rank that is silent because it waits for a lost peer says so within its timeout; only then is silence a failure.
-  launch.silence_limit = std::chrono::nanoseconds(static_cast<std::int64_t>((options.timeout_s + 5) * 1e9));
+  launch.silence_limit = options.timeout() + std::chrono::seconds(5);
   launch.on_message = [&](int rank, std::span<const std::byte> message) { collector.take(rank, message); };
   try {
     const auto failure = run_ranks(launch, [&](RankPort& port) { run_rank(port, options, cases, text); });

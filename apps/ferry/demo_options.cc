@@ -29,6 +29,9 @@ int default_groups(int experts) {
 
 /// Why a case cannot be run; empty if it can.
 std::string why_not(const DemoOptions& options, const DemoCase& run) {
+  if (run.mode == Mode::kLatency && options.on_gpus()) {
+    return "latency mode is not on the cuda backend yet; use --mode throughput, or --backend host";
+  }
   if (run.mode == Mode::kLatency && run.layout == Layout::kExpertMajor) {
     return "latency mode has fixed slots, and expert_major needs counts before rows move; use rank_major or "
            "expert_padded, "
@@ -63,15 +66,24 @@ GroupConfig DemoOptions::group_config() const {
   config.topology = Topology::split(ranks, nodes);
   config.backend = backend;
   config.network = network;
-  config.timeout = std::chrono::nanoseconds(static_cast<std::int64_t>(timeout_s * 1e9));
+  config.timeout = timeout();
   return config;
+}
+
+std::size_t DemoOptions::lent_bytes(int rank) const {
+  const std::int64_t recv_rows = memory_plan(group_config(), Topology::split(ranks, nodes), rank).recv_rows;
+  const std::int64_t x = tokens * hidden * static_cast<std::int64_t>(dtype_bytes(wire.dtype));
+  const std::int64_t choices = 4 * tokens * top_k;                          // of an id or a weight
+  const std::int64_t gradients = std::max(ranks * choices, 4 * recv_rows);  // of weights, in the layout that arrived
+  constexpr std::int64_t kRounding = 1 << 16;
+  return static_cast<std::size_t>(x + std::max(2 * choices, gradients) + kRounding);
 }
 
 void add_demo_options(Options& command, DemoOptions& options) {
   constexpr std::int64_t kMany = 1 << 20;
   command.number("--ranks", options.ranks, 1, 256, "ranks");
   command.number("--nodes", options.nodes, 0, 256,
-                 "nodes that the ranks are split over as evenly as possible; 0: two, or one for one rank");
+                 "nodes that the ranks are split over as evenly as possible; 0: two, or one for one rank or on GPUs");
   command.number("--tokens", options.tokens, 1, kMany, "tokens per rank");
   command.number("--hidden", options.hidden, 8, kMany, "width of a row; rows must be a multiple of 16 bytes");
   command.number("--experts", options.experts, 1, kMany, "experts over all ranks");
@@ -86,8 +98,10 @@ void add_demo_options(Options& command, DemoOptions& options) {
       "rows on the wire (default: bf16): bf16, fp16 or fp32 as they are; fp8_f32 and fp8_ue8m0 code bf16 rows in "
       "dispatch");
   command.word("--reduction", options.reduction, reduction_words(), "order of the sums in combine (default: per_rank)");
-  command.word("--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
-               "who moves the rows (default: auto)");
+  command.word(
+      "--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
+      "where the tokens lie and who moves them: host memory, or GPUs (rank r on GPU r modulo their number); auto "
+      "is host (default: auto)");
   command.value("--network", options.network, "what links the nodes, for example loopback");
   command.word("--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
   command.file("--text", options.text, "file whose bytes are the tokens");
@@ -102,7 +116,11 @@ void complete(DemoOptions& options) {
     refuse("--hidden: {} given, expected a multiple of {} (rows of {} are whole 16-byte pieces)", options.hidden,
            16 / element, ferry::name(options.wire.dtype));
   }
-  if (options.nodes == 0) options.nodes = std::min(2, options.ranks);
+  if (options.nodes == 0) options.nodes = options.on_gpus() ? 1 : std::min(2, options.ranks);
+  if (options.on_gpus() && options.nodes != 1) {
+    refuse("--nodes: {} given, expected 1 with --backend cuda, which spans one node; use --backend host for more",
+           options.nodes);
+  }
   if (options.nodes > options.ranks) {
     refuse("--nodes: {} given, expected at most the number of ranks, {}", options.nodes, options.ranks);
   }
@@ -137,11 +155,15 @@ std::vector<DemoCase> demo_cases(const DemoOptions& options, std::vector<std::st
       }
       last_reason = reason;
       // Nobody needs to hear that what does not exist was not run, unless they asked for one of the two words.
-      const bool asked = options.mode || options.layout || options.reduction.group == Reduction::Group::kChoice;
+      const bool asked = options.mode || options.layout || options.reduction.group == Reduction::Group::kChoice ||
+                         (options.on_gpus() && layout == Layout::kRankMajor);  // once for the whole mode
       if (asked && !(layout == Layout::kExpertMajor && mode == Mode::kLatency && !options.layout)) {
         skipped.push_back(fmt::format("{}: {}", run.name(), reason));
       }
     }
+  }
+  if (cases.empty() && options.mode && !options.layout) {
+    refuse("--mode: {} given, cannot be run with these options: {}", ferry::name(*options.mode), last_reason);
   }
   if (cases.empty()) {
     refuse("--layout: {} given, cannot be run with these options: {}",

@@ -4,6 +4,8 @@
 // The options of `ferry demo` and what follows from them.
 #pragma once
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -20,7 +22,7 @@ class Options;
 
 struct DemoOptions {
   int ranks = 8;
-  int nodes = 0;              ///< 0: two, or one for one rank
+  int nodes = 0;              ///< 0: two, or one for one rank or on GPUs
   std::int64_t tokens = 256;  ///< per rank
   std::int64_t hidden = 256;
   int experts = 64;
@@ -39,9 +41,15 @@ struct DemoOptions {
   std::uint64_t seed = 1;
   double timeout_s = 30;  ///< of every wait
 
+  bool on_gpus() const { return backend == "cuda"; }
+  std::chrono::nanoseconds timeout() const {
+    return std::chrono::nanoseconds(static_cast<std::int64_t>(timeout_s * 1e9));
+  }
   std::int64_t inner() const { return (hidden / 2 + 15) / 16 * 16; }
   GateShape gate_shape() const;
   GroupConfig group_config() const;
+  /// Most that the layer lends to one call of the group on a rank, rows of combine left out.
+  std::size_t lent_bytes(int rank) const;
 };
 
 /// One run of the layer.

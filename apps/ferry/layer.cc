@@ -120,9 +120,9 @@ ExpertView view_experts(const DispatchResult& arrived, int num_local_experts) {
 /// The class carries one rank through one case.
 class LayerRun {
  public:
-  LayerRun(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
+  LayerRun(Group& group, RankMemory& memory, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
            const LayerHooks& hooks)
-      : group_(group), options_(options), run_(run), input_(input), hooks_(hooks) {
+      : group_(group), memory_(memory), options_(options), run_(run), input_(input), hooks_(hooks) {
     gate_ = make_gate(options.gate_shape(), options.seed);
     routing_ = route_tokens(options.gate_shape(), gate_, input.x);
     num_local_experts_ = group.placement().num_local_experts(group.rank());
@@ -137,14 +137,15 @@ class LayerRun {
 
  private:
   void forward() {
+    memory_.forget();
     const std::vector<std::byte> x = encoded(input_.x);
     DispatchArgs args = dispatch_args(x);
-    args.topk_ids = Tensor::contiguous(routing_.ids.data(), DType::kInt32, {options_.tokens, options_.top_k});
-    args.topk_weights = Tensor::contiguous(routing_.weights.data(), DType::kFp32, {options_.tokens, options_.top_k});
+    args.topk_ids =
+        memory_.lend(Tensor::contiguous(routing_.ids.data(), DType::kInt32, {options_.tokens, options_.top_k}));
+    args.topk_weights =
+        memory_.lend(Tensor::contiguous(routing_.weights.data(), DType::kFp32, {options_.tokens, options_.top_k}));
     args.codec = options_.wire.codec;
-    hooks_.line_up();
-    const DispatchResult arrived = group_.dispatch(args);
-    add_trace(result_.forward);
+    const DispatchResult arrived = dispatch(args, result_.forward);
     handle_ = arrived.handle;
     view_ = view_experts(arrived, num_local_experts_);
     for (const auto& rows : view_.experts) result_.expert_rows.push_back(static_cast<std::int64_t>(rows.size()));
@@ -163,12 +164,12 @@ class LayerRun {
     CombineArgs back;
     back.weighting =
         run_.layout == Layout::kRankMajor ? CombineArgs::Weighting::kNone : CombineArgs::Weighting::kFromDispatch;
-    combine(back, y, view_.weights);
-    result_.out = decoded(combined_.out);
-    add_trace(result_.forward);
+    const CombineResult combined = combine(back, y, view_.weights, result_.forward);
+    result_.out = decoded(combined.out);
   }
 
   void backward() {
+    memory_.forget();
     std::vector<float> gradients(result_.out.size());
     for (std::size_t i = 0; i < gradients.size(); ++i) {
       gradients[i] = round_to(options_.wire.dtype, result_.out[i] - input_.target[i]);
@@ -176,9 +177,8 @@ class LayerRun {
     const std::vector<std::byte> rows = encoded(gradients);
     DispatchArgs args = dispatch_args(rows);
     args.handle = &handle_;
-    hooks_.line_up();
-    const DispatchResult arrived = group_.dispatch(args);
-    add_trace(result_.backward);
+    const DispatchResult arrived = dispatch(args, result_.backward);
+    handle_ = arrived.handle;  // the same routing; on a GPU also the flight whose memory takes the experts' rows
 
     const auto begin = Clock::now();
     std::vector<float> weight_gradients(view_.weights.size());
@@ -187,11 +187,10 @@ class LayerRun {
     result_.expert_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
 
     CombineArgs back;
-    back.topk_weights = weight_tensor(weight_gradients);
-    combine(back, dx, {});
-    add_trace(result_.backward);
-    result_.x_gradients = decoded(combined_.out);
-    const auto* returned = static_cast<const float*>(combined_.topk_weights.data);
+    back.topk_weights = memory_.lend(weight_tensor(weight_gradients));
+    const CombineResult combined = combine(back, dx, {}, result_.backward);
+    result_.x_gradients = decoded(combined.out);
+    const auto* returned = static_cast<const float*>(combined.topk_weights.data);
     result_.weight_gradients.assign(returned, returned + options_.tokens * options_.top_k);
     add_gate_gradients();
   }
@@ -223,20 +222,42 @@ class LayerRun {
     result_.gate_digest = digest(gradients.gate);
   }
 
+  /// What arrived, where the host can read it.
+  DispatchResult dispatch(DispatchArgs& args, std::vector<StepTrace>& trace) {
+    memory_.configure(args);
+    hooks_.line_up();
+    DispatchResult arrived = group_.dispatch(args);
+    memory_.finish(group_);
+    add_trace(trace);
+    for (Tensor& block : arrived.payload) block = memory_.read(block);
+    for (Tensor* tensor : {&arrived.topk_ids, &arrived.topk_weights, &arrived.expert_counts, &arrived.expert_offsets}) {
+      *tensor = memory_.read(*tensor);
+    }
+    return arrived;
+  }
+
   /// Brings the experts' rows into the layout of the dispatch and sends them back. `weights` (may be empty: 1) are only
   /// needed for rank_major, where the sum over the choices of this rank is the experts' own work.
-  void combine(CombineArgs& args, const std::vector<std::vector<float>>& rows, const std::vector<float>& weights) {
+  CombineResult combine(CombineArgs& args, const std::vector<std::vector<float>>& rows,
+                        const std::vector<float>& weights, std::vector<StepTrace>& trace) {
     const std::vector<std::byte> x =
         run_.layout == Layout::kRankMajor ? summed_by_row(rows, weights) : placed_by_expert(rows);
     const auto experts = static_cast<std::int64_t>(num_local_experts_);
-    args.x =
+    const Tensor placed =
         run_.layout == Layout::kExpertPadded
             ? Tensor::contiguous(x.data(), options_.wire.dtype, {experts, handle_.expert_capacity(), options_.hidden})
             : Tensor::contiguous(x.data(), options_.wire.dtype, {view_.num_rows, options_.hidden});
+    args.x = memory_.lend_rows(group_, handle_, placed);
     args.handle = &handle_;
     args.reduction = options_.reduction;
+    memory_.configure(args);
     hooks_.line_up();
-    combined_ = group_.combine(args);
+    CombineResult combined = group_.combine(args);
+    memory_.finish(group_);
+    add_trace(trace);
+    combined.out = memory_.read(combined.out);
+    combined.topk_weights = memory_.read(combined.topk_weights);
+    return combined;
   }
 
   std::vector<std::byte> placed_by_expert(const std::vector<std::vector<float>>& rows) const {
@@ -278,9 +299,10 @@ class LayerRun {
     return x;
   }
 
-  DispatchArgs dispatch_args(const std::vector<std::byte>& rows) const {
+  DispatchArgs dispatch_args(const std::vector<std::byte>& rows) {
     DispatchArgs args;
-    args.payload = {Tensor::contiguous(rows.data(), options_.wire.dtype, {options_.tokens, options_.hidden})};
+    args.payload = {
+        memory_.lend(Tensor::contiguous(rows.data(), options_.wire.dtype, {options_.tokens, options_.hidden}))};
     args.mode = run_.mode;
     args.layout = run_.layout;
     args.scale_block = kScaleBlock;
@@ -322,6 +344,7 @@ class LayerRun {
   std::size_t row_bytes() const { return static_cast<std::size_t>(options_.hidden) * dtype_bytes(options_.wire.dtype); }
 
   Group& group_;
+  RankMemory& memory_;
   const DemoOptions& options_;
   const DemoCase& run_;
   const LayerInput& input_;
@@ -333,7 +356,6 @@ class LayerRun {
   Handle handle_;
   ExpertView view_;
   std::vector<ExpertRun<float>> runs_;
-  CombineResult combined_;
   LayerResult result_;
 };
 
@@ -345,9 +367,9 @@ LayerInput layer_input(const DemoOptions& options, const std::string& text, int 
           .target = embed(text, first + 1, options.tokens, options.hidden, options.wire.dtype, options.seed)};
 }
 
-LayerResult run_layer(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
-                      const LayerHooks& hooks) {
-  return LayerRun(group, options, run, input, hooks).run();
+LayerResult run_layer(Group& group, RankMemory& memory, const DemoOptions& options, const DemoCase& run,
+                      const LayerInput& input, const LayerHooks& hooks) {
+  return LayerRun(group, memory, options, run, input, hooks).run();
 }
 
 }  // namespace ferry::app

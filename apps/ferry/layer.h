@@ -12,6 +12,7 @@
 
 #include "demo_options.h"
 #include "ferry/group.h"
+#include "rank_memory.h"
 
 namespace ferry::app {
 
@@ -41,8 +42,8 @@ struct LayerHooks {
   std::function<void()> line_up;  ///< called before each call of Ferry, so that times do not hold the others' computing
   std::function<void()> alive;    ///< called now and then during long computing
 };
-/// Collective over the group.
-LayerResult run_layer(Group& group, const DemoOptions& options, const DemoCase& run, const LayerInput& input,
-                      const LayerHooks& hooks);
+/// Collective over the group. Tokens, and rows on their way back, lie in `memory`; the experts compute on the host.
+LayerResult run_layer(Group& group, RankMemory& memory, const DemoOptions& options, const DemoCase& run,
+                      const LayerInput& input, const LayerHooks& hooks);
 
 }  // namespace ferry::app

@@ -173,6 +173,11 @@ void print_header(const DemoReport& report) {
              o.experts, o.groups, o.top_groups, o.top_k);
   fmt::print("  wire    backend {}, network {}, rows {}, reduction {}\n", o.backend, o.nodes == 1 ? "none" : o.network,
              o.wire.name, name(o.reduction));
+  if (o.on_gpus()) {
+    fmt::print(
+        "  GPUs    rank r on GPU r modulo their number; dispatch and combine read and write device memory there\n");
+    fmt::print("          the experts compute on the host, rows are copied for them; times are those of the host\n");
+  }
   for (const std::string& skipped : report.skipped) fmt::print("  left out  {}\n", skipped);
   std::fflush(stdout);
 }
@@ -258,6 +263,7 @@ std::string to_json(const DemoReport& report) {
                            {"codec", o.wire.name},
                            {"reduction", name(o.reduction)},
                            {"backend", o.backend},
+                           {"experts_on", "host"},
                            {"network", o.network},
                            {"ranks_as", name(o.ranks_as)},
                            {"text", o.text},

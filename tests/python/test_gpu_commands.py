@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: 2026 The Ferry authors
+# SPDX-License-Identifier: Apache-2.0
+"""Commands on GPUs. Skipped where `ferry doctor` finds none."""
+
+import functools
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+FERRY = Path(__file__).resolve().parents[2] / "build/host/bin/ferry"
+SMALL = ["demo", "--backend=cuda", "--tokens=16", "--hidden=64", "--experts=16", "--timeout=20"]
+
+pytestmark = pytest.mark.skipif(not FERRY.exists(), reason=f"{FERRY} is not built")
+
+
+def ferry(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([FERRY, *arguments], capture_output=True, text=True, timeout=280)
+
+
+@functools.cache
+def doctor() -> tuple[subprocess.CompletedProcess, dict]:
+    run = ferry("doctor", "--backend=cuda", "--json=/dev/stderr")
+    return run, {one["name"]: one for one in json.loads(run.stderr)}
+
+
+@functools.cache
+def num_gpus() -> int:
+    return sum(name.removeprefix("GPU ").isdigit() for name in doctor()[1])
+
+
+@pytest.fixture(autouse=True)
+def needs_gpu():
+    if num_gpus() == 0:
+        pytest.skip(doctor()[1]["GPUs"]["detail"])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("ranks_as", ["threads", "processes"])
+@pytest.mark.parametrize("ranks_per_gpu", [1, 2])
+def test_demo_verifies_on_gpus(tmp_path, ranks_as, ranks_per_gpu):
+    path = tmp_path / "demo.json"
+    ranks = min(8, num_gpus()) * ranks_per_gpu
+    run = ferry(*SMALL, f"--ranks={ranks}", f"--ranks-as={ranks_as}", f"--json={path}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.rstrip().splitlines()[-1] == "verified"
+    told = json.loads(path.read_text())
+    assert told["options"]["backend"] == "cuda" and told["options"]["experts_on"] == "host"
+    assert {case["layout"] for case in told["cases"]} == {"rank_major", "expert_major", "expert_padded"}
+    for case in told["cases"]:
+        assert all(difference["unequal"] == 0 for difference in case["differences"])
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "options", [["--codec=fp8"], ["--codec=fp16", "--reduction=flat"], ["--codec=fp32", "--ranks=5"]]
+)
+def test_demo_verifies_other_rows_and_sums(options):
+    run = ferry(*SMALL, "--ranks=2", "--ranks-as=threads", *options)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.timeout(300)
+def test_demo_refuses_more_threads_than_a_gpu_has_queues_for():
+    run = ferry(*SMALL, f"--ranks={33 * num_gpus()}", "--ranks-as=threads")
+    assert run.returncode == 1
+    assert "expected at most 32 threads per GPU" in run.stdout
+
+
+@pytest.mark.timeout(300)
+def test_doctor_tries_every_gpu_and_every_pair():
+    run, found = doctor()
+    assert run.returncode == 0, run.stdout
+    assert f"the cuda backend is usable on {num_gpus()} GPU" in run.stdout.rstrip().splitlines()[-1]
+    for gpu in range(num_gpus()):
+        for what in ("", " code", " compute mode", " windows", " fabric handles", " NVLink"):
+            assert found[f"GPU {gpu}{what}"]["detail"]
+    pairs = [(a, b) for a in range(num_gpus()) for b in range(num_gpus()) if a != b]
+    for owner, user in pairs:
+        assert found[f"GPU {owner} by GPU {user}"]["usable"]
+    assert pairs or found["GPU 0 with itself"]["usable"]
+    assert found["a small cuda group"]["usable"]
