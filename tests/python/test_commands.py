@@ -75,12 +75,16 @@ def test_demo_takes_another_text_and_another_seed(tmp_path):
         ("demo --json=/nowhere/json", "--json: cannot write '/nowhere/json'"),
         ("demo --mode=latency --layout=expert_major", "use rank_major or expert_padded, or --mode throughput"),
         ("demo --reduction=flat --layout=rank_major", "use expert_major or expert_padded, or --reduction per_rank"),
+        ("demo --backend=gpu", "--backend: 'gpu' given, expected one of auto|host|cuda"),
+        ("demo --backend=cuda --nodes=2", "--nodes: 2 given, expected 1 with --backend cuda"),
+        ("demo --backend=cuda --mode=latency", "--mode: latency given, cannot be run with these options: latency mode"),
         ("demo --codec=fp4", "--codec: 'fp4' given, expected one of bf16|"),
         ("plan --json=/nowhere/json", "--json: cannot write '/nowhere/json'"),
         ("plan --top-k=9 --experts=4", "--top-k: 9 given, expected at most the number of experts, 4"),
         ("plan --nodes=9", "--nodes: 9 given, expected at most the number of ranks, 8"),
         ("plan --tokens=0", "--tokens: '0' given, expected a whole number from 1"),
         ("plan --hidden=16000000 --tokens=16000000", "limits"),
+        ("doctor --backend=gpu", "--backend: 'gpu' given, expected one of host|cuda"),
         ("doctor --json=/nowhere/json", "--json: cannot write '/nowhere/json'"),
         ("bench --json=/nowhere/json", "--json: cannot write '/nowhere/json'"),
         ("", "subcommand"),
@@ -94,7 +98,7 @@ def test_bad_usage_is_refused_at_once(arguments, words):
 
 @pytest.mark.parametrize("option", ["--network=verbs", "--backend=cuda"])
 def test_demo_says_what_failed_as_its_last_line(option):
-    run = ferry("demo", *SMALL, "--ranks=2", "--mode=latency", option)
+    run = ferry("demo", *SMALL, "--ranks=2", "--mode=throughput", option)
     if run.returncode == 0:
         assert last_line(run) == "verified"  # a build and a machine that have it
         return
@@ -155,6 +159,22 @@ def test_doctor_says_pass_or_reason_and_fix(tmp_path):
         assert one["detail"]
         assert one["usable"] or one["fix"], f"{one['name']} has no fix"
         assert one["detail"] in run.stdout
+
+
+def test_doctor_judges_the_cuda_backend_when_asked(tmp_path):
+    path = tmp_path / "doctor.json"
+    run = ferry("doctor", "--backend=cuda", f"--json={path}")
+    found = {one["name"]: one for one in read(path)}
+    if "GPUs" not in found:
+        pytest.skip("this machine has GPUs; see test_gpu_commands.py")
+    assert run.returncode == 1
+    assert last_line(run) == "the cuda backend cannot be used here, see: GPUs"
+    assert [name for name in found if name.startswith("GPU ")] == ["GPU peers"]
+    assert "none needed for the host backend" in found["GPUs"]["fix"]
+    assert run.stdout.count(found["GPUs"]["detail"]) == 1
+    about_host = ferry("doctor")
+    assert about_host.returncode == 0
+    assert "cuda backend" not in last_line(about_host)
 
 
 def test_doctor_lists_the_providers_that_fi_info_knows(tmp_path, monkeypatch):
