@@ -21,7 +21,7 @@ format_python() { tools/our_files.sh python | xargs -r ruff format --check --qui
 lint_python() { tools/our_files.sh python | xargs -r ruff check --quiet; }
 # Tests are held to the format only: their macros set off the checks.
 tidy() {
-  tools/our_files.sh cxx | grep -E '^(src|apps)/.*\.cc$' | grep -v '^src/cuda/' |
+  tools/our_files.sh cxx | grep -E '^(src|apps)/.*\.cc$' | grep -Ev '/(no_)?cuda/' |
     xargs -r -P "$jobs" -n 1 clang-tidy -p build/host --quiet --extra-arg=-Wno-unknown-warning-option 2>/dev/null
 }
 

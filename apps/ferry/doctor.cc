@@ -77,7 +77,8 @@ int run_doctor(const DoctorOptions& options) {
   write_json_file(options.json, to_json(found));
   const Verdict host = judge_host(found), cuda = judge_cuda(gpus);
   const bool about_cuda = options.backend == "cuda";
-  if (about_cuda || gpus.num_gpus > 0) fmt::print("{}\n", about_cuda ? host.sentence : cuda.sentence);
+  // One finding alone is that there is no GPU to speak of.
+  if (about_cuda || gpus.list.size() > 1) fmt::print("{}\n", about_cuda ? host.sentence : cuda.sentence);
   const Verdict& asked = about_cuda ? cuda : host;
   fmt::print("{}\n", asked.sentence);
   return asked.usable ? kExitOk : kExitFailed;

@@ -51,6 +51,7 @@ std::string code_for_gpu(const std::string& architectures, int major, int minor)
   for (std::string word; std::getline(words, word, ',');) {
     const Architecture built = parse(word);
     if (code_runs(built, gpu)) return fmt::format("sm_{}{} code", built.version, built.suffix);
+    if (built.version == 0) best = fmt::format("code for '{}', whatever CMake made of that word", word);
     if (ptx_runs(built, gpu)) {
       best = fmt::format("PTX for {}.{}, compiled by the driver when it is loaded", built.version / 10,
                          built.version % 10);
