@@ -15,6 +15,7 @@
 #include <fmt/format.h>
 
 #include "bench_ferry.h"
+#include "bench_gpu.h"
 #include "commands.h"
 #include "options.h"
 #include "ranks.h"
@@ -30,6 +31,9 @@ struct BenchOptions {
   BenchCase bench_case;
   std::vector<std::int64_t> tokens{1024};
   std::vector<std::string> ops{"dispatch", "combine"};
+  std::vector<int> sms{16};
+  std::string input;  ///< empty: window on GPUs; the host has no other than any
+  std::string launch = "direct";
   std::string json_path;
 };
 
@@ -102,9 +106,36 @@ int run_bench(const BenchOptions& options) {
   return verified ? kExitOk : kExitFailed;
 }
 
+int run_on_gpus(const BenchOptions& options) {
+  bench::GpuBench gpu_bench{.bench_case = options.bench_case,
+                            .tokens = options.tokens,
+                            .ops = options.ops,
+                            .sms = options.sms,
+                            .launch = options.launch,
+                            .json_path = options.json_path};
+  if (!options.input.empty()) gpu_bench.input = options.input;
+  if (gpu_bench.bench_case.ranks_as.empty()) gpu_bench.bench_case.ranks_as = "threads";
+  const int code =
+      bench::run_gpu_bench(gpu_bench.bench_case.ranks, bench::gpu_arguments(gpu_bench, bench::find_origin()));
+  if (code == kExitBadUsage) return code;  // it has said why
+  fmt::print("{}\n", code == kExitOk ? "verified" : "FAILED: a result was not what it should be, or could not be had");
+  return code;
+}
+
+int run_on_host(BenchOptions options) {
+  if (options.input == "window")
+    throw std::invalid_argument(
+        "ferry bench: --input: window given, expected any on the host, where combine copies nothing");
+  if (options.launch != "direct")
+    throw std::invalid_argument("ferry bench: --launch: graph given, expected direct on the host");
+  if (options.bench_case.ranks == 0) options.bench_case.ranks = 2;
+  if (options.bench_case.ranks_as.empty()) options.bench_case.ranks_as = "processes";
+  return run_bench(options);
+}
+
 int run_guarded(const BenchOptions& options) {
   try {
-    return run_bench(options);
+    return options.bench_case.backend == "cuda" ? run_on_gpus(options) : run_on_host(options);
   } catch (const std::invalid_argument& error) {
     fmt::print(stderr, "{}\n", error.what());
     return kExitBadUsage;
@@ -120,8 +151,17 @@ void add_bench_command(Program& program, int& exit_code) {
   const auto options = std::make_shared<BenchOptions>();
   Options bench = program.command("bench", "Measure dispatch and combine on this machine",
                                   [options, &exit_code] { exit_code = run_guarded(*options); });
+  options->bench_case.ranks = 0;
+  options->bench_case.ranks_as.clear();
   bench::add_case_options(bench, options->bench_case, options->tokens);
-  bench.value("--backend", options->bench_case.backend, "host or auto");
+  bench.word("--backend", options->bench_case.backend,
+             Words<std::string>{{"auto", "host"}, {"host", "host"}, {"cuda", "cuda"}},
+             "where the rows lie: host memory, or GPUs, a thread for each; auto is host (default: auto)");
+  bench.values("--sms", options->sms, "GPUs: SMs per call; several values make several cases");
+  bench.word("--input", options->input, Words<std::string>{{"window", "window"}, {"any", "any"}},
+             "what combine reads: rows in the window (default on GPUs), or any tensor");
+  bench.word("--launch", options->launch, Words<std::string>{{"direct", "direct"}, {"graph", "graph"}},
+             "GPUs: direct calls or replays of captured ones (default: direct)");
   bench.some_of("--op", options->ops, {"dispatch", "combine", "steps"},
                 "what to report: dispatch, combine (whole operations), steps");
   bench.json_file(options->json_path, "append one JSON line per measurement to this file");

@@ -182,14 +182,14 @@ void add_case_options(app::Options& command, BenchCase& c, std::vector<std::int6
   command.value("--codec", c.codec, "none, fp8_f32 or fp8_ue8m0");
   command.value("--reduction", c.reduction, "flat, per_rank or per_node");
   command.value("--routing", c.routing, "uniform, grouped or zipf");
-  command.value("--ranks-as", c.ranks_as, "processes or threads");
+  command.value("--ranks-as", c.ranks_as, "processes or threads (default: processes; on GPUs threads)");
   command.value("--output", c.output, "window or owned");
   command.values("--tokens", tokens, "tokens per rank; several values make several cases");
   command.value("--hidden", c.hidden, "width of a row in elements");
   command.value("--top-k", c.top_k, "choices per token");
   command.value("--experts", c.experts, "experts of all ranks together");
   command.value("--expert-capacity", c.expert_capacity, "rows per expert of expert_padded; 0 = ranks x tokens");
-  command.value("--ranks", c.ranks, "ranks");
+  command.value("--ranks", c.ranks, "ranks; 0 = two, on GPUs one for each");
   command.value("--nodes", c.nodes, "pretend nodes");
   command.value("--iterations", c.iterations, "timed calls; 0 = 20, in latency mode 200");
   command.value("--warmup", c.warmup, "calls before; 0 = 4, in latency mode 20");

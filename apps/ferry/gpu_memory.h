@@ -16,6 +16,9 @@ namespace ferry::app {
 /// Must be called before any part of the program uses CUDA, and before ranks are started.
 void prepare_for_gpus();
 
+/// Their number; starts CUDA in this process. Throws std::runtime_error where there is no GPU or no CUDA.
+int require_gpus();
+
 struct GpuShare {
   int rank = 0;
   int num_ranks = 1;

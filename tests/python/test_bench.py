@@ -83,12 +83,45 @@ def test_several_token_counts_make_several_lines(tmp_path):
         ("--reduction=flat", "needs an expert layout"),
         ("--tokens=-1", "expected 0 or more"),
         ("--op=sideways", "sideways"),
+        ("--backend=gpu", "--backend: 'gpu' given, expected one of auto|host|cuda"),
+        ("--input=window", "--input: window given, expected any on the host"),
+        ("--launch=graph", "--launch: graph given, expected direct on the host"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(option, words):
     run = bench("--experts=16", option)
     assert run.returncode == 2
     assert words in run.stdout + run.stderr
+
+
+@needs_ferry
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--mode=latency", "--mode: latency given, expected throughput with --backend cuda"),
+        ("--nodes=2", "--nodes: 2 given, expected 1 with --backend cuda"),
+        ("--ranks-as=processes", "--ranks-as: processes given, expected threads with --backend cuda"),
+        ("--sets=4", "--sets: 4 given, expected 0 with --backend cuda"),
+        ("--payload=fp16", "--payload fp16 --layout rank_major --output window given, expected"),
+        ("--layout=expert_major", "--layout: expert_major given, expected rank_major for combine"),
+        ("--op=steps", "--op: steps given, expected dispatch or combine"),
+    ],
+)
+def test_cases_that_the_gpu_benchmark_lacks_are_refused(options, words):
+    run = bench("--backend=cuda", *options.split())
+    assert run.returncode == 2
+    assert words in run.stderr
+
+
+@needs_ferry
+def test_bench_without_a_gpu_says_what_is_missing():
+    run = bench("--backend=cuda", "--tokens=16", "--hidden=256", "--ranks=1", "--iterations=3")
+    if run.returncode == 0:
+        pytest.skip("this machine has a GPU; see test_gpu_commands.py")
+    assert run.returncode == 1
+    last = run.stdout.splitlines()[-1]
+    assert last.startswith("FAILED: --backend: cuda given, but")
+    assert "use --backend host" in last
 
 
 def line(**changes) -> dict:

@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 
 FERRY = Path(__file__).resolve().parents[2] / "build/host/bin/ferry"
+FIELDS = set(
+    "commit date machine backend ranks nodes ranks_as mode op layout payload codec reduction tokens hidden top_k "
+    "experts routing network link_limit_gbps launch num_sms time_us_median time_us_p90 time_us_p99 necessary_bytes "
+    "ceiling_gbps fraction logical_gbps verified output input".split()
+)
 SMALL = ["demo", "--backend=cuda", "--tokens=16", "--hidden=64", "--experts=16", "--timeout=20"]
 
 pytestmark = pytest.mark.skipif(not FERRY.exists(), reason=f"{FERRY} is not built")
@@ -66,6 +71,36 @@ def test_demo_refuses_more_threads_than_a_gpu_has_queues_for():
     run = ferry(*SMALL, f"--ranks={33 * num_gpus()}", "--ranks-as=threads")
     assert run.returncode == 1
     assert "expected at most 32 threads per GPU" in run.stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    [
+        (["--sms=8,16", "--output=owned"], [("dispatch", 8), ("dispatch", 16), ("combine", 8), ("combine", 16)]),
+        (["--op=dispatch", "--layout=expert_major"], [("dispatch", 16)]),
+        (["--op=dispatch", "--payload=fp8_f32"], [("dispatch", 16)]),
+        (["--op=combine", "--input=any"], [("combine", 16)]),
+    ],
+)
+def test_bench_measures_and_verifies(tmp_path, options, calls):
+    path = tmp_path / "lines.jsonl"
+    run = ferry("bench", "--backend=cuda", "--tokens=128", "--iterations=5", *options, f"--json={path}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.rstrip().splitlines()[-1] == "verified"
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [(line["op"], line["num_sms"]) for line in lines] == calls
+    for line in lines:
+        assert FIELDS - set(line) <= {"output", "input"} and set(line) <= FIELDS
+        assert line["backend"] == "cuda" and line["ranks"] == min(num_gpus(), 8) and line["verified"] is True
+        assert 0 < line["time_us_median"] <= line["time_us_p90"] <= line["time_us_p99"]
+
+
+@pytest.mark.timeout(300)
+def test_bench_refuses_more_ranks_than_gpus():
+    run = ferry("bench", "--backend=cuda", f"--ranks={num_gpus() + 1}")
+    assert run.returncode == 2
+    assert f"expected at most the number of GPUs, {num_gpus()}" in run.stderr
 
 
 @pytest.mark.timeout(300)

@@ -37,13 +37,7 @@ std::size_t span_of(const Tensor& tensor) {
 class GpuMemory final : public RankMemory {
  public:
   explicit GpuMemory(const GpuShare& share) : patience_(share.patience), bytes_(share.lent_bytes) {
-    int num_gpus = 0;
-    const cudaError_t found = cudaGetDeviceCount(&num_gpus);
-    if (found != cudaSuccess || num_gpus == 0) {
-      throw std::runtime_error(fmt::format(
-          "--backend: cuda given, but CUDA finds no GPU ({}); use --backend host, `ferry doctor` says what is missing",
-          cudaGetErrorString(found != cudaSuccess ? found : cudaErrorNoDevice)));
-    }
+    const int num_gpus = require_gpus();
     device_ = share.rank % num_gpus;
     share_sms(share, (share.num_ranks + num_gpus - 1) / num_gpus);
     check(cudaSetDevice(device_), "cudaSetDevice");
@@ -165,6 +159,15 @@ class GpuMemory final : public RankMemory {
 void prepare_for_gpus() {
   // Ranks that are threads need a hardware queue each; the driver's default is 8. Not over what the user has set.
   ::setenv("CUDA_DEVICE_MAX_CONNECTIONS", fmt::to_string(kMaxQueues).c_str(), 0);
+}
+
+int require_gpus() {
+  int num_gpus = 0;
+  const cudaError_t found = cudaGetDeviceCount(&num_gpus);
+  if (found == cudaSuccess && num_gpus > 0) return num_gpus;
+  throw std::runtime_error(fmt::format(
+      "--backend: cuda given, but CUDA finds no GPU ({}); use --backend host, `ferry doctor` says what is missing",
+      cudaGetErrorString(found != cudaSuccess ? found : cudaErrorNoDevice)));
 }
 
 std::unique_ptr<RankMemory> make_gpu_memory(const GpuShare& share) {

@@ -10,10 +10,15 @@ namespace ferry::app {
 
 void prepare_for_gpus() {}
 
-std::unique_ptr<RankMemory> make_gpu_memory(const GpuShare&) {
+int require_gpus() {
   throw std::runtime_error(
       "--backend: cuda given, but this build has no CUDA; use --backend host, or build Ferry where nvcc is found with "
       "FERRY_CUDA=ON");
+}
+
+std::unique_ptr<RankMemory> make_gpu_memory(const GpuShare&) {
+  require_gpus();
+  return nullptr;
 }
 
 }  // namespace ferry::app

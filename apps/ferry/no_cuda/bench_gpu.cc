@@ -1,0 +1,15 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// A build without CUDA has no GPU benchmark.
+#include "bench_gpu.h"
+
+#include "gpu_memory.h"
+
+namespace ferry::bench {
+
+int run_gpu_bench(int, std::vector<std::string>) {
+  return app::require_gpus();
+}
+
+}  // namespace ferry::bench
