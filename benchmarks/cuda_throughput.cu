@@ -537,7 +537,7 @@ class Runner {
 
 }  // namespace
 
-int main(int argc, char** argv) {
+int ferry_cuda_bench_main(int argc, char** argv) {
   Settings o;
   const std::vector<std::string> all_ops = o.ops;
   app::Program program("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");

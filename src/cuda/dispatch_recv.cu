@@ -85,14 +85,15 @@ class Receiver {
 
   /// rank_major: a thread per choice, so that the loads of many rows are in flight together.
   __device__ void take_choices(std::int64_t num_rows) const {
-    const int k = a_.top_k;
-    const std::int64_t bytes = wire::TokenMeta::bytes(k), count = num_rows * k, step = threads();
+    const int k = a_.top_k, rows = 32 / k, choice = lane_ % k;  // a warp takes so many rows at a time
+    if (lane_ >= rows * k) return;
+    const std::int64_t bytes = wire::TokenMeta::bytes(k), step = warps_ * rows;
 #pragma unroll 4
-    for (std::int64_t i = thread(); i < count; i += step) {
-      const wire::TokenMeta record(arrived_ + i / k * bytes, k);
-      const std::int32_t slot = record.slots()[i % k];
-      const float weight = a_.weights != nullptr ? record.weights()[i % k] : 0.0f;
-      write_choice(i, is_mine(slot) ? slot - first_slot_ : -1, is_mine(slot) ? weight : 0.0f);
+    for (std::int64_t n = warp_ * rows + lane_ / k; n < num_rows; n += step) {
+      const wire::TokenMeta record(arrived_ + n * bytes, k);
+      const std::int32_t slot = record.slots()[choice];
+      const float weight = a_.weights != nullptr ? record.weights()[choice] : 0.0f;
+      write_choice(n * k + choice, is_mine(slot) ? slot - first_slot_ : -1, is_mine(slot) ? weight : 0.0f);
     }
   }
 
@@ -183,7 +184,7 @@ __device__ void clear_counts(const ReceiveArgs& a) {
     a.handle.expert_counts[i] = 0;
 }
 
-__global__ void __launch_bounds__(512, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {
+__global__ void __launch_bounds__(1024, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {
   const std::uint64_t epoch = a.group.state->dispatch_epoch[a.group.flight];
   Receiver receiver(a);
   bool good = !has_failed(a.group, epoch);

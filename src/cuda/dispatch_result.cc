@@ -108,7 +108,7 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   }
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   if (shadow.counts_known) shape.recv_tokens = header.num_rows;
-  launch_dispatch_recv(args, plan_over_rows(shape, limits_), stream);
+  launch_dispatch_recv(args, plan_dispatch_recv(shape, limits_), stream);
 
   if (call.args.output == Output::kOwned) own_rows(call, num_rows, stream);
   const RowsPlace& rows = rows_of(call);

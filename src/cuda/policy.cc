@@ -15,7 +15,7 @@ constexpr int kDefaultSms = 16;
 // Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 300. With
 // fewer than 7 left for the link, a share of all SMs is better.
 constexpr int kLinkSms = 8, kLeastLinkSms = 7;
-constexpr int kRouteWarps = 32, kSendWarps = 7, kRowWarps = 16;
+constexpr int kRouteWarps = 32, kSendWarps = 7, kRecvWarps = 32, kRowWarps = 16;
 
 int budget(const CallShape& shape, const DeviceLimits& limits) {
   return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);
@@ -64,6 +64,10 @@ int plan_own_blocks(const CallShape& shape, int blocks) {
   const int balanced = static_cast<int>(std::lround(blocks * own / (own + peers)));
   const int share = std::max({balanced, blocks - kLinkSms, 1});
   return blocks - share >= kLeastLinkSms ? share : 0;
+}
+
+Launch plan_dispatch_recv(const CallShape& shape, const DeviceLimits& limits) {
+  return {.blocks = blocks_for(shape.recv_tokens, kRecvWarps, budget(shape, limits)), .threads = 32 * kRecvWarps};
 }
 
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {

@@ -34,6 +34,8 @@ Launch plan_route(const CallShape& shape, const DeviceLimits& limits);
 Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits);
 /// How many of the blocks of dispatch_send store only rows that stay on this rank; 0: all blocks store everything.
 int plan_own_blocks(const CallShape& shape, int blocks);
+/// Waiting and copying what lies beside the rows, at most `recv_tokens` of them.
+Launch plan_dispatch_recv(const CallShape& shape, const DeviceLimits& limits);
 /// Launches that go over the rows received, at most `recv_tokens`.
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits);
 /// Launches that go over this rank's tokens.

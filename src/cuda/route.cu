@@ -27,6 +27,17 @@ struct CountWords {
   __device__ CountWord* key(int key) const { return words + DeviceLayout::kNoteWords + key; }
 };
 
+/// Waits for a word of `from`, which `writer` writes. False if the call ends here.
+__device__ bool await(const GroupArgs& group, std::uint64_t epoch, std::uint64_t exchange, const CountWords& from,
+                      int writer, const CountWord* word, std::uint32_t& value) {
+  const WordIs is = wait_word(group, kStep, epoch, word, exchange, writer, value);
+  if (is != WordIs::kOverwritten) return is == WordIs::kHere;
+  const std::uint64_t low = load_relaxed(&from.note()[0].value), high = load_relaxed(&from.note()[1].value);
+  fail(group, epoch,
+       {.kind = FaultKind::kGoneOn, .step = kStep, .peer = writer, .seen = high << 32 | low, .wanted = epoch});
+  return false;
+}
+
 __device__ std::int64_t id_at(const RouteArgs& a, std::int64_t token, int k) {
   const std::int64_t index = token * a.ids_stride[0] + k * a.ids_stride[1];
   return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[index] : static_cast<const std::int32_t*>(a.ids)[index];
@@ -279,8 +290,7 @@ __device__ bool check_notes(const RouteArgs& a, std::uint64_t epoch, std::uint64
     if (group.windows[peer] == nullptr) continue;
     const CountWords from(group.windows[group.rank], group.layout, exchange, peer);
     std::uint32_t word = 0;
-    good =
-        __all_sync(kAll, wait_word(group, kStep, epoch, from.note() + threadIdx.x % 32, exchange, peer, word)) && good;
+    good = __all_sync(kAll, await(group, epoch, exchange, from, peer, from.note() + threadIdx.x % 32, word)) && good;
     if (!good) break;
     const auto field = [&](int at) {  // in 8-byte words of the note
       const std::uint64_t low = __shfl_sync(kAll, word, 2 * at), high = __shfl_sync(kAll, word, 2 * at + 1);
@@ -321,7 +331,7 @@ struct Places {
         if (group.windows[source] == nullptr) continue;
         const CountWords from(group.windows[group.rank], group.layout, exchange, source);
         std::uint32_t count = 0;
-        good = wait_word(group, kStep, epoch, from.key(key), exchange, source, count);
+        good = await(group, epoch, exchange, from, source, from.key(key), count);
         sum += static_cast<std::int32_t>(count);
       }
       base[key] = mine;

@@ -23,8 +23,9 @@ TEST(CudaPolicy, TheBudgetBoundsEveryLaunch) {
       CallShape call = shape(tokens);
       call.num_sms = sms;
       const int most = sms == 0 ? 16 : std::min(sms, kH200.num_sms);
-      for (const Launch& launch : {plan_route(call, kH200), plan_dispatch_send(call, kH200),
-                                   plan_over_rows(call, kH200), plan_over_tokens(call, kH200)}) {
+      for (const Launch& launch :
+           {plan_route(call, kH200), plan_dispatch_send(call, kH200), plan_dispatch_recv(call, kH200),
+            plan_over_rows(call, kH200), plan_over_tokens(call, kH200)}) {
         EXPECT_GE(launch.blocks, 1);
         EXPECT_LE(launch.blocks, most) << tokens << " tokens";
         EXPECT_EQ(launch.threads % 32, 0);

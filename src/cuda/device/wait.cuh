@@ -101,16 +101,21 @@ __device__ inline bool wait_signal(const GroupArgs& group, FaultStep step, std::
   }
 }
 
-/// Waits until a word of `writer` belongs to this exchange, and reads it. False if it gave up. Orders nothing.
-__device__ inline bool wait_word(const GroupArgs& group, FaultStep step, std::uint64_t epoch, const CountWord* word,
-                                 std::uint64_t exchange, int writer, std::uint32_t& value) {
+enum class WordIs : std::int32_t { kHere, kOverwritten, kMissing };
+
+/// Waits until a word of `writer` belongs to this exchange, and reads it. Overwritten: the writer has gone on to a later one.
+/// Missing: the wait gave up. Orders nothing.
+__device__ inline WordIs wait_word(const GroupArgs& group, FaultStep step, std::uint64_t epoch, const CountWord* word,
+                                   std::uint64_t exchange, int writer, std::uint32_t& value) {
   const auto wanted = static_cast<std::uint32_t>(exchange);
   Patience patience(group, step, epoch, writer);
   for (;;) {
-    const std::uint64_t seen = load_relaxed(reinterpret_cast<const std::uint64_t*>(word));
-    value = static_cast<std::uint32_t>(seen);
-    if (static_cast<std::uint32_t>(seen >> 32) == wanted) return true;
-    if (patience.is_over(seen >> 32 << 24, exchange << 24)) return false;
+    const std::uint64_t both = load_relaxed(reinterpret_cast<const std::uint64_t*>(word));
+    const auto seen = static_cast<std::uint32_t>(both >> 32);
+    value = static_cast<std::uint32_t>(both);
+    if (seen == wanted) return WordIs::kHere;
+    if (static_cast<std::int32_t>(seen - wanted) > 0) return WordIs::kOverwritten;
+    if (patience.is_over(total_of(seen), total_of(exchange))) return WordIs::kMissing;
   }
 }
 
