@@ -277,6 +277,18 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
                   fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
 }
 
+std::string Runtime::explain_silence(const Call& call, const char* step, int peer) {
+  check_notices(call, step, {});
+  const std::uint64_t activity = activity_of(*call.windows, peer);
+  // Who made another call has not died in this one, and may have closed its group since.
+  if (!is_other_kind(activity, call) && mesh->gone(peer)) {
+    throw peer_error(
+        ErrorCode::kPeerLost, step, call.epoch, peer,
+        fmt::format("{}: rank {} in call {} waits for rank {}, which is gone", step, rank, call.epoch, peer));
+  }
+  return describe_activity(activity);
+}
+
 /// A peer whose part of the call went well, or that found a disagreement, will send nothing more.
 bool Runtime::has_finished(const Call& call, int peer) const {
   if (call.kind == CallKind::kDispatch) return false;  // route has compared the arguments

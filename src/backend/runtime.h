@@ -92,6 +92,9 @@ class Runtime {
   bool abort_seen(const Windows& windows) const;
   void check_aborted(const Call& call, const char* step, const Windows& windows);
   /// Tells the peers of this node; may be called from any thread.
+  /// Why a wait that a device gave up may have been in vain: throws if the membership has changed or the peer is gone; says
+  /// otherwise what the peer is in.
+  std::string explain_silence(const Call& call, const char* step, int peer);
   void spread_abort_in_node(const Windows& windows) const;
   /// Lets go of the links to the peers: they see that this rank is gone.
   void leave() {

@@ -188,7 +188,17 @@ void CudaBackend::raise_fault() {
   // Kernels of the call that failed do nothing any more; once they are through, the record can be used again.
   settle(false);
   memory_->clear_fault();
-  throw error_of(fault, runtime_.rank);
+  Error error = error_of(fault, runtime_.rank);
+  const auto windows = windows_.lock();
+  if (fault.kind == FaultKind::kTimeout && windows) {
+    Call call;
+    call.windows = windows;
+    call.epoch = fault.epoch;
+    const bool combine = fault.step == FaultStep::kCombineSend || fault.step == FaultStep::kCombineRecv;
+    call.kind = combine ? CallKind::kCombine : CallKind::kDispatch;
+    error.peers.at(0).activity = runtime_.explain_silence(call, error.step.c_str(), fault.peer);
+  }
+  throw error;
 }
 
 void CudaBackend::check_faults() {
@@ -199,6 +209,7 @@ void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
   const DeviceScope scope(device_);
   settle(false);
   memory_->adopt(*windows);
+  windows_ = windows;
   const DeviceLayout& layout = runtime_.device_layout;
   owned_ = std::make_shared<Pool>(windows->device(runtime_.rank) + layout.owned,
                                   static_cast<std::size_t>(layout.owned_bytes), windows);

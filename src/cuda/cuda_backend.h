@@ -63,6 +63,7 @@ class CudaBackend final : public Backend {
   const int device_;
   DeviceLimits limits_;
   std::unique_ptr<GroupMemory> memory_;
+  std::weak_ptr<Windows> windows_;
   std::shared_ptr<Pool> owned_;  ///< where peers write rows of owned results; of the current windows
 
   /// Where the rows of a flight's dispatch are, by block of the payload.

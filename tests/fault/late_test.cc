@@ -72,7 +72,7 @@ void miss_dispatches(Case c, int missed) {
         }
         require(wait != nullptr && wait->seen < wait->wanted, when + ": counters make no sense: " + outcome.text());
         require(outcome.error->epoch == static_cast<std::uint64_t>(3 + i), when + ": wrong epoch: " + outcome.text());
-        require(on_cuda() || wait->activity.find("call 2 combine") != std::string::npos,
+        require(wait->activity.find("call 2 combine") != std::string::npos,
                 when + ": wrong activity: " + wait->activity);
       }
     }
