@@ -178,6 +178,8 @@ void add_plan_command(Program& program, int& exit_code) {
   plan.number("--extra-bytes", limits.extra_bytes, 0, kMany, "per token, for blocks beyond the row and its scales");
   plan.number("--recv-rows", limits.recv_rows, 0, std::int64_t{1} << 40,
               "rows of the receive window; 0: the worst case");
+  plan.number("--owned-rows", limits.owned_rows, -1, std::int64_t{1} << 40,
+              "cuda: rows of owned results that peers write; -1: those of one rank-major dispatch");
   plan.number("--slots", limits.max_slots, 0, kMany, "places of experts over all ranks; 0: one per expert");
   plan.number("--flights", limits.num_flights, 1, 64, "calls in flight");
   plan.word("--backend", options->backend, Words<std::string>{{"host", "host"}, {"cuda", "cuda"}},

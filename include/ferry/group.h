@@ -31,7 +31,7 @@ struct GroupLimits {
   DType dtype = DType::kBf16;    ///< widest payload and combine dtype
   std::int64_t extra_bytes = 0;  ///< per token, for payload blocks beyond the row and its fp8 scales
   std::int64_t recv_rows =
-      0;                ///< rows of the receive window, throughput mode; 0 = worst case (for alignments up to 128)
+      0;  ///< rows of the receive window, throughput mode; 0 = worst case (for alignments up to 128)
   /// cuda backend: widest rows that owned dispatch results may hold together in memory that peers write into; a result that finds
   /// no room there is copied out of the window. -1 = those of one rank-major dispatch.
   std::int64_t owned_rows = -1;

@@ -27,7 +27,8 @@ num_experts: global experts of the default placement. max_tokens, max_latency_to
 throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
 in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
 row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case (for alignments up
-to 128). max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
+to 128). owned_rows: on the cuda backend, widest rows that owned results may hold together where peers write them, -1 =
+those of one rank-major dispatch; what finds no room is copied. max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
 flight of each kind.
 
 topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
@@ -46,9 +47,10 @@ std::optional<Topology> parse_topology(std::optional<TopologyLike> given) {
 
 void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std::int64_t max_latency_tokens,
                int max_top_k, std::int64_t hidden, const std::string& dtype, std::int64_t extra_bytes,
-               std::int64_t recv_rows, int max_slots, int num_flights, std::optional<TopologyLike> topology,
-               std::optional<Placement> placement, const std::string& backend, int device, const std::string& network,
-               double timeout, std::uint64_t test_seed, std::int64_t test_max_signal_delay_ns) {
+               std::int64_t recv_rows, std::int64_t owned_rows, int max_slots, int num_flights,
+               std::optional<TopologyLike> topology, std::optional<Placement> placement, const std::string& backend,
+               int device, const std::string& network, double timeout, std::uint64_t test_seed,
+               std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
   GroupConfig config{.limits = {.num_experts = num_experts,
                                 .max_tokens = max_tokens,
@@ -58,6 +60,7 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                                 .dtype = parse_dtype(kFunction, "dtype", dtype),
                                 .extra_bytes = extra_bytes,
                                 .recv_rows = recv_rows,
+                                .owned_rows = owned_rows,
                                 .max_slots = max_slots,
                                 .num_flights = num_flights},
                      .topology = parse_topology(std::move(topology)),
@@ -84,6 +87,7 @@ void bind_properties(nb::class_<GroupConfig>& config) {
   bind_limit(config, "hidden", &GroupLimits::hidden);
   bind_limit(config, "extra_bytes", &GroupLimits::extra_bytes);
   bind_limit(config, "recv_rows", &GroupLimits::recv_rows);
+  bind_limit(config, "owned_rows", &GroupLimits::owned_rows);
   bind_limit(config, "max_slots", &GroupLimits::max_slots);
   bind_limit(config, "num_flights", &GroupLimits::num_flights);
   config.def_prop_ro("dtype", [](const GroupConfig& self) { return ferry::name(self.limits.dtype); })
@@ -112,9 +116,9 @@ void bind_config(nb::module_& module) {
   config.def("__init__", &construct, nb::kw_only(), "num_experts"_a, "max_tokens"_a = limits.max_tokens,
              "max_latency_tokens"_a = limits.max_latency_tokens, "max_top_k"_a = limits.max_top_k,
              "hidden"_a = limits.hidden, "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes,
-             "recv_rows"_a = limits.recv_rows, "max_slots"_a = limits.max_slots, "num_flights"_a = limits.num_flights,
-             "topology"_a = nb::none(), "placement"_a = nb::none(), "backend"_a = defaults.backend,
-             "device"_a = defaults.device, "network"_a = defaults.network,
+             "recv_rows"_a = limits.recv_rows, "owned_rows"_a = limits.owned_rows, "max_slots"_a = limits.max_slots,
+             "num_flights"_a = limits.num_flights, "topology"_a = nb::none(), "placement"_a = nb::none(),
+             "backend"_a = defaults.backend, "device"_a = defaults.device, "network"_a = defaults.network,
              "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "test_seed"_a = defaults.test.seed,
              "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);

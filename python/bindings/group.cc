@@ -51,7 +51,7 @@ constexpr const char* kInitSignature =
     "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: "
     "int = ..., "
     "max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., "
-    "recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
+    "recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
     "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str "
     "= ..., "
     "device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
