@@ -27,9 +27,9 @@ num_experts: global experts of the default placement. max_tokens, max_latency_to
 throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
 in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
 row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case (for alignments up
-to 128). owned_rows: on the cuda backend, widest rows that owned results may hold together where peers write them, -1 =
-those of one rank-major dispatch; what finds no room is copied. max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
-flight of each kind.
+to 128). owned_rows: on the cuda backend, widest rows that owned results may hold together where peers write them,
+-1 = those of one rank-major dispatch; what finds no room is copied. max_slots: places of experts over all ranks,
+0 = those of the default placement. num_flights: calls in flight of each kind.
 
 topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
 machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".

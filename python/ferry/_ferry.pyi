@@ -281,8 +281,9 @@ class GroupConfig:
     throughput and latency mode; 0 latency tokens = no latency mode. max_top_k: choices per token. hidden: widest row,
     in elements of `dtype`, the widest payload and combine dtype. extra_bytes: per token, for payload blocks beyond the
     row and its fp8 scales. recv_rows: rows of the receive window in throughput mode, 0 = worst case (for alignments up
-    to 128). max_slots: places of experts over all ranks, 0 = those of the default placement. num_flights: calls in
-    flight of each kind.
+    to 128). owned_rows: on the cuda backend, widest rows that owned results may hold together where peers write them,
+    -1 = those of one rank-major dispatch; what finds no room is copied. max_slots: places of experts over all ranks,
+    0 = those of the default placement. num_flights: calls in flight of each kind.
 
     topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
     machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".
@@ -291,7 +292,7 @@ class GroupConfig:
     for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
 
     @property
     def num_experts(self) -> int: ...
@@ -313,6 +314,9 @@ class GroupConfig:
 
     @property
     def recv_rows(self) -> int: ...
+
+    @property
+    def owned_rows(self) -> int: ...
 
     @property
     def max_slots(self) -> int: ...
@@ -636,7 +640,7 @@ class Group:
     changes or another group is made. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
 
     @property
     def rank(self) -> int: ...
