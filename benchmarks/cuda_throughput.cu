@@ -254,7 +254,7 @@ class Runner {
     config.limits.recv_rows = tokens * o_.top_k * (o_.routing == "uniform" ? 5 : 4 * ranks_) / 4 + 1024;
     config.limits.owned_rows = (o_.sets + 1) * tokens * ranks_;  // as many results are kept
     config.timeout = std::chrono::seconds(5);
-    Group group = Group::create(config, meeting);
+    Group group = make_group(bench, config, meeting);
     const auto sets = make_sets(bench, tokens);
     for (const std::string& op : o_.ops) {
       for (int sms : o_.sms) measure(bench, group, sets, tokens, op, sms);
@@ -265,6 +265,29 @@ class Runner {
       cudaFree(set.scales);
     }
     shared_.sync.arrive_and_wait();
+  }
+
+  /// Says how long it took and what device memory it took, beside what the plan says.
+  Group make_group(RankBench& bench, const GroupConfig& config, Meeting& meeting) {
+    std::int64_t planned = 0;
+    bool on_device = false;
+    const MemoryPlan plan = memory_plan(config, Topology::single_node(ranks_), bench.rank_);
+    for (std::size_t i = 1; i < plan.regions.size(); ++i) {  // regions of device memory count from 0 again
+      on_device = on_device || plan.regions[i].offset_bytes == 0;
+      if (on_device) planned += plan.regions[i].bytes;
+    }
+    std::size_t before = 0, after = 0, all = 0;
+    check(cudaMemGetInfo(&before, &all), "cudaMemGetInfo");
+    bench.shared_.sync.arrive_and_wait();
+    const auto start = std::chrono::steady_clock::now();
+    Group group = Group::create(config, meeting);
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+    check(cudaMemGetInfo(&after, &all), "cudaMemGetInfo");
+    if (bench.rank_ == 0) {
+      std::printf("a group of %d in %.2f s; device memory of rank 0: %.1f MB, planned %.1f MB\n", ranks_, took.count(),
+                  static_cast<double>(before - after) * 1e-6, static_cast<double>(planned) * 1e-6);
+    }
+    return group;
   }
 
   std::vector<Set> make_sets(RankBench& bench, std::int64_t tokens) {
