@@ -20,8 +20,8 @@ namespace ferry::bench {
 struct Settings {
   std::vector<std::int64_t> tokens{4096};
   std::vector<int> sms{16};
-  std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8",   "dispatch-expert",
-                               "dispatch-owned", "combine-window", "combine-any"};
+  std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8", "dispatch-expert", "dispatch-owned",
+                               "combine-window", "combine-any",  "combine-flat"};
   std::string routing = "uniform", launch = "direct";
   int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
   std::int64_t hidden = 7168;
@@ -59,15 +59,26 @@ inline std::vector<unsigned> ranks_needed(const Settings& o, const std::vector<s
   return needed;
 }
 
-/// Rows that the busiest link carries, per set: the larger of egress and ingress over ranks.
-inline double busiest_rows(const Settings& o, std::int64_t tokens, int ranks, int set) {
+/// What crosses a link once: a token for each rank that it needs, or each of its choices.
+enum class Unit { kToken, kChoice };
+
+/// How many of them the busiest link carries, per set: the larger of egress and ingress over ranks.
+inline double busiest(const Settings& o, std::int64_t tokens, int ranks, int set, Unit unit) {
+  const Placement placement = Placement::contiguous(o.experts, ranks);
   std::vector<double> egress(static_cast<std::size_t>(ranks)), ingress(static_cast<std::size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
-    for (unsigned needed : ranks_needed(o, make_routing(o, tokens, rank, set), ranks)) {
+    const auto ids = make_routing(o, tokens, rank, set);
+    for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
+      std::vector<int> count(static_cast<std::size_t>(ranks));
+      for (int k = 0; k < o.top_k; ++k) {
+        const auto id = static_cast<int>(ids[t * static_cast<std::size_t>(o.top_k) + static_cast<std::size_t>(k)]);
+        ++count[static_cast<std::size_t>(placement.rank_of_slot(placement.slots_of(id)[0]))];
+      }
       for (int peer = 0; peer < ranks; ++peer) {
-        if (peer == rank || (needed >> peer & 1) == 0) continue;
-        ++egress[static_cast<std::size_t>(rank)];
-        ++ingress[static_cast<std::size_t>(peer)];
+        const int choices = count[static_cast<std::size_t>(peer)];
+        if (peer == rank || choices == 0) continue;
+        egress[static_cast<std::size_t>(rank)] += unit == Unit::kChoice ? choices : 1;
+        ingress[static_cast<std::size_t>(peer)] += unit == Unit::kChoice ? choices : 1;
       }
     }
   }

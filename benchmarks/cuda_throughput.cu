@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "cuda_ruler.cuh"
 #include "cuda_settings.h"
 #include "ferry/ferry.h"
 #include "options.h"
@@ -27,141 +28,9 @@
 namespace {
 
 using namespace ferry;
-using bench::busiest_rows;
+using bench::busiest;
 using bench::make_routing;
 using bench::ranks_needed;
-using bench::Settings;
-
-void check(cudaError_t status, const char* what) {
-  if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
-}
-
-// --- kernels of the ruler -----------------------------------------------------------------------------------------------------
-
-constexpr int kMaxGpus = 8;
-constexpr long long kHoldCycles = 120000;  // some 65 us
-struct Flags {
-  unsigned long long* of[kMaxGpus];  ///< [kMaxGpus] words on each GPU
-};
-
-__device__ void meet(const Flags& flags, int rank, unsigned long long round) {
-  const int peer = static_cast<int>(threadIdx.x);
-  __threadfence_system();
-  *reinterpret_cast<volatile unsigned long long*>(flags.of[peer] + rank) = round;
-  __threadfence_system();
-  const long long start = clock64();
-  while (*reinterpret_cast<volatile unsigned long long*>(flags.of[rank] + peer) < round) {
-    if (clock64() - start > 4000000000ll) return;  // about two seconds
-  }
-}
-
-/// All devices leave it at about the same time, and not before every host had time to queue the call behind it: what is timed
-/// begins when the stream reaches the call.
-__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round) {
-  if (static_cast<int>(threadIdx.x) >= ranks) return;
-  meet(flags, rank, 2 * round - 1);
-  const long long start = clock64();
-  while (clock64() - start < kHoldCycles) {
-  }
-  meet(flags, rank, 2 * round);
-}
-
-__global__ void __launch_bounds__(1024) push_kernel(uint4* to, const uint4* from, std::int64_t count) {
-  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
-  std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  for (; i + 3 * step < count; i += 4 * step) {
-    const uint4 a = from[i], b = from[i + step], c = from[i + 2 * step], d = from[i + 3 * step];
-    to[i] = a;
-    to[i + step] = b;
-    to[i + 2 * step] = c;
-    to[i + 3 * step] = d;
-  }
-  for (; i < count; i += step) to[i] = from[i];
-}
-
-__global__ void fill_kernel(std::uint16_t* x, std::int64_t tokens, std::int64_t hidden, int rank, int set) {
-  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < tokens * hidden;
-       i += static_cast<std::int64_t>(gridDim.x) * blockDim.x) {
-    const std::int64_t t = i / hidden, j = i % hidden;
-    // bf16 values from 1 to 2 with 7 bits that depend on everything.
-    x[i] = static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
-  }
-}
-std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
-  return static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
-}
-
-// --- one rank -----------------------------------------------------------------------------------------------------------------
-
-struct Shared {
-  explicit Shared(int ranks) : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)) {}
-  std::barrier<> sync;
-  Flags flags;
-  std::vector<std::byte*> link;
-  std::vector<std::vector<double>> times;  ///< [rank][iteration]
-  bool verified = true;
-};
-
-class RankBench {
- public:
-  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
-      : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
-    check(cudaSetDevice(rank), "cudaSetDevice");
-    for (int peer = 0; peer < ranks; ++peer) {
-      if (peer != rank) cudaDeviceEnablePeerAccess(peer, 0);
-    }
-    cudaGetLastError();
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
-    check(cudaEventCreate(&begin_), "cudaEventCreate");
-    check(cudaEventCreate(&end_), "cudaEventCreate");
-    shared_.flags.of[rank] = static_cast<unsigned long long*>(allocate(sizeof(unsigned long long) * kMaxGpus));
-    check(cudaMemset(shared_.flags.of[rank], 0, sizeof(unsigned long long) * kMaxGpus), "cudaMemset");
-    shared_.link[static_cast<std::size_t>(rank)] = static_cast<std::byte*>(allocate(kLinkBytes));
-    link_source_ = static_cast<std::byte*>(allocate(kLinkBytes));
-    check(cudaDeviceSynchronize(), "cudaMemset");
-    shared_.sync.arrive_and_wait();
-  }
-
-  void* allocate(std::size_t bytes) {
-    void* memory = nullptr;
-    check(cudaMalloc(&memory, bytes), "cudaMalloc");
-    return memory;
-  }
-  void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_); }
-
-  /// Calls `call` alone, again and again; its times in us go to shared_.times[rank].
-  template <typename Call>
-  void time(int warm_up, int iterations, Call&& call) {
-    auto& times = shared_.times[static_cast<std::size_t>(rank_)];
-    times.clear();
-    for (int i = 0; i < warm_up + iterations; ++i) {
-      barrier();
-      check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
-      call(i);
-      check(cudaEventRecord(end_, stream_), "cudaEventRecord");
-      check(cudaStreamSynchronize(stream_), "the timed call");
-      float ms = 0;
-      check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
-      if (i >= warm_up) times.push_back(1000.0 * ms);
-    }
-    shared_.sync.arrive_and_wait();
-  }
-
-  void push(int sms) {
-    push_kernel<<<sms, 1024, 0, stream_>>>(
-        reinterpret_cast<uint4*>(shared_.link[static_cast<std::size_t>((rank_ + 1) % ranks_)]),
-        reinterpret_cast<const uint4*>(link_source_), static_cast<std::int64_t>(kLinkBytes / 16));
-  }
-
-  static constexpr std::size_t kLinkBytes = std::size_t{256} << 20;
-  const Settings& o_;
-  const int rank_, ranks_;
-  Shared& shared_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
-  std::byte* link_source_ = nullptr;
-  unsigned long long round_ = 0;
-};
 
 /// Inputs of one rotation.
 struct Set {
@@ -171,31 +40,8 @@ struct Set {
   std::vector<unsigned> needed;
 };
 
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<std::size_t>(q * static_cast<double>(values.size())))];
-}
-/// Per iteration the slowest rank.
-std::vector<double> slowest(const Shared& shared) {
-  std::vector<double> out = shared.times[0];
-  for (const auto& times : shared.times) {
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = std::max(out[i], times[i]);
-  }
-  return out;
-}
-
-/// "2xH200"
-std::string machine_name(int gpus) {
-  cudaDeviceProp properties{};
-  check(cudaGetDeviceProperties(&properties, 0), "cudaGetDeviceProperties");
-  std::string gpu = properties.name;
-  if (gpu.starts_with("NVIDIA ")) gpu.erase(0, 7);
-  std::replace(gpu.begin(), gpu.end(), ' ', '-');
-  return std::to_string(gpus) + "x" + gpu;
+bool is_by_expert(const std::string& op) {
+  return op == "dispatch-expert" || op == "combine-flat";
 }
 
 class Runner {
@@ -322,7 +168,7 @@ class Runner {
       args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kBf16, {tokens, o_.hidden}));
     }
     args.topk_ids = Tensor::contiguous(static_cast<void*>(set.ids), DType::kInt64, {tokens, o_.top_k});
-    if (op == "dispatch-expert") args.layout = Layout::kExpertMajor;
+    if (is_by_expert(op)) args.layout = Layout::kExpertMajor;
     args.host_counts = false;
     if (op == "dispatch-owned") {
       args.host_counts = true;
@@ -353,14 +199,7 @@ class Runner {
       std::vector<CombineResult> keep(sets.size());
       time_calls(bench, [&](std::size_t i) {
         const DispatchResult& from = results[i];
-        CombineArgs args;
-        args.handle = &from.handle;
-        args.x = any == nullptr
-                     ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
-                     : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
-        args.num_sms = sms;
-        args.stream = bench.stream_;
-        keep[i] = group.combine(args);
+        keep[i] = group.combine(combine_args(bench, group, from, op, sms, any));
       });
       verify_combine(bench, group, sets, tokens, op, sms, any);
     } else {
@@ -459,23 +298,30 @@ class Runner {
     if (!good) shared_.verified = false;
   }
 
-  /// The experts return the rows they got: a token's sum is its row times the number of its ranks.
+  CombineArgs combine_args(RankBench& bench, Group& group, const DispatchResult& from, const std::string& op, int sms,
+                           std::byte* any) {
+    CombineArgs args;
+    args.handle = &from.handle;
+    args.x = any == nullptr
+                 ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
+                 : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
+    if (op == "combine-flat") args.reduction = Reduction::flat();
+    args.num_sms = sms;
+    args.stream = bench.stream_;
+    return args;
+  }
+
+  /// The experts return the rows they got: a token's sum is its row times the number of its ranks, or of its choices.
   void verify_combine(RankBench& bench, Group& group, const std::vector<Set>& sets, std::int64_t tokens,
                       const std::string& op, int sms, std::byte* any) {
     DispatchArgs args = dispatch_args(bench, sets[0], tokens, op, sms);
     args.host_counts = true;
     const DispatchResult result = group.dispatch(args);
-    CombineArgs back;
-    back.handle = &result.handle;
-    back.x = any == nullptr
-                 ? group.combine_input(result.handle, DType::kBf16, o_.hidden)
-                 : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {result.handle.num_rows(), o_.hidden});
-    check(cudaMemcpyAsync(back.x.data, result.payload[0].data,
-                          static_cast<std::size_t>(result.handle.num_rows() * o_.hidden * 2), cudaMemcpyDeviceToDevice,
-                          bench.stream_),
-          "cudaMemcpyAsync");
-    back.num_sms = sms;
-    back.stream = bench.stream_;
+    const CombineArgs back = combine_args(bench, group, result, op, sms, any);
+    check(
+        cudaMemcpyAsync(back.x.data, result.payload[0].data, static_cast<std::size_t>(back.x.shape[0] * o_.hidden * 2),
+                        cudaMemcpyDeviceToDevice, bench.stream_),
+        "cudaMemcpyAsync");
     const CombineResult combined = group.combine(back);
     std::vector<std::uint16_t> row(static_cast<std::size_t>(o_.hidden));
     check(cudaStreamSynchronize(bench.stream_), "combine");
@@ -484,7 +330,8 @@ class Runner {
       check(cudaMemcpy(row.data(), static_cast<const std::uint16_t*>(combined.out.data) + t * o_.hidden, row.size() * 2,
                        cudaMemcpyDeviceToHost),
             "cudaMemcpy");
-      const int count = __builtin_popcount(sets[0].needed[static_cast<std::size_t>(t)]);
+      const int count =
+          op == "combine-flat" ? o_.top_k : __builtin_popcount(sets[0].needed[static_cast<std::size_t>(t)]);
       for (std::int64_t j = 0; good && j < o_.hidden; ++j) {
         const std::uint32_t bits = static_cast<std::uint32_t>(value_of(t, j, bench.rank_, 0)) << 16;
         float value;
@@ -504,7 +351,8 @@ class Runner {
     const std::vector<double> times = slowest(shared_);
     const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden + (o_.hidden + 127) / 128 * 4 : 2 * o_.hidden;
     double rows = 0;
-    for (int s = 0; s < o_.sets; ++s) rows += busiest_rows(o_, tokens, ranks_, s) / o_.sets;
+    const auto unit = op == "combine-flat" ? bench::Unit::kChoice : bench::Unit::kToken;
+    for (int s = 0; s < o_.sets; ++s) rows += busiest(o_, tokens, ranks_, s, unit) / o_.sets;
     const double bytes = rows * static_cast<double>(row_bytes);
     const double time = median(times);
     const double fraction = bytes / (time * 1e-6) / (ceiling_ * 1e9);
@@ -518,10 +366,12 @@ class Runner {
                                    {"ranks_as", "threads"},
                                    {"mode", "throughput"},
                                    {"op", combine ? "combine" : "dispatch"},
-                                   {"layout", op == "dispatch-expert" ? "expert_major" : "rank_major"},
+                                   {"layout", is_by_expert(op) ? "expert_major" : "rank_major"},
                                    {"payload", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
                                    {"codec", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
-                                   {"reduction", combine ? "per_rank" : ""},
+                                   {"reduction", !combine               ? ""
+                                                 : op == "combine-flat" ? "flat"
+                                                                        : "per_rank"},
                                    {"tokens", tokens},
                                    {"hidden", o_.hidden},
                                    {"top_k", o_.top_k},

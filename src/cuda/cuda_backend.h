@@ -70,6 +70,7 @@ class CudaBackend final : public Backend {
   struct RowsPlace {
     std::array<std::byte*, wire::kMaxBlocks> at{};
     std::vector<std::shared_ptr<std::byte>> owned;  ///< a block's memory each; empty: in the receive window
+    std::int64_t most = 0;                          ///< rows that the memory was taken for
   };
   std::vector<RowsPlace> rows_;  ///< by flight
   RowsPlace& rows_of(const DispatchCall& call) { return rows_[static_cast<std::size_t>(call.flight)]; }

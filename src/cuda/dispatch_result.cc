@@ -35,9 +35,9 @@ void CudaBackend::take_rows_at(const DispatchCall& call) {
   RowsPlace& rows = rows_of(call);
   rows = {};
   if (call.args.output == Output::kOwned) {
-    const std::int64_t most = shaped_rows(call);  // counts are not known yet: the most there can be
+    rows.most = shaped_rows(call);  // counts are not known yet: the most there can be
     for (int b = 0; b < call.format.num_blocks; ++b) {
-      auto block = owned_->try_allocate(static_cast<std::size_t>(most * call.format[b].padded));
+      auto block = owned_->try_allocate(static_cast<std::size_t>(rows.most * call.format[b].padded));
       if (!block) break;
       rows.at[static_cast<std::size_t>(b)] = block.get();
       rows.owned.push_back(std::move(block));
@@ -59,7 +59,10 @@ void CudaBackend::own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream
     const std::int64_t bytes = num_rows * call.format[b].padded;
     std::byte*& at = rows.at[static_cast<std::size_t>(b)];
     if (in_place) {
-      owned_->shrink(rows.owned[static_cast<std::size_t>(b)], static_cast<std::size_t>(bytes));
+      // In eighths of the most: holes of odd sizes would fit no later result.
+      const std::int64_t eighth = (rows.most * call.format[b].padded + 7) / 8;
+      owned_->shrink(rows.owned[static_cast<std::size_t>(b)],
+                     static_cast<std::size_t>(routing::align_up(bytes, std::max<std::int64_t>(1, eighth))));
       continue;
     }
     std::byte* own = allocate(call, *call.memory, bytes);
