@@ -34,8 +34,10 @@ struct Receivers {
   __device__ std::byte** of(int rank) const { return table + rank * stride; }
 };
 
-// A row of 7168 in bf16 is two pieces, in fp8 with its scales one. A multiple of every scale block up to 512.
-using SendStages = WarpStages<4, 7680, 2>;
+// A row of 7168 in bf16 is four pieces, in fp8 with its scales two; what counts is that there are many warps, since each is a
+// chain of instructions (docs/design/cuda.md). A multiple of every scale block.
+using SendStages = WarpStages<4, 3840, 2>;
+static_assert(SendStages::kStageBytes % 128 == 0);
 
 /// Which rows a block stores. The last own_blocks of the grid take those that stay on this rank, the others what crosses the
 /// link; without any, all blocks take everything.

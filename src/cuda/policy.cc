@@ -15,7 +15,7 @@ constexpr int kDefaultSms = 16;
 // Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 300. With
 // fewer than 7 left for the link, a share of all SMs is better.
 constexpr int kLinkSms = 8, kLeastLinkSms = 7;
-constexpr int kRouteWarps = 32, kSendWarps = 7, kRecvWarps = 32, kRowWarps = 16;
+constexpr int kRouteWarps = 32, kSendWarps = 14, kRecvWarps = 32, kRowWarps = 16;
 
 int budget(const CallShape& shape, const DeviceLimits& limits) {
   return std::clamp(shape.num_sms > 0 ? shape.num_sms : kDefaultSms, 1, limits.num_sms);
@@ -52,9 +52,14 @@ Launch plan_route(const CallShape& shape, const DeviceLimits& limits) {
 }
 
 Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
+  const auto bytes = [&](int warps) {
+    return send_shared_bytes(warps, shape.num_ranks, shape.num_blocks, shape.top_k);
+  };
+  int warps = kSendWarps;
+  while (warps > 1 && bytes(warps) > static_cast<std::size_t>(limits.shared_bytes)) --warps;
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
-          .threads = 32 * kSendWarps,
-          .shared_bytes = send_shared_bytes(kSendWarps, shape.num_ranks, shape.num_blocks, shape.top_k)};
+          .threads = 32 * warps,
+          .shared_bytes = bytes(warps)};
 }
 
 int plan_own_blocks(const CallShape& shape, int blocks) {

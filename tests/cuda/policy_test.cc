@@ -68,6 +68,16 @@ TEST(CudaPolicy, ManyExpertsTakeFewerWarpsAndThenAreRefused) {
   EXPECT_NE(why_not_route(call, kH200).find("30000"), std::string::npos);
 }
 
+TEST(CudaPolicy, ManyRanksAndBlocksTakeFewerWarps) {
+  CallShape call = shape(4096);
+  call.num_ranks = 1024;
+  call.num_blocks = wire::kMaxBlocks;
+  const Launch few = plan_dispatch_send(call, kH200);
+  EXPECT_GE(few.threads, 32);
+  EXPECT_LT(few.threads, plan_dispatch_send(shape(4096), kH200).threads);
+  EXPECT_LE(few.shared_bytes, static_cast<std::size_t>(kH200.shared_bytes));
+}
+
 TEST(CudaPolicy, AnyTopKHasWholeTokensInAStep) {
   for (int top_k = 1; top_k <= kMaxTopK; ++top_k) {
     CallShape call = shape(4096);
