@@ -54,7 +54,8 @@ struct DispatchArgs {
   /// A stream that is captured in a CUDA graph takes the call into the graph (host_counts must be false). All ranks capture and
   /// replay the same calls in the same order, between direct calls or not. Each replay reads the tensors given here anew and
   /// overwrites the results of the one before; keep results and handles as long as the graph. Ferry does not see replays: who
-  /// launches them on another stream than other calls of the group orders the two, and closes the group after they have ended.
+  /// launches them on another stream than other calls of the group orders the two, and closes the group after they have ended. A
+  /// change of masks ends the graphs captured before it.
   void* stream = nullptr;
   std::span<std::byte>
       handle_memory{};  ///< memory for the handle (Group::handle_bytes; cuda backend: of the device); empty: the handle owns it

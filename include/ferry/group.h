@@ -182,6 +182,7 @@ class Group {
   void check();
   /// Ends every wait here and on the peers with Error(aborted). Local, may be called from any thread.
   void abort();
+  /// cuda backend: calls that are queued get a second to end, those that then still wait are given up; synchronise before it.
   /// Gives the memory back as soon as nobody uses it. Local and idempotent; what follows is Error(invalid_argument).
   void close();
 

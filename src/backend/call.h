@@ -53,6 +53,7 @@ struct Call {
   bool discard = false;   ///< finish what is owed to peers, hand nothing out
   bool dropped = false;   ///< nobody will receive it; the group does when it needs the flight
   bool over = false;      ///< received, or failed: nothing is owed any more
+  std::shared_ptr<void> backends;  ///< what the backend keeps between the halves
   std::vector<StepTrace> trace;
 
   /// The value of a signal of this call: epoch << 24 | count.

@@ -16,7 +16,6 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kCombineRecv;
-constexpr int kWarps = 12;
 
 // 126 KiB in flight per SM: 8 SMs then fetch what a link carries and as much again from their own memory. 7 vectors per lane
 // make four whole pieces of 7168 16-bit elements.
@@ -84,7 +83,7 @@ class TokenSummer {
         ring_(memory.fetched),
         terms_(memory.terms),
         lane_(static_cast<int>(threadIdx.x) % 32),
-        step_(static_cast<std::int64_t>(gridDim.x) * kWarps),
+        step_(static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32)),
         row_bytes_(static_cast<int>((args.hidden * kElementBytes + 15) / 16 * 16)),
         in_vectors_(args.hidden % kCount == 0 && args.out_stride % 16 == 0 &&
                     reinterpret_cast<std::uintptr_t>(args.out) % 16 == 0) {}
@@ -305,16 +304,20 @@ class TokenSummer {
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
 template <DType kDType>
-__global__ void __launch_bounds__(32 * kWarps, 1) combine_recv_kernel(const __grid_constant__ CombineArgsOnDevice a) {
+__global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
+    combine_recv_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   const DeviceState& state = *a.group.state;
   const std::uint64_t epoch = a.announces ? state.epoch + 1 : state.combine_epoch[a.group.flight];
   bool good = !has_failed(a.group, epoch);
   if (a.announces && blockIdx.x == 0 && good) {
     good = wait_until_read(a.group, epoch);
-    if (good) announce_rows(a, epoch);
+    if (good) {
+      announce_rows(a, epoch);
+      if (threadIdx.x == 0) file_input(a, epoch);
+    }
   }
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineReady, total_of(epoch));
-  auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + kWarps * sizeof(WarpMemory));
+  auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + blockDim.x / 32 * sizeof(WarpMemory));
   good = good && read_notes(a, epoch, ranks);
   if (good) {
     WarpMemory& memory = reinterpret_cast<WarpMemory*>(shared_bytes)[threadIdx.x / 32];
@@ -333,17 +336,13 @@ __global__ void __launch_bounds__(32 * kWarps, 1) combine_recv_kernel(const __gr
 
 }  // namespace
 
-namespace {
-
-std::size_t shared_bytes_for(int num_ranks) {
-  return kWarps * sizeof(WarpMemory) + static_cast<std::size_t>(num_ranks) * sizeof(RankRows);
+std::size_t combine_shared_bytes(int warps, int num_ranks) {
+  return static_cast<std::size_t>(warps) * sizeof(WarpMemory) + static_cast<std::size_t>(num_ranks) * sizeof(RankRows);
 }
-
-}  // namespace
 
 void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream) {
   with_dtype(args.dtype, [&]<DType kDType>() {
-    combine_recv_kernel<kDType><<<launch.blocks, 32 * kWarps, shared_bytes_for(args.group.num_ranks), stream>>>(args);
+    combine_recv_kernel<kDType><<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
   });
 }
 

@@ -220,9 +220,12 @@ __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_const
   if (good) make_rows<kDType>(a);
   __threadfence_system();
   if (!is_last_block(a.group)) return;
-  if (!has_failed(a.group, epoch)) announce_rows(a, epoch);
+  const bool failed = has_failed(a.group, epoch);
+  if (!failed) announce_rows(a, epoch);
   __syncthreads();
-  if (threadIdx.x == 0) file_combine(a, epoch);
+  if (threadIdx.x != 0) return;
+  if (!failed) file_input(a, epoch);
+  file_combine(a, epoch);
 }
 
 }  // namespace

@@ -85,6 +85,22 @@ std::string why_not_here(const std::string& argument, const Tensor& tensor) {
   return fmt::format("{} lies in host memory; the cuda backend takes tensors in device memory", argument);
 }
 
+/// The bytes from the first to the last element, whatever lies between.
+std::pair<const std::byte*, const std::byte*> extent(const Tensor& tensor) {
+  const auto* begin = static_cast<const std::byte*>(tensor.data);
+  if (begin == nullptr || tensor.num_elements() == 0) return {begin, begin};
+  std::int64_t last = 0;
+  for (int d = 0; d < tensor.ndim; ++d)
+    last += (tensor.shape[static_cast<std::size_t>(d)] - 1) * tensor.strides[static_cast<std::size_t>(d)];
+  return {begin, begin + (last + 1) * static_cast<std::int64_t>(dtype_bytes(tensor.dtype))};
+}
+
+bool overlap(const Tensor& a, const Tensor& b) {
+  const auto [a_begin, a_end] = extent(a);
+  const auto [b_begin, b_end] = extent(b);
+  return a_begin < b_end && b_begin < a_end;
+}
+
 std::int64_t bytes_of(const Tensor& tensor) {
   return static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
 }
@@ -134,7 +150,6 @@ CudaBackend::CudaBackend(Runtime& runtime, const GroupConfig& config, int device
   limits_ = limits_of(device_);
   runtime_.device_memories = make_device_memories(device_);
   memory_ = std::make_unique<GroupMemory>(device_, sizes_of(config_, runtime_));
-  rows_.resize(static_cast<std::size_t>(config_.limits.num_flights));
   prepare_kernels();
   check(cudaEventCreateWithFlags(&last_, cudaEventDisableTiming), "cudaEventCreate");
 }
@@ -149,6 +164,7 @@ CudaBackend::~CudaBackend() {
 }
 
 void CudaBackend::settle(bool abandon) {
+  if (abandon) owned_.reset();  // it would keep the windows; results keep what they need
   if (!has_last_) return;
   const DeviceScope scope(device_);
   if (abandon && !ends_soon(last_)) give_up();  // kernels that wait for peers leave at once
@@ -446,6 +462,8 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
            std::chrono::steady_clock::now() < deadline) {
     }
     check_faults();
+    throw call_error(ErrorCode::kInternal, "route", call.epoch,
+                     fmt::format("route: rank {} in call {} failed and does not say why", runtime_.rank, call.epoch));
   }
   HandleShadow& shadow = *call.result.handle.shadow();
   const std::int32_t num_ranks = shadow.header.num_ranks, num_local = shadow.header.num_local_experts;
@@ -458,8 +476,16 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
   shadow.counts_known = true;
 }
 
+void CudaBackend::require_windows(const Call& call, const char* step) const {
+  if (call.windows == windows_.lock()) return;
+  throw call_error(ErrorCode::kMismatch, step, call.epoch,
+                   fmt::format("{}: rank {} in call {}: the membership has changed since its first half", step,
+                               runtime_.rank, call.epoch));
+}
+
 void CudaBackend::dispatch_recv(DispatchCall& call) {
   StepScope step(call, "dispatch_recv");
+  require_windows(call, "dispatch_recv");
   const DeviceScope scope(device_);
   cudaStream_t stream = follow(call.args.stream);
   if (call.args.host_counts) wait_for_counts(call);
@@ -501,9 +527,9 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.rows_offset = input;
   } else {
     args.source = RowSource::kCopy;
-    // Only while the caller waits: between two phases x may change.
-    args.own_in_place = call.blocking && whole && call.row_bytes % 16 == 0 && args.row_stride % 16 == 0 &&
-                        reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0;
+    // Only while the caller waits: between two phases x may change. Nor where out is written over x.
+    args.own_in_place = call.blocking && whole && !overlap(given.x, given.out) && call.row_bytes % 16 == 0 &&
+                        args.row_stride % 16 == 0 && reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0;
   }
   using Weigh = CombineArgsOnDevice::Weigh;
   if (given.weighting == CombineArgs::Weighting::kFromDispatch) args.weigh = Weigh::kFromDispatch;
@@ -544,6 +570,7 @@ void CudaBackend::combine_send(CombineCall& call) {
 
 void CudaBackend::combine_recv(CombineCall& call) {
   StepScope step(call, "combine_recv");
+  require_windows(call, "combine_recv");
   const DeviceScope scope(device_);
   cudaStream_t stream = follow(call.args.stream);
   CombineArgsOnDevice args = combine_args(call);
@@ -563,7 +590,7 @@ void CudaBackend::combine_recv(CombineCall& call) {
                                                   DType::kFp32, {call.num_tokens, call.top_k});
     args.out_weights = static_cast<float*>(call.result.topk_weights.data);
   }
-  launch_combine_recv(args, plan_over_tokens(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
+  launch_combine_recv(args, plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
                       stream);
   mark(stream);
   call.result.owner = call.memory;

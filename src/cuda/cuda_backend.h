@@ -49,7 +49,7 @@ class CudaBackend final : public Backend {
   void make_handle(DispatchCall& call);
   void wait_for_counts(const DispatchCall& call);
   /// Decides where the rows of a dispatch will stay.
-  void take_rows_at(const DispatchCall& call);
+  void take_rows_at(DispatchCall& call);
   /// Rows that were asked for as owned and found no room where peers write are copied there.
   void own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream_t stream);
   void make_result(DispatchCall& call, cudaStream_t stream);
@@ -66,14 +66,15 @@ class CudaBackend final : public Backend {
   std::weak_ptr<Windows> windows_;
   std::shared_ptr<Pool> owned_;  ///< where peers write rows of owned results; of the current windows
 
-  /// Where the rows of a flight's dispatch are, by block of the payload.
+  /// Where the rows of a dispatch are, by block of the payload.
   struct RowsPlace {
     std::array<std::byte*, wire::kMaxBlocks> at{};
     std::vector<std::shared_ptr<std::byte>> owned;  ///< a block's memory each; empty: in the receive window
     std::int64_t most = 0;                          ///< rows that the memory was taken for
   };
-  std::vector<RowsPlace> rows_;  ///< by flight
-  RowsPlace& rows_of(const DispatchCall& call) { return rows_[static_cast<std::size_t>(call.flight)]; }
+  static RowsPlace& rows_of(const DispatchCall& call) { return *static_cast<RowsPlace*>(call.backends.get()); }
+  /// Refuses the second half of a call whose windows were made anew in between: its kernels' state is gone.
+  void require_windows(const Call& call, const char* step) const;
   cudaEvent_t last_ = nullptr;
   cudaStream_t last_stream_ = nullptr;
   bool has_last_ = false;

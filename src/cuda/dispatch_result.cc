@@ -30,10 +30,10 @@ Tensor payload_tensor(const DispatchCall& call, const wire::Block& block, std::b
 
 }  // namespace
 
-void CudaBackend::take_rows_at(const DispatchCall& call) {
+void CudaBackend::take_rows_at(DispatchCall& call) {
   const DeviceLayout& layout = runtime_.device_layout;
+  call.backends = std::make_shared<RowsPlace>();
   RowsPlace& rows = rows_of(call);
-  rows = {};
   if (call.args.output == Output::kOwned) {
     rows.most = shaped_rows(call);  // counts are not known yet: the most there can be
     for (int b = 0; b < call.format.num_blocks; ++b) {
@@ -128,7 +128,6 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
     }
   }
   for (auto& block : rows_of(call).owned) call.memory->keep.push_back(std::move(block));
-  rows_of(call) = {};
   call.memory->keep.push_back(call.windows);
   call.memory->keep.push_back(result.handle.owner());
   result.owner = call.memory;

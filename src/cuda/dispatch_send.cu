@@ -55,21 +55,34 @@ struct BlockShare {
   }
 };
 
-/// Fills the table of receivers: the peers have said where, with their counts. All threads of a block.
-__device__ void find_receivers(const SendArgs& a, const BlockShare& share, const Receivers& receivers) {
+/// Fills the table of receivers: the peers have said where, with their counts. False if one has overwritten its words since: it
+/// has given up on this call, two exchanges ago. All threads of a block.
+__device__ bool find_receivers(const SendArgs& a, std::uint64_t epoch, const BlockShare& share,
+                               const Receivers& receivers) {
   const GroupArgs& group = a.group;
   const DeviceLayout& layout = group.layout;
-  const int parity = static_cast<int>((group.state->exchanges + 1) % 2);
+  const std::uint64_t exchange = group.state->exchanges + 1;
+  bool good = true;
   for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x)) {
     std::byte* window = (rank == group.rank ? share.own : share.peers) ? group.windows[rank] : nullptr;
     std::byte** to = receivers.of(rank);
     to[0] = window == nullptr ? nullptr : window + layout.recv_meta + group.flight * layout.recv_meta_stride;
-    const auto* words = reinterpret_cast<const CountWord*>(group.windows[group.rank] + layout.counts_at(parity, rank)) +
+    const auto* words = reinterpret_cast<const std::uint64_t*>(group.windows[group.rank] +
+                                                               layout.counts_at(static_cast<int>(exchange % 2), rank)) +
                         sizeof(CallNote) / 4;
-    for (int b = 0; b < a.num_blocks && window != nullptr; ++b)
-      to[1 + b] = window + (static_cast<std::int64_t>(words[2 * b + 1].value) << 32 | words[2 * b].value);
+    for (int b = 0; b < a.num_blocks && window != nullptr; ++b) {
+      const std::uint64_t low = load_relaxed(words + 2 * b), high = load_relaxed(words + 2 * b + 1);
+      const auto wanted = static_cast<std::uint32_t>(exchange);
+      if (static_cast<std::uint32_t>(low >> 32) != wanted || static_cast<std::uint32_t>(high >> 32) != wanted) {
+        fail(group, epoch,
+             {.kind = FaultKind::kGoneOn, .step = FaultStep::kRoute, .peer = rank, .seen = epoch + 1, .wanted = epoch});
+        good = false;
+        break;
+      }
+      to[1 + b] = window + (high << 32 | static_cast<std::uint32_t>(low));
+    }
   }
-  __syncthreads();
+  return __syncthreads_and(good) != 0;
 }
 
 /// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece. Lane b knows block b
@@ -348,9 +361,11 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   const Receivers receivers{reinterpret_cast<std::byte**>(records + warps * record_bytes), 1 + a.num_blocks};
   if (!has_failed(a.group, epoch)) {
     const BlockShare share(a.own_blocks);
-    find_receivers(a, share, receivers);
-    RowSender sender(a, share, receivers, stages[warp], reinterpret_cast<std::int32_t*>(records + warp * record_bytes));
-    sender.send_all();
+    if (find_receivers(a, epoch, share, receivers)) {
+      RowSender sender(a, share, receivers, stages[warp],
+                       reinterpret_cast<std::int32_t*>(records + warp * record_bytes));
+      sender.send_all();
+    }
   }
   __threadfence_system();
   if (is_last_block(a.group)) finish(a.group, epoch);

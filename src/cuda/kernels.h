@@ -22,6 +22,9 @@ inline constexpr int kStaticSharedBytes = 1024;
 
 /// Shared memory of the route kernel for this many keys (ranks + slots), experts and warps.
 std::size_t route_shared_bytes(int keys, int num_experts, int warps);
+/// Of combine_recv, with up to kMostCombineWarps.
+inline constexpr int kMostCombineWarps = 12;
+std::size_t combine_shared_bytes(int warps, int num_ranks);
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k);
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream);

@@ -27,6 +27,13 @@ int blocks_for(std::int64_t items, std::int64_t items_per_block, int most) {
   return static_cast<int>(std::clamp<std::int64_t>(wanted, 1, most));
 }
 
+/// As many warps as shared memory holds, at least one.
+template <typename Bytes>
+int most_warps(int most, const DeviceLimits& limits, Bytes&& bytes) {
+  while (most > 1 && bytes(most) > static_cast<std::size_t>(limits.shared_bytes)) --most;
+  return most;
+}
+
 int route_warps(const CallShape& shape, const DeviceLimits& limits) {
   int warps = kRouteWarps;
   while (warps > 0 &&
@@ -55,8 +62,7 @@ Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
   const auto bytes = [&](int warps) {
     return send_shared_bytes(warps, shape.num_ranks, shape.num_blocks, shape.top_k);
   };
-  int warps = kSendWarps;
-  while (warps > 1 && bytes(warps) > static_cast<std::size_t>(limits.shared_bytes)) --warps;
+  const int warps = most_warps(kSendWarps, limits, bytes);
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
           .threads = 32 * warps,
           .shared_bytes = bytes(warps)};
@@ -79,8 +85,12 @@ Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {
   return {.blocks = blocks_for(shape.recv_tokens, kRowWarps, budget(shape, limits)), .threads = 32 * kRowWarps};
 }
 
-Launch plan_over_tokens(const CallShape& shape, const DeviceLimits& limits) {
-  return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)), .threads = 32 * kRowWarps};
+Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits) {
+  const auto bytes = [&](int warps) { return combine_shared_bytes(warps, shape.num_ranks); };
+  const int warps = most_warps(kMostCombineWarps, limits, bytes);
+  return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
+          .threads = 32 * warps,
+          .shared_bytes = bytes(warps)};
 }
 
 }  // namespace ferry::cuda

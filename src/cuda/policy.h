@@ -38,7 +38,6 @@ int plan_own_blocks(const CallShape& shape, int blocks);
 Launch plan_dispatch_recv(const CallShape& shape, const DeviceLimits& limits);
 /// Launches that go over the rows received, at most `recv_tokens`.
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits);
-/// Launches that go over this rank's tokens.
-Launch plan_over_tokens(const CallShape& shape, const DeviceLimits& limits);
+Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits);
 
 }  // namespace ferry::cuda

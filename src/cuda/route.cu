@@ -261,6 +261,7 @@ __device__ void tell_note(const RouteArgs& a, std::uint64_t epoch, std::uint64_t
     note.call.epoch = epoch;
     note.call.digest = group.digest;
     note.call.num_tokens = a.num_tokens;
+    note.call.reserved[0] = group.flight;
     const std::uint64_t bad = a.cached ? ~std::uint64_t{0} : load_relaxed(&group.state->bad_id);
     if (bad != ~std::uint64_t{0}) {
       note.call.status = kCallBadId;
@@ -297,7 +298,7 @@ __device__ bool check_notes(const RouteArgs& a, std::uint64_t epoch, std::uint64
       return high << 32 | low;
     };
     const std::uint64_t their_epoch = field(0), digest = field(1), status = field(2), where = field(3),
-                        value = field(4);
+                        value = field(4), flight = field(6);
     Fault fault{.step = kStep, .peer = peer, .seen = their_epoch, .wanted = epoch};
     if (their_epoch != epoch) {
       fault.kind = FaultKind::kGoneOn;
@@ -305,8 +306,8 @@ __device__ bool check_notes(const RouteArgs& a, std::uint64_t epoch, std::uint64
       fault.kind = FaultKind::kBadId;
       fault.where = static_cast<std::int64_t>(where);
       fault.value = static_cast<std::int64_t>(value);
-    } else if (digest != group.digest) {
-      fault.kind = FaultKind::kMismatch;
+    } else if (digest != group.digest || flight != static_cast<std::uint64_t>(group.flight)) {
+      fault.kind = FaultKind::kMismatch;  // flights differ where ranks once were in different calls
     } else {
       continue;
     }
@@ -381,6 +382,18 @@ struct Places {
   }
 };
 
+/// A count that was here before. A rank two exchanges ahead, which has given up on this one, may have overwritten it since.
+__device__ std::int32_t count_of(const RouteArgs& a, const CountWord* word, std::uint64_t exchange, int writer) {
+  const std::uint64_t both = load_relaxed(reinterpret_cast<const std::uint64_t*>(word));
+  if (static_cast<std::uint32_t>(both >> 32) != static_cast<std::uint32_t>(exchange)) {
+    const std::uint64_t epoch = a.group.state->epoch + 1;
+    fail(a.group, epoch,
+         {.kind = FaultKind::kGoneOn, .step = kStep, .peer = writer, .seen = epoch + 1, .wanted = epoch});
+    return 0;
+  }
+  return static_cast<std::int32_t>(both);
+}
+
 /// What this rank receives, for the handle and the host; by one block.
 __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const Places& places, bool failed) {
   const GroupArgs& group = a.group;
@@ -400,11 +413,11 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
       std::int32_t choices = 0;
       for (int slot = group.placement.first_slot[rank] + tid % 32;
            !failed && slot < group.placement.first_slot[rank + 1]; slot += 32)
-        choices += static_cast<std::int32_t>(load_relaxed(&mine.key(num_ranks + slot)->value));
+        choices += count_of(a, mine.key(num_ranks + slot), exchange, group.rank);
       choices = __reduce_add_sync(kAll, choices);
       if (tid % 32 != 0) continue;
       h.choices_to[rank] = choices;
-      h.tokens_to[rank] = failed ? 0 : static_cast<std::int32_t>(load_relaxed(&mine.key(rank)->value));
+      h.tokens_to[rank] = failed ? 0 : count_of(a, mine.key(rank), exchange, group.rank);
     }
     if (tid == 0) {
       std::int32_t rows = 0, to_node = 0;
@@ -412,15 +425,15 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
         h.source_offsets[source] = rows;
         if (failed || group.windows[source] == nullptr) continue;
         const CountWords from(own, group.layout, exchange, source);
-        rows += static_cast<std::int32_t>(load_relaxed(&from.key(group.rank)->value));
-        to_node += static_cast<std::int32_t>(load_relaxed(&mine.key(source)->value));
+        rows += count_of(a, from.key(group.rank), exchange, source);
+        to_node += count_of(a, mine.key(source), exchange, group.rank);
       }
       h.source_offsets[num_ranks] = rows;
       h.tokens_to_node[0] = to_node;
     }
     if (a.shape.layout == Layout::kRankMajor || failed) {
       for (int e = tid; e <= num_local; e += threads) h.expert_offsets[e] = 0;
-    } else if (tid == 32) {
+    } else if (tid == (threads > 32 ? 32 : 0)) {
       routing::expert_starts(a.shape, places.total + num_ranks + first_slot, num_local, h.expert_offsets);
     }
     __syncthreads();
@@ -437,7 +450,7 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
   volatile HostCounts* counts = a.counts;
   counts->num_rows = h.source_offsets[num_ranks];
   counts->num_expert_rows = h.expert_offsets[num_local];
-  counts->failed = failed ? 1 : 0;
+  counts->failed = failed || has_failed(group, group.state->epoch + 1) ? 1 : 0;
   __threadfence_system();
   counts->ticket = a.ticket;
 }

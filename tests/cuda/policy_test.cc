@@ -25,7 +25,7 @@ TEST(CudaPolicy, TheBudgetBoundsEveryLaunch) {
       const int most = sms == 0 ? 16 : std::min(sms, kH200.num_sms);
       for (const Launch& launch :
            {plan_route(call, kH200), plan_dispatch_send(call, kH200), plan_dispatch_recv(call, kH200),
-            plan_over_rows(call, kH200), plan_over_tokens(call, kH200)}) {
+            plan_over_rows(call, kH200), plan_combine_recv(call, kH200)}) {
         EXPECT_GE(launch.blocks, 1);
         EXPECT_LE(launch.blocks, most) << tokens << " tokens";
         EXPECT_EQ(launch.threads % 32, 0);
@@ -39,7 +39,7 @@ TEST(CudaPolicy, TheBudgetBoundsEveryLaunch) {
 TEST(CudaPolicy, LargeCallsUseTheWholeBudget) {
   EXPECT_EQ(plan_route(shape(4096), kH200).blocks, 16);
   EXPECT_EQ(plan_dispatch_send(shape(4096), kH200).blocks, 16);
-  EXPECT_EQ(plan_over_tokens(shape(4096), kH200).blocks, 16);
+  EXPECT_EQ(plan_combine_recv(shape(4096), kH200).blocks, 16);
 }
 
 TEST(CudaPolicy, SomeBlocksKeepToOwnRowsWhereTheOthersFillTheLink) {
@@ -59,13 +59,24 @@ TEST(CudaPolicy, OneTokenTakesOneBlock) {
 
 TEST(CudaPolicy, ManyExpertsTakeFewerWarpsAndThenAreRefused) {
   CallShape call = shape(4096);
-  call.keys = 10000;
+  call.keys = call.num_experts = 10000;
   EXPECT_EQ(why_not_route(call, kH200), "");
   const Launch few = plan_route(call, kH200);
   EXPECT_LT(few.threads, 512);
   EXPECT_LE(few.shared_bytes, static_cast<std::size_t>(kH200.shared_bytes));
   call.keys = 30000;
   EXPECT_NE(why_not_route(call, kH200).find("30000"), std::string::npos);
+}
+
+TEST(CudaPolicy, LittleSharedMemoryTakesFewerWarps) {
+  const DeviceLimits sm_80{.num_sms = 108, .shared_bytes = 163 * 1024 - 1024},
+      sm_89{.num_sms = 142, .shared_bytes = 98 * 1024};
+  for (const DeviceLimits& limits : {sm_80, sm_89}) {
+    for (const Launch& launch : {plan_dispatch_send(shape(4096), limits), plan_combine_recv(shape(4096), limits)}) {
+      EXPECT_GE(launch.threads, 32);
+      EXPECT_LE(launch.shared_bytes, static_cast<std::size_t>(limits.shared_bytes));
+    }
+  }
 }
 
 TEST(CudaPolicy, ManyRanksAndBlocksTakeFewerWarps) {

@@ -27,15 +27,17 @@ __device__ inline void announce_rows(const CombineArgsOnDevice& a, std::uint64_t
   }
 }
 
+/// Who next hands the combine input out must wait for the readers of this combine. After announce_rows, one thread.
+__device__ inline void file_input(const CombineArgsOnDevice& a, std::uint64_t epoch) {
+  if (a.source != RowSource::kInPlace) return;
+  a.group.state->input_epoch[a.input_flight] = epoch;
+  a.group.state->input_flight[a.input_flight] = a.group.flight;
+}
+
 /// One thread of the last block, after everything else of the call that reads the state.
 __device__ inline void file_combine(const CombineArgsOnDevice& a, std::uint64_t epoch) {
-  DeviceState& state = *a.group.state;
-  state.combine_epoch[a.group.flight] = epoch;
-  if (a.source == RowSource::kInPlace && !has_failed(a.group, epoch)) {
-    state.input_epoch[a.input_flight] = epoch;
-    state.input_flight[a.input_flight] = a.group.flight;
-  }
-  state.epoch = epoch;
+  a.group.state->combine_epoch[a.group.flight] = epoch;
+  a.group.state->epoch = epoch;
 }
 
 }  // namespace ferry::cuda
