@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from measurements import PICTURES, ROOT, call_name, floor_us, gpu_pictures, of_newest_commit, verified_results
+from measurements import PICTURES, ROOT, call_name, floor_us, gpu_pictures, is_usual, of_newest_commit, verified_results
 
 BEGIN, END = "<!-- figures: made by benchmarks/figures.py -->", "<!-- end of figures -->"
 
@@ -49,10 +49,10 @@ def host_table(lines: list[dict]) -> list[str]:
 def cuda_table(lines: list[dict]) -> list[str]:
     rows = {}
     for line in lines:
-        if line["tokens"] != 4096 or line["routing"] != "uniform":
+        if line["tokens"] != 4096:
             continue
         name = call_name(line)
-        rows[(line["machine"], line["op"] != "dispatch", name, -line["num_sms"])] = (
+        rows[(line["machine"], not is_usual(line), line["op"] != "dispatch", name, -line["num_sms"])] = (
             f"| {line['machine']} | {name} | {line['num_sms']} | {line['time_us_median']:.0f} "
             f"| {floor_us(line):.0f} | {line['fraction']:.2f} |"
         )

@@ -44,14 +44,21 @@ def of_newest_commit(lines: list[dict]) -> list[dict]:
     return [line for line in lines if newest[line["machine"], line["ranks"], line["mode"]] == line["commit"]]
 
 
+def is_usual(line: dict) -> bool:
+    """Top-8 of 256 experts, uniform routing: what the figures are about where they name nothing else."""
+    return (line["experts"], line["top_k"], line["routing"]) == (256, 8, "uniform")
+
+
 def call_name(line: dict) -> str:
-    """ "dispatch, bf16, rank_major, window"; of a graph launch ", graph" behind it."""
+    """ "dispatch, bf16, rank_major, window"; of a graph launch ", graph" behind it, and what else is not as usual."""
     where = line.get("output") or line.get("input")
     parts = [line["op"], line["payload"], line["layout"], where]
     if line["op"] == "combine" and line["reduction"] not in ("", "per_rank"):
         parts.append(line["reduction"])
     if line["launch"] != "direct":
         parts.append(line["launch"])
+    if not is_usual(line):
+        parts.append(f"top-{line['top_k']} of {line['experts']}, {line['routing']}")
     return ", ".join(parts)
 
 
@@ -104,7 +111,7 @@ def gpu_pictures(lines: list[dict]) -> list[Picture]:
     """For each machine time and fraction over tokens, and over SMs."""
     groups = defaultdict(list)
     for line in of_newest_commit([line for line in lines if line["backend"] == "cuda"]):
-        if line["op"] in ("dispatch", "combine") and line["routing"] == "uniform":
+        if line["op"] in ("dispatch", "combine") and is_usual(line):
             groups[line["machine"], line["mode"]].append(line)
     pictures = []
     for (machine, mode), own in sorted(groups.items()):

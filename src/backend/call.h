@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "backend/windows.h"
+#include "core/tensor_extent.h"
 #include "ferry/combine.h"
 #include "ferry/dispatch.h"
 #include "ferry/group.h"
@@ -107,7 +108,11 @@ struct DispatchCall : Call {
 
 struct CombineCall : Call {
   /// Rows that return to oneself unsummed are read where the caller has them, without a slot in between.
-  bool own_rows_in_place() const { return blocking && !has_topk_weights && handle.layout() == Layout::kRankMajor; }
+  bool own_rows_in_place() const {
+    return blocking && !has_topk_weights && handle.layout() == Layout::kRankMajor && !out_over_x();
+  }
+  /// The result is written over rows that are still to be read.
+  bool out_over_x() const { return overlap(args.x, args.out); }
 
   CombineArgs args;
   Handle handle;

@@ -5,6 +5,8 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
+
 #include <chrono>
 #include <cstring>
 #include <deque>
@@ -110,6 +112,34 @@ TEST_P(Lifetimes, OwnedResultsStayForever) {
   } catch (const Failure& failure) {
     FAIL() << failure.what();
   }
+}
+
+TEST_P(Lifetimes, TheResultMayLieOverTheRowsThatComeBack) {
+  const Case c = base(GetParam(), {2, 1}, 2);
+  const Reference reference(c, 0);
+  std::atomic<int> tried{0};
+  try {
+    run_ranks(c.num_ranks(), c.ranks_as, [&](Rank rank) {
+      Group group = make_group(c, rank);
+      Round round(reference, rank.rank);
+      const DispatchResult result = group.dispatch(round.dispatch_args());
+      CombineArgs args = round.combine_args(result);
+      const std::int64_t tokens = c.tokens[static_cast<std::size_t>(rank.rank)];
+      const bool fits = args.x.ndim == 2 && args.x.shape[0] >= tokens;
+      if (fits) {
+        args.out = args.x;
+        args.out.shape[0] = tokens;
+        ++tried;
+      }
+      const CombineResult combined = group.combine(args);
+      if (fits && combined.out.data != args.x.data) throw Failure("the result is not where it was asked for");
+      round.check(combined);
+    });
+  } catch (const Failure& failure) {
+    FAIL() << failure.what();
+  }
+  // Padded layouts have rows of three dimensions.
+  if (c.ranks_as == RanksAs::kThreads && GetParam().layout == Layout::kRankMajor) EXPECT_GT(tried, 0);
 }
 
 TEST_P(Lifetimes, WindowViewsOutliveTheGroupMapped) {

@@ -222,6 +222,27 @@ INSTANTIATE_TEST_SUITE_P(Setups, Mismatch,
                                   nodes_name(std::get<1>(setup.param));
                          });
 
+TEST(Membership, ACallWhoseWindowsWereMadeAnewIsNamed) {
+  if (!on_cuda()) GTEST_SKIP() << "windows of the host live as long as the calls that use them";
+  const Case c = all_to_all(Mode::kThroughput, {3});
+  const Reference reference(c, 0);
+  run_and_report(c, [&](Rank rank) {
+    Group group = make_group(c, rank, group_config(c));
+    Round early(reference, rank.rank), late(reference, rank.rank);
+    PendingDispatch pending = group.dispatch_send(early.dispatch_args());
+    if (rank.rank == 2) {
+      early.check(pending.receive());
+      return;
+    }
+    group.mask(2);
+    const Outcome later = outcome_of([&] { dispatch(group, late, late.dispatch_args()); });
+    require(!later.error, "a call of the new membership: " + later.text());
+    const Outcome outcome = outcome_of([&] { pending.receive(); });
+    require_error(outcome, {ErrorCode::kMismatch}, kShort, "a call of the old membership");
+    require(outcome.text().find("membership") != std::string::npos, "it does not say why: " + outcome.text());
+  });
+}
+
 TEST(Overflow, ReceiveWindowTooSmall) {
   for (const auto& nodes : {std::vector<int>{3}, {2, 2}}) {
     if (!why_no_setup(Mode::kThroughput, nodes).empty()) continue;
