@@ -105,14 +105,16 @@ def label_of(name: str) -> str:
 
 
 def draw_floors(axes, picture: Picture, curves: dict[str, list[dict]]) -> None:
-    """One line for each number of necessary bytes: bf16 and fp8."""
+    """One line for each number of necessary bytes: bf16 and fp8, and a flat combine, which needs a row for each choice."""
     floors = {}
     for lines in curves.values():
-        floors.setdefault(lines[0]["payload"], lines)
+        name = lines[0]["payload"] + (", flat" if lines[0]["reduction"] == "flat" else "")
+        if name not in floors or len(lines) > len(floors[name]):
+            floors[name] = lines
     styles = ("--", ":", "-.")
-    for (payload, lines), style in zip(sorted(floors.items()), styles, strict=False):
+    for (name, lines), style in zip(sorted(floors.items()), styles, strict=False):
         x = [line[picture.over] for line in lines]
-        axes.plot(x, [floor_us(line) for line in lines], style, color="#555555", label=f"floor, {payload}")
+        axes.plot(x, [floor_us(line) for line in lines], style, color="#555555", label=f"floor, {name}")
 
 
 def draw_half(axes_time, axes_fraction, picture: Picture, op: str) -> None:
