@@ -142,7 +142,7 @@ class Group {
   /// Any use of a group that was moved from is Error(invalid_argument).
   Group(Group&&) noexcept;
   Group& operator=(Group&&) noexcept;
-  ~Group();  ///< local; never waits for peers
+  ~Group();  ///< as close()
 
   int rank() const;
   int size() const;

@@ -162,7 +162,7 @@ void bind_group(nb::module_& module) {
           "abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),
           "Ends every wait here and on the peers with Error(\"aborted\"). Local; may be called from any thread.")
       .def("close", &close,
-           "Gives the memory back as soon as nobody uses it. Local, idempotent, never waits; calls after it are "
+           "Gives the memory back as soon as nobody uses it. Local, idempotent; calls after it are "
            "Error(\"invalid_argument\").")
       .def("statistics", &statistics, "Counters at this moment.")
       .def("last_trace", &last_trace, "Seconds and bytes of each step of the last call on this rank.")

@@ -769,7 +769,7 @@ class Group:
 
     def close(self) -> None:
         """
-        Gives the memory back as soon as nobody uses it. Local, idempotent, never waits; calls after it are Error("invalid_argument").
+        Gives the memory back as soon as nobody uses it. Local, idempotent; calls after it are Error("invalid_argument").
         """
 
     def statistics(self) -> GroupStatistics:

@@ -25,7 +25,7 @@ class Backend {
   virtual void check_faults() {}
   /// New windows are open; calls from now on use them.
   virtual void adopt(const std::shared_ptr<Windows>& /*windows*/) {}
-  /// Waits until nothing of earlier calls runs any more; `abandon` makes what waits for peers give up at once.
+  /// Waits until nothing of earlier calls runs any more; `abandon` gives what runs a second, then makes what waits for peers give up.
   virtual void settle(bool /*abandon*/) {}
   /// Ends what runs of any call; may be called from any thread.
   virtual void give_up() {}

@@ -17,7 +17,7 @@ namespace ferry::cuda {
 inline constexpr int kMaxFlights = 64;
 inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one warp
 
-/// Which part of a call a fault happened in.
+/// Which part of a call a fault happened in; dispatch_send names route, whose words it looks at again.
 enum class FaultStep : std::int32_t { kRoute, kDispatchRecv, kCombineSend, kCombineRecv };
 enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kGivenUp, kOverflow };
 
@@ -124,7 +124,8 @@ struct SendArgs {
   GroupArgs group;
   std::int64_t num_tokens = 0;
   std::int32_t top_k = 0, num_blocks = 0, row_bytes = 0;
-  std::int32_t own_blocks = 0;  ///< of the grid, for this rank's rows for itself; 0: every block does both
+  std::int32_t own_blocks =
+      0;  ///< of the grid, for this rank's rows for itself; 0, as with a codec: every block does both
   Codec codec = Codec::kNone;
   std::int32_t scale_block = 128;
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data
@@ -148,6 +149,7 @@ struct ReceiveArgs {
   std::int64_t* num_rows = nullptr;
 };
 
+/// What peers fetch: rows of the combine input, copies of rows in the window, or sums there of each token's rows.
 enum class RowSource : std::int32_t { kInPlace, kCopy, kSumChoices };
 
 struct CombineArgsOnDevice {

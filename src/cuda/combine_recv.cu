@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Step 7, combine_recv: wait until the peers' rows may be read, fetch each token's rows from where they lie, weigh, sum in the
-// documented order, add bias, round once. A warp takes a token; its rows come in pieces through the warp's ring of stages, far
+// documented order, add bias, round once. A warp takes a token; its rows come in pieces through the warp's ring of pieces, far
 // ahead of the sums. Fetching needs no slots for returned rows and no second pass (docs/design/cuda.md). See the host step of
 // this name.
 #include "cuda/device/combine_call.cuh"

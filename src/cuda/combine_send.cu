@@ -86,7 +86,7 @@ template <DType kDType>
 __device__ void copy_row(const CombineArgsOnDevice& a, const std::byte* from, std::byte* to, int lane) {
   constexpr int kCount = Elements<kDType>::kCount;
   if (reinterpret_cast<std::uintptr_t>(from) % 16 == 0 && a.hidden % kCount == 0) {
-    constexpr int kBatch = 14;  // loads in flight per lane: 114 KiB per SM, half a row of 7168
+    constexpr int kBatch = 14;  // loads in flight per lane: 112 KiB per SM, half a row of 7168
     const auto* source = reinterpret_cast<const uint4*>(from);
     auto* target = reinterpret_cast<uint4*>(to);
     const auto count = static_cast<int>(a.hidden / kCount);

@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// A plain copy on the device with a given number of SMs: results as owned tensors, and what combine does not find in a window.
+// A plain copy on the device with a given number of SMs: owned results that found no room where peers write, and the routing of a
+// cached handle that gets new weights.
 #include "cuda/kernels.h"
 
 namespace ferry::cuda {

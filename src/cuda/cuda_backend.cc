@@ -1,7 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Arguments of the kernels from arguments of the caller, and faults that kernels wrote back as errors.
+// The group's device, streams and faults, and a dispatch up to its rows; what follows is in dispatch_result.cc, combine in
+// cuda_combine.cc.
 #include "cuda/cuda_backend.h"
 
 #include <fmt/format.h>

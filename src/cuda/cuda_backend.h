@@ -50,7 +50,8 @@ class CudaBackend final : public Backend {
   void wait_for_counts(const DispatchCall& call);
   /// Decides where the rows of a dispatch will stay.
   void take_rows_at(DispatchCall& call);
-  /// Rows that were asked for as owned and found no room where peers write are copied there.
+  /// Owned rows: gives back memory that was taken for rows that did not come, and copies rows that found no room where peers
+  /// write out of the window.
   void own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream_t stream);
   void make_result(DispatchCall& call, cudaStream_t stream);
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);

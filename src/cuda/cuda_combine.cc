@@ -44,7 +44,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   args.rows_offset = layout.combine_rows + call.flight * layout.combine_rows_stride;
   if (args.layout != Layout::kRankMajor && !flat) {
     args.source = RowSource::kSumChoices;
-  } else if (in_input) {
+  } else if (in_input && !call.out_over_x()) {
     args.source = RowSource::kInPlace;
     args.input_flight = shadow.flight;
     args.rows_offset = input;

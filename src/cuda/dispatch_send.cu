@@ -1,8 +1,10 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Step 2, dispatch_send: a warp takes a token, brings its row in its wire form piece by piece into shared memory, once, and
-// stores every piece at each destination, straight into the row where it belongs. See the host step of this name.
+// Step 2, dispatch_send: a warp takes a token, brings its row in its wire form piece by piece into shared memory and stores every
+// piece at each destination, straight into the row where it belongs. Where there are SMs enough and no codec, some blocks store
+// only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. See the host step of
+// this name.
 #include "cuda/device/stage.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
@@ -14,8 +16,7 @@ namespace {
 
 constexpr unsigned kAll = 0xffffffffu;
 
-/// What lane k knows about choice k of a token. Asked for one token ahead: its latency would otherwise be paid for every token
-///.
+/// What lane k knows about choice k of a token. Asked for one token ahead, or its latency would be paid for every token.
 struct Choice {
   std::int32_t rank = -1, slot = -1, row = -1, token = -1, weight = 0;
 };
@@ -85,9 +86,8 @@ __device__ bool find_receivers(const SendArgs& a, std::uint64_t epoch, const Blo
   return __syncthreads_and(good) != 0;
 }
 
-/// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is one piece. Lane b knows block b
-/// of the payload. What costs is the length of a warp's chain of instructions per token: with 600 of them 48 warps could not
-/// fill a link (docs/design/cuda.md).
+/// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is two pieces, not three. Lane b
+/// knows block b of the payload. What costs is the length of a warp's chain of instructions per token (docs/design/cuda.md).
 class RowSender {
  public:
   __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receivers& receivers, SendStages& stages,

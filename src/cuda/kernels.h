@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Launches of the steps. Each .cu file holds the step of its name; the host step of the same name says what it does.
+// Launches of the steps. Each .cu file but copy.cu holds the step of its name; the host step of the same name says what it does.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -22,8 +22,8 @@ inline constexpr int kStaticSharedBytes = 1024;
 
 /// Shared memory of the route kernel for this many keys (ranks + slots), experts and warps.
 std::size_t route_shared_bytes(int keys, int num_experts, int warps);
-/// Of combine_recv, with up to kMostCombineWarps.
 inline constexpr int kMostCombineWarps = 12;
+/// Shared memory of combine_recv and of dispatch_send.
 std::size_t combine_shared_bytes(int warps, int num_ranks);
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k);
 

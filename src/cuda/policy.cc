@@ -12,7 +12,7 @@ namespace {
 
 // Measured in docs/design/cuda.md.
 constexpr int kDefaultSms = 16;
-// Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 300. With
+// Of SMs that do nothing else 8 fill a link: 345 GB/s, 9 to 12 push 310 to 319, 16 that store locally as well 290. With
 // fewer than 7 left for the link, a share of all SMs is better.
 constexpr int kLinkSms = 8, kLeastLinkSms = 7;
 constexpr int kRouteWarps = 32, kSendWarps = 14, kRecvWarps = 32, kRowWarps = 16;
@@ -70,7 +70,7 @@ Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
 
 int plan_own_blocks(const CallShape& shape, int blocks) {
   if (blocks < 2 || shape.live_ranks < 2) return 0;
-  // An SM stores 44 GB/s into a link and 50 into its own memory.
+  // An SM that loads what it stores: 44 GB/s into a link, 47 to 50 into its own memory (docs/design/cuda.md).
   const double own = 1.0 / 50.0, peers = (shape.live_ranks - 1) / 44.0;
   const int balanced = static_cast<int>(std::lround(blocks * own / (own + peers)));
   const int share = std::max({balanced, blocks - kLinkSms, 1});

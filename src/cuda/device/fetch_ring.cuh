@@ -37,7 +37,7 @@ class FetchRing {
   }
 
   /// Asks for a piece, which overwrites the piece kDepth before it: all lanes have read that one. Pieces come in order, and all
-  /// up to kDepth - 1 after the one that is waited for, if only with 0 bytes. `bytes` and `from` are multiples of 16.
+  /// up to kDepth - 2 after the one that is waited for, if only with 0 bytes. `bytes` and `from` are multiples of 16.
   __device__ void ask(unsigned piece, const std::byte* from, int bytes) {
 #if __CUDA_ARCH__ >= 900
     __syncwarp();

@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Signals between ranks, faults, and the one function through which every wait of a kernel goes: each has a deadline and leaves
-// when the group is aborted. A kernel that gives up marks the call as failed, so that its other kernels do nothing.
+// Signals between ranks, faults, and the waits of kernels: for ranks (Patience: a deadline, an abort, or a call that has failed
+// ends them) and for the blocks of the grid (grid_barrier: a deadline). A kernel that gives up marks the call as failed, so that
+// its other kernels do nothing.
 #pragma once
 
 #include "cuda/args.h"
