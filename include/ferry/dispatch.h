@@ -48,7 +48,8 @@ struct DispatchArgs {
   bool host_counts = true;    ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
   Output output = Output::kWindow;
   const Placement* placement = nullptr;  ///< (*) null: the group's
-  int num_sms = 0;  ///< most SMs any kernel of the call occupies; 0 = Ferry chooses, at most 16; ignored by the host backend
+  int num_sms =
+      0;  ///< most SMs any kernel of the call occupies; 0 = Ferry chooses, at most 16; ignored by the host backend
   /// cuda backend: the cudaStream_t whose work the call follows and whose later work may use the result; null: the legacy default
   /// stream. Calls of a group on several streams follow each other. Ignored by the host backend.
   /// A stream that is captured in a CUDA graph takes the call into the graph (host_counts must be false). All ranks capture and
