@@ -105,7 +105,7 @@ def label_of(name: str) -> str:
 
 
 def draw_floors(axes, picture: Picture, curves: dict[str, list[dict]]) -> None:
-    """One line for each number of necessary bytes: bf16 and fp8, and a flat combine, which needs a row for each choice."""
+    """One line for each number of necessary bytes: bf16, fp8, and a flat combine, which needs a row for each choice."""
     floors = {}
     for lines in curves.values():
         name = lines[0]["payload"] + (", flat" if lines[0]["reduction"] == "flat" else "")
