@@ -198,8 +198,12 @@ step_measure() {
   commit=${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}
   rm -f "$lines"
   local run=(timeout 300 "$out/bin/ferry_cuda_throughput" --json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
-  if ! { "${run[@]}" --tokens 4096 --sms 16,8 && "${run[@]}" --tokens 1024,8192 --sms 16 &&
-    "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops dispatch-bf16,combine-window; }; then
+  local few=dispatch-bf16,dispatch-fp8,combine-window
+  if ! { "${run[@]}" --tokens 4096 --sms 16,8,12,24 && "${run[@]}" --tokens 128,1024,8192 --sms 16 &&
+    "${run[@]}" --tokens 4096 --sms 16 --launch graph --ops "$few,dispatch-expert,combine-any" &&
+    "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops "$few" &&
+    "${run[@]}" --tokens 4096 --sms 16 --experts 2 --top-k 1 --ops "$few" &&
+    "${run[@]}" --tokens 4096 --sms 16 --experts 16 --ops "$few"; }; then
     failed+=("measure; what there is lies in $lines")
     return
   fi
@@ -212,7 +216,7 @@ for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
       build | test | graphs | faults | litmus | soak | mutants | python | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,19s/^# \?//p' "$0" >&2; exit 2 ;;
+      *) sed -n '5,18s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done
