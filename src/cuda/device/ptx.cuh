@@ -37,6 +37,16 @@ __device__ inline T load_relaxed(const T* at) {
   return *const_cast<const volatile T*>(at);
 }
 
+/// Rows of peers are read once: they need not stay in the first-level cache. For the litmus tests of fetched rows.
+__device__ inline uint4 load_once(const void* at) {
+  uint4 value;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(at)
+               : "memory");
+  return value;
+}
+
 __device__ inline std::uint32_t shared_address(const void* at) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(at));
 }
