@@ -15,6 +15,8 @@ const char* name_of(FaultStep step) {
   switch (step) {
     case FaultStep::kRoute:
       return "route";
+    case FaultStep::kDispatchSend:
+      return "dispatch_send";
     case FaultStep::kDispatchRecv:
       return "dispatch_recv";
     case FaultStep::kCombineSend:
