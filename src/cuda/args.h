@@ -169,6 +169,7 @@ struct CombineArgsOnDevice {
   GroupArgs group;
   std::int64_t num_tokens = 0;
   std::int32_t top_k = 0, num_local = 0, num_slots = 0;  ///< of the handle's placement
+  std::int32_t max_rows = 0;                             ///< records that the handle has room for
   DType dtype = DType::kBf16;
   std::int64_t hidden = 0;
   Reduction reduction;

@@ -29,6 +29,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   args.top_k = call.top_k;
   args.num_local = shadow.header.num_local_experts;
   args.num_slots = shadow.header.num_slots;
+  args.max_rows = static_cast<std::int32_t>(shadow.header.num_rows);
   args.dtype = given.x.dtype;
   args.hidden = call.hidden;
   args.reduction = given.reduction;
@@ -136,9 +137,14 @@ Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, 
   const std::int64_t stride_bytes = wire::padded(elements * static_cast<std::int64_t>(dtype_bytes(dtype)));
   const DeviceLayout& layout = runtime_.device_layout;
   std::byte* data = windows.device(runtime_.rank) + layout.combine_input + shadow.flight * layout.combine_input_stride;
+  const bool padded_layout = handle.layout() == Layout::kExpertPadded;
+  const std::int64_t capacity = shadow.header.expert_capacity;
+  if (handle.mode() == Mode::kLatency) {
+    throw Error(ErrorCode::kUnsupported,
+                "ferry::Group::combine_input: in latency mode combine reads x where it is and copies nothing; give it any tensor");
+  }
   const std::int64_t stride = stride_bytes / static_cast<std::int64_t>(dtype_bytes(dtype));
-  if (handle.layout() == Layout::kExpertPadded) {
-    const std::int64_t capacity = shadow.header.expert_capacity;
+  if (padded_layout) {
     Tensor tensor = Tensor::contiguous(data, dtype, {shadow.header.num_local_experts, capacity, elements});
     tensor.strides = {capacity * stride, stride, 1};
     return tensor;

@@ -58,14 +58,28 @@ class PacketWait {
   const std::uint64_t epoch_;
 };
 
-/// A packet per lane that is `wanted`, from `at`. False if the wait ended badly.
-__device__ inline bool wait_packet(const std::byte* at, bool wanted, std::uint32_t tag, PacketWait& wait, uint4& out) {
-  for (;;) {
-    if (wanted) out = load_packet(at);
-    if (__all_sync(kAllLanes, !wanted || out.w == tag)) return true;
-    if (wait.is_over()) return false;
+/// A packet per lane that is on its way: asked for early, looked at late.
+class PacketArrival {
+ public:
+  __device__ PacketArrival(const std::byte* at, bool wanted) : at_(at), wanted_(wanted) { ask(); }
+  /// False if the wait ended badly.
+  __device__ bool wait(std::uint32_t tag, PacketWait& wait) {
+    while (!__all_sync(kAllLanes, !wanted_ || packet_.w == tag)) {
+      if (wait.is_over()) return false;
+      ask();
+    }
+    return true;
   }
-}
+  __device__ const uint4& packet() const { return packet_; }
+
+ private:
+  __device__ void ask() {
+    if (wanted_) packet_ = load_packet(at_);
+  }
+  const std::byte* at_;
+  bool wanted_;
+  uint4 packet_ = {};
+};
 
 /// What a lane holds of a piece: vectors lane, 32 + lane and 64 + lane of it.
 struct Piece {

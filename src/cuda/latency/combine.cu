@@ -15,25 +15,33 @@ extern __shared__ __align__(128) std::byte shared_bytes[];
 template <DType kDType>
 __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
   auto* rank_of_slot = reinterpret_cast<std::int32_t*>(shared_bytes);
-  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
-  const std::int64_t num_rows = a.handle.source_offsets[a.group.num_ranks];
-  begin_call(a.group, LatencyKind::kCombine, epochs);
-  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
+  const bool last_warp = blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1;
+  ReturnSender<kDType> sender(a, rank_of_slot);
+  // What needs no other load is asked for first, all of it; then comes the first wait.
+  sender.start();
+  Credits credits(a.group, LatencyKind::kCombine);
+  if (threadIdx.x == 0) begin_call(a.group, LatencyKind::kCombine, epochs);
+  if (last_warp) give_credits(a.group);
   for (int slot = static_cast<int>(threadIdx.x); slot < a.num_slots; slot += static_cast<int>(blockDim.x))
     rank_of_slot[slot] = a.handle.rank_of_slot[slot];
   __syncthreads();
-  if (!wait_for_credits(a.group, FaultStep::kCombineSend, LatencyKind::kCombine, epochs)) return false;
-  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) send_notes(a, epochs);
+  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kCombine, epochs);
+  if (!credits.wait(FaultStep::kCombineSend, epochs)) return false;
+  if (last_warp) send_notes(a, epochs);
   if (weights_go_ahead(a)) send_weights_ahead(a, epochs);
-  ReturnSender<kDType> sender(a, epochs, rank_of_slot);
-  return sender.send_all(num_rows);
+  return sender.send_all(epochs);
 }
 
+/// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
 template <DType kDType>
 __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good) {
   auto* terms = reinterpret_cast<ReturnTerms*>(shared_bytes);
-  good = __syncthreads_and(good && !has_failed(a.group, epochs.now)) != 0;
-  if (good && check_notes(a, epochs)) ReturnSummer<kDType>(a, epochs, terms[threadIdx.x / 32]).sum_all();
+  ReturnSummer<kDType> summer(a, terms[threadIdx.x / 32]);
+  __syncthreads();  // what sending kept in this memory is not needed any more
+  if (good && !has_failed(a.group, epochs.now)) {
+    if (blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs);
+    summer.sum_all(epochs);
+  }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
   file_read(a.group, LatencyKind::kCombine, epochs);
 }
@@ -47,10 +55,7 @@ __global__ void __launch_bounds__(kLatencyThreads) latency_combine_kernel(const 
   } else {
     good = send<kDType>(a, epochs);
   }
-  if constexpr (kPhase != Phase::kSend) {
-    __syncthreads();
-    receive<kDType>(a, epochs, good);
-  }
+  if constexpr (kPhase != Phase::kSend) receive<kDType>(a, epochs, good);
 }
 
 const void* kernel_of(DType dtype, Phase phase) {

@@ -16,29 +16,25 @@ struct ReturnTerms {
   std::int32_t ranks[kMaxTopK];
 };
 
-/// Refuses peers that are in another call or gave other arguments. All threads of a block.
-__device__ inline bool check_notes(const CombineArgsOnDevice& a, const Epochs& epochs) {
+/// Refuses peers that are in another call or gave other arguments, while other warps wait for their rows: those waits then end, too.
+/// One warp of the grid.
+__device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& epochs) {
   const GroupArgs& group = a.group;
-  bool good = true;
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks && good; peer += static_cast<int>(blockDim.x)) {
-    if (group.windows[peer] == nullptr || a.handle.tokens_to[peer] == 0) continue;
-    const std::byte* from = group.windows[group.rank] + group.layout.latency.note_at(group.flight, peer);
-    Patience patience(group, FaultStep::kCombineRecv, epochs.now, peer);
-    uint4 note = load_packet(from);
-    while (note.w != epochs.tag() && good) {
-      good = !patience.is_over(total_of(epochs.now - 1), total_of(epochs.now));
-      note = load_packet(from);
-    }
-    if (!good) break;
-    const bool same_call = note.z == static_cast<std::uint32_t>(epochs.now >> 32);
-    if (same_call && note.x == static_cast<std::uint32_t>(group.digest) &&
-        note.y == static_cast<std::uint32_t>(group.digest >> 32))
-      continue;
+  for (int first = 0; first < group.num_ranks; first += 32) {
+    const int peer = first + lane_idx();
+    const bool wanted =
+        peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
+    PacketArrival note(group.windows[group.rank] + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
+    PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first);
+    if (!note.wait(epochs.tag(), wait)) return;
+    const uint4& said = note.packet();
+    const bool same_call = said.z == static_cast<std::uint32_t>(epochs.now >> 32);
+    const bool same = same_call && said.x == static_cast<std::uint32_t>(group.digest) &&
+                      said.y == static_cast<std::uint32_t>(group.digest >> 32);
+    if (!wanted || same) continue;
     fail(group, epochs.now,
          {.kind = same_call ? FaultKind::kMismatch : FaultKind::kGoneOn, .step = FaultStep::kCombineRecv, .peer = peer});
-    good = false;
   }
-  return __syncthreads_and(good) != 0;
 }
 
 template <DType kDType>
@@ -49,21 +45,33 @@ class ReturnSummer {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ ReturnSummer(const CombineArgsOnDevice& args, const Epochs& epochs, ReturnTerms& terms)
-      : a_(args), epochs_(epochs), shape_(args), terms_(terms), lane_(lane_idx()) {}
+  /// Asks for what the first item begins with.
+  __device__ ReturnSummer(const CombineArgsOnDevice& args, ReturnTerms& terms)
+      : a_(args), shape_(args), terms_(terms), lane_(lane_idx()) {
+    ask(turns_.first);
+  }
 
   /// All of this warp's items; false if one did not come.
-  __device__ bool sum_all() {
-    const Turns turns;
-    for (std::int64_t item = turns.first; item < a_.num_tokens * shape_.pieces; item += turns.step) {
-      if (!sum(item / shape_.pieces, static_cast<int>(item % shape_.pieces))) return false;
+  __device__ bool sum_all(const Epochs& epochs) {
+    epochs_ = epochs;
+    const int items = static_cast<int>(a_.num_tokens) * shape_.pieces;
+    for (int item = turns_.first; item < items; item += turns_.step) {
+      const std::int32_t rank = next_;
+      ask(item + turns_.step);
+      if (!sum(item / shape_.pieces, item % shape_.pieces, rank)) return false;
     }
     return true;
   }
 
  private:
-  __device__ bool sum(std::int64_t token, int piece) {
-    const int count = find_terms(token, piece);
+  __device__ void ask(int item) {
+    const int token = item / shape_.pieces;
+    next_ = token < a_.num_tokens && lane_ < a_.top_k ? a_.handle.ranks[token * a_.top_k + lane_] : -1;
+  }
+
+  /// `rank`: of this lane's choice.
+  __device__ bool sum(int token, int piece, std::int32_t rank) {
+    const int count = find_terms(token, piece, rank);
     const bool by_node = a_.reduction.group == Reduction::Group::kNode;
     Sums<kDType> sums[3];
     if (!by_node || count == 0) start_at_bias(sums, token, piece);
@@ -121,9 +129,7 @@ class ReturnSummer {
   }
 
   /// Lane k looks at choice k: which row it brings, and at which place of the sum. Returns their number.
-  __device__ int find_terms(std::int64_t token, int piece) {
-    const int k = a_.top_k;
-    const std::int32_t rank = lane_ < k ? a_.handle.ranks[token * k + lane_] : -1;
+  __device__ int find_terms(int token, int piece, std::int32_t rank) {
     const bool live = rank >= 0 && a_.group.windows[rank] != nullptr;
     const unsigned before = (1u << lane_) - 1;
     const unsigned same = __match_any_sync(kAllLanes, rank >= 0 ? rank : -1 - lane_);
@@ -152,20 +158,20 @@ class ReturnSummer {
     if (piece == 0) take_combined(token, live, rank, slot);
     return __popc(bringing);
   }
-  __device__ float weight_of(std::int64_t token) const {
+  __device__ float weight_of(int token) const {
     if (a_.weigh == CombineArgsOnDevice::Weigh::kNone) return 1.0f;
     if (a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch) return a_.handle.weights[token * a_.top_k + lane_];
     return a_.weights[token * a_.weights_stride[0] + lane_ * a_.weights_stride[1]];
   }
 
   /// The combined weight of each choice, from behind its rank's row (flat: its own).
-  __device__ void take_combined(std::int64_t token, bool live, std::int32_t rank, const std::byte* slot) const {
+  __device__ void take_combined(int token, bool live, std::int32_t rank, const std::byte* slot) const {
     if (a_.out_weights == nullptr) return;
     PacketWait wait(a_.group, kStep, epochs_.now, max(rank, 0));
-    uint4 packet = make_uint4(0, 0, 0, 0);
-    // If it does not come, the wait for the row says so, too.
-    if (!wait_packet(slot + shape_.weights_at() + lane_ / 3 * 16, live, epochs_.tag(), wait, packet)) return;
-    if (lane_ < a_.top_k) a_.out_weights[token * a_.top_k + lane_] = live ? 0.0f + float_of_packet(packet) : 0.0f;
+    PacketArrival weight(slot + shape_.weights_at() + lane_ / 3 * 16, live);
+    if (!weight.wait(epochs_.tag(), wait)) return;  // the wait for the row will say so, too
+    if (lane_ < a_.top_k)
+      a_.out_weights[token * a_.top_k + lane_] = live ? 0.0f + float_of_packet(weight.packet()) : 0.0f;
   }
 
   __device__ int column_of(int piece, int j) const { return (piece * wire::kPieceVectors + lane_ + 32 * j) * kCount; }
@@ -174,7 +180,7 @@ class ReturnSummer {
   }
 
   /// A stage begins at bias0 + bias1, not at 0 + bias0: a negative zero stays one.
-  __device__ void start_at_bias(Sums<kDType> (&sums)[3], std::int64_t token, int piece) const {
+  __device__ void start_at_bias(Sums<kDType> (&sums)[3], int token, int piece) const {
     for (int b = 0; b < 2; ++b) {
       if (a_.bias[b] == nullptr) continue;
       const bool is_first = b == 0 || a_.bias[0] == nullptr;
@@ -197,10 +203,12 @@ class ReturnSummer {
   }
 
   const CombineArgsOnDevice& a_;
-  const Epochs epochs_;
   const ReturnShape shape_;
   ReturnTerms& terms_;
+  const Turns turns_;
   const int lane_;
+  Epochs epochs_;
+  std::int32_t next_ = -1;  ///< rank of this lane's choice in the next item
 };
 
 }  // namespace ferry::cuda::latency

@@ -86,14 +86,21 @@ class ReturnSender {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ ReturnSender(const CombineArgsOnDevice& args, const Epochs& epochs, const std::int32_t* rank_of_slot)
-      : a_(args), epochs_(epochs), shape_(args), rank_of_slot_(rank_of_slot), lane_(lane_idx()) {}
+  __device__ ReturnSender(const CombineArgsOnDevice& args, const std::int32_t* rank_of_slot)
+      : a_(args), shape_(args), rank_of_slot_(rank_of_slot), lane_(lane_idx()) {}
 
+  /// Asks for what the first item begins with, and how many there are.
+  __device__ void start() {
+    num_rows_ = a_.handle.source_offsets[a_.group.num_ranks];
+    ask(turns_.first / shape_.pieces);
+  }
   /// All of this warp's items; false if weights did not come.
-  __device__ bool send_all(std::int64_t num_rows) {
-    const Turns turns;
-    for (std::int64_t item = turns.first; item < num_rows * shape_.pieces; item += turns.step) {
-      if (!send(item / shape_.pieces, static_cast<int>(item % shape_.pieces))) return false;
+  __device__ bool send_all(const Epochs& epochs) {
+    epochs_ = epochs;
+    for (int item = turns_.first; item < num_rows_ * shape_.pieces; item += turns_.step) {
+      const Record record = next_;
+      ask((item + turns_.step) / shape_.pieces);
+      if (!send(item / shape_.pieces, item % shape_.pieces, record)) return false;
     }
     return true;
   }
@@ -105,18 +112,28 @@ class ReturnSender {
     float weight = 1.0f;
   };
 
-  __device__ bool send(std::int64_t n, int piece) {
+  /// What a token's record says; slot, row and weight of choice k are lane k's.
+  struct Record {
+    int source = 0, token = 0;
+    std::int32_t slot = -1, row = -1;
+    float weight = 1.0f;
+  };
+  __device__ void ask(int n) {
+    if (n >= a_.max_rows) return;
     const int k = a_.top_k;
     const wire::TokenMeta record(a_.handle.records + n * wire::TokenMeta::bytes(k), k);
-    const int source = record.source_rank();
-    const std::int64_t token = record.source_token();
-    Choice choice;
-    if (lane_ < k) {
-      const std::int32_t slot = record.slots()[lane_];
-      choice.row = record.rows()[lane_];
-      if (a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch) choice.weight = record.weights()[lane_];
-      if (slot >= 0) choice.rank = rank_of_slot_[slot];
-    }
+    next_.source = record.source_rank();
+    next_.token = record.source_token();
+    if (lane_ >= k) return;
+    next_.slot = record.slots()[lane_];
+    next_.row = record.rows()[lane_];
+    if (a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch) next_.weight = record.weights()[lane_];
+  }
+
+  __device__ bool send(int n, int piece, const Record& record) {
+    const int source = record.source, token = record.token;
+    Choice choice{.row = record.row, .weight = record.weight};
+    if (record.slot >= 0) choice.rank = rank_of_slot_[record.slot];
     std::byte* window = a_.group.windows[source];
     if (window == nullptr) return true;  // it was left out since
     if (weights_go_ahead(a_) && !take_weight(source, token, choice)) return false;
@@ -142,13 +159,13 @@ class ReturnSender {
     return true;
   }
 
-  __device__ bool take_weight(int source, std::int64_t token, Choice& choice) const {
+  __device__ bool take_weight(int source, int token, Choice& choice) const {
     const std::byte* from = a_.group.windows[a_.group.rank] +
                             a_.group.layout.latency.weights_at(a_.group.flight, source, token);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
-    uint4 packet = make_uint4(0, 0, 0, 0);
-    if (!wait_packet(from + lane_ / 3 * 16, lane_ < a_.top_k, epochs_.tag(), wait, packet)) return false;
-    choice.weight = float_of_packet(packet);
+    PacketArrival weight(from + lane_ / 3 * 16, lane_ < a_.top_k);
+    if (!weight.wait(epochs_.tag(), wait)) return false;
+    choice.weight = float_of_packet(weight.packet());
     return true;
   }
 
@@ -221,10 +238,13 @@ class ReturnSender {
   }
 
   const CombineArgsOnDevice& a_;
-  const Epochs epochs_;
   const ReturnShape shape_;
   const std::int32_t* rank_of_slot_;
+  const Turns turns_;
   const int lane_;
+  Epochs epochs_;
+  int num_rows_ = 0;
+  Record next_;  ///< of the next item: its latency is hidden behind the item before
 };
 
 }  // namespace ferry::cuda::latency

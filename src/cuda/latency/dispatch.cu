@@ -14,28 +14,31 @@ extern __shared__ __align__(128) std::byte shared_bytes[];
 
 /// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
 __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epochs) {
-  __shared__ unsigned long long bad;
+  __shared__ int bad;
   const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
   RoutingMemory routing;
   at = routing.lay_out(at, a.group.placement.num_experts, a.group.placement.num_slots, a.group.num_ranks,
                        a.num_tokens * a.top_k);
-  const SendWarpMemory memory(reinterpret_cast<std::byte*>(at) + warp * SendWarpMemory::bytes(a.top_k), a.top_k);
   Router router(a, routing);
-  DispatchSender sender(a, routing, memory, router);
+  DispatchSender sender(a, routing, reinterpret_cast<std::uint32_t*>(at) + warp * kScaleWords, router);
+  // What needs no other load is asked for first, all of it; then comes the first wait.
   sender.start();
-  begin_call(a.group, LatencyKind::kDispatch, epochs);
-  if (threadIdx.x == 0) bad = static_cast<unsigned long long>(Router::kNone);
+  Manifest manifest(a, routing);
+  Credits credits(a.group, LatencyKind::kDispatch);
+  if (threadIdx.x == 0) {
+    begin_call(a.group, LatencyKind::kDispatch, epochs);
+    bad = Router::kNone;
+  }
   if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
-  router.load();
+  router.start();
   __syncthreads();
-  const std::int64_t mine = router.find_slots();
-  if (mine != Router::kNone) atomicMin(&bad, static_cast<unsigned long long>(mine));
+  if (const int mine = router.find_slots(); mine != Router::kNone) atomicMin(&bad, mine);
   __syncthreads();
   router.number();
-  if (!wait_for_credits(a.group, FaultStep::kDispatchSend, LatencyKind::kDispatch, epochs)) return false;
-  const auto bad_choice = static_cast<std::int64_t>(bad);
-  Manifest{a, routing, bad_choice}.send_all(epochs);
-  if (bad_choice == Router::kNone) sender.send_all(epochs);
+  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
+  if (!credits.wait(FaultStep::kDispatchSend, epochs)) return false;
+  manifest.send_all(epochs, bad);
+  if (bad == Router::kNone) sender.send_all(epochs);
   if (a.write_handle && blockIdx.x == 0) {
     for (int rank = static_cast<int>(threadIdx.x); rank < a.group.num_ranks; rank += static_cast<int>(blockDim.x)) {
       std::int32_t choices = 0;
@@ -86,7 +89,8 @@ __device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory
   counts->ticket = a.ticket;
 }
 
-/// A call that failed leaves counts of 0. Whoever fails does it, and block 0 once it has written counts: one of the two comes last.
+/// A call that failed leaves counts of 0. Whoever fails does it, and the last block once it has written
+/// counts: one of the two comes last.
 __device__ void clear_counts(const LatencyDispatchArgs& a) {
   __threadfence();
   if (threadIdx.x == 0) *a.num_rows = 0;
@@ -96,21 +100,20 @@ __device__ void clear_counts(const LatencyDispatchArgs& a) {
   for (int e = static_cast<int>(threadIdx.x); e < a.num_local; e += static_cast<int>(blockDim.x)) a.handle.expert_counts[e] = 0;
 }
 
+/// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
 __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good) {
-  const int warp = static_cast<int>(threadIdx.x) / 32;
   ArrivalMemory memory;
-  at = memory.lay_out(at, a.group.num_ranks, a.num_local);
-  const Arrivals arrivals(a, memory);
-  good = good && !has_failed(a.group, epochs.now);
-  good = __syncthreads_and(good) != 0 && arrivals.read(epochs);
-  if (blockIdx.x == 0) write_arrivals(a, memory, good);
-  DispatchReceiver receiver(a, memory, arrivals, epochs,
-                            reinterpret_cast<std::byte*>(at) + warp * wire::TokenMeta::bytes(a.top_k));
+  memory.lay_out(at, a.group.num_ranks, a.num_local);
+  Arrivals arrivals(a, memory);
+  __syncthreads();  // what sending kept in this memory is not needed any more
+  good = __syncthreads_and(good && !has_failed(a.group, epochs.now)) != 0 && arrivals.read(epochs);
+  if (blockIdx.x == gridDim.x - 1) write_arrivals(a, memory, good);  // the first blocks have rows to take
+  DispatchReceiver receiver(a, memory, arrivals, epochs);
   good = good && receiver.take_all();
   good = __syncthreads_and(good) != 0;
   if (good) {
     receiver.clear_rest(arrivals.num_rows());
-    if (blockIdx.x == 0) good = !has_failed(a.group, epochs.now);
+    if (blockIdx.x == gridDim.x - 1) good = !has_failed(a.group, epochs.now);
   }
   if (!good) {
     receiver.clear_rest(0);
@@ -126,13 +129,10 @@ __global__ void __launch_bounds__(kLatencyThreads, 2) latency_dispatch_kernel(co
   bool good = true;
   if constexpr (kPhase == Phase::kReceive) {
     resume_call(a.group, LatencyKind::kDispatch, epochs);
-    __syncthreads();
   } else {
     good = send(a, at, epochs);
   }
-  if constexpr (kPhase == Phase::kSend) return;
-  __syncthreads();  // the memory of sending is that of receiving
-  receive(a, at, epochs, good);
+  if constexpr (kPhase != Phase::kSend) receive(a, at, epochs, good);
 }
 
 const void* kernel_of(Phase phase) {
@@ -153,10 +153,9 @@ const void* kernel_of(Phase phase) {
 std::size_t latency_dispatch_shared_bytes(const LatencySize& size, int warps) {
   latency::RoutingMemory routing;
   const std::size_t send = routing.lay_out(0, size.num_experts, size.num_slots, size.num_ranks, size.choices) +
-                           static_cast<std::size_t>(warps) * latency::SendWarpMemory::bytes(size.top_k);
+                           static_cast<std::size_t>(warps) * latency::kScaleWords * sizeof(std::uint32_t);
   latency::ArrivalMemory arrivals;
-  const std::size_t receive = arrivals.lay_out(0, size.num_ranks, size.num_local) +
-                              static_cast<std::size_t>(warps) * static_cast<std::size_t>(wire::TokenMeta::bytes(size.top_k));
+  const std::size_t receive = arrivals.lay_out(0, size.num_ranks, size.num_local);
   return std::max(send, receive);
 }
 

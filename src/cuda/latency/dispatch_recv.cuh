@@ -33,13 +33,15 @@ class Arrivals {
  public:
   static constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
-  __device__ Arrivals(const LatencyDispatchArgs& args, const ArrivalMemory& memory) : a_(args), m_(memory) {}
+  /// Asks for the begin of the first manifest.
+  __device__ Arrivals(const LatencyDispatchArgs& args, const ArrivalMemory& memory)
+      : a_(args), m_(memory), first_(static_cast<int>(threadIdx.x) / 32), early_(ask(first_, lane_idx())) {}
 
   /// Reads the manifests and adds up. All threads of a block; true in all if every rank makes this call, and all rows fit.
-  __device__ bool read(const Epochs& epochs) const {
+  __device__ bool read(const Epochs& epochs) {
     const int warps = static_cast<int>(blockDim.x) / 32, ranks = a_.group.num_ranks, tid = static_cast<int>(threadIdx.x);
     bool good = true;
-    for (int source = tid / 32; source < ranks && good; source += warps) good = read_manifest(epochs, source);
+    for (int source = first_; source < ranks && good; source += warps) good = read_manifest(epochs, source);
     if (__syncthreads_and(good) == 0) return false;
     for (int e = tid; e < a_.num_local; e += static_cast<int>(blockDim.x)) {
       std::int32_t sum = 0;
@@ -81,16 +83,24 @@ class Arrivals {
   }
 
  private:
-  __device__ bool read_manifest(const Epochs& epochs, int source) const {
+  /// A packet of a source's manifest.
+  __device__ PacketArrival ask(int source, int packet) const {
     const GroupArgs& group = a_.group;
+    const bool wanted = source < group.num_ranks && packet * 3 < LatencyLayout::kManifestWords + a_.num_local &&
+                        group.windows[source] != nullptr;
+    return {wanted ? group.windows[group.rank] + group.layout.latency.manifest_at(group.flight, source) + packet * 16
+                   : nullptr,
+            wanted};
+  }
+  __device__ bool read_manifest(const Epochs& epochs, int source) {
     const int words = LatencyLayout::kManifestWords + a_.num_local;
-    const bool live = group.windows[source] != nullptr;
-    const std::byte* from = group.windows[group.rank] + group.layout.latency.manifest_at(group.flight, source);
-    PacketWait wait(group, kStep, epochs.now, source);
+    const bool live = a_.group.windows[source] != nullptr;  // else it counts as one without rows
+    PacketWait wait(a_.group, kStep, epochs.now, source);
     for (int first = 0; first * 3 < words; first += 32) {
       const int packet = first + lane_idx();
-      uint4 seen = make_uint4(0, 0, 0, epochs.tag());
-      if (live && !wait_packet(from + packet * 16, packet * 3 < words, epochs.tag(), wait, seen)) return false;
+      if (first != 0 || source != first_) early_ = ask(source, packet);
+      if (!early_.wait(epochs.tag(), wait)) return false;
+      const uint4& seen = early_.packet();
       if (first == 0 && live && !check(epochs, source, seen)) return false;
       const std::uint32_t values[3] = {seen.x, seen.y, seen.z};
 #pragma unroll
@@ -131,20 +141,20 @@ class Arrivals {
 
   const LatencyDispatchArgs& a_;
   const ArrivalMemory m_;
+  const int first_;  ///< source that this warp reads first
+  PacketArrival early_;
 };
 
 class DispatchReceiver {
  public:
   static constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
-  /// `record`: shared memory of this warp, wire::TokenMeta::bytes(K).
   __device__ DispatchReceiver(const LatencyDispatchArgs& args, const ArrivalMemory& memory, const Arrivals& arrivals,
-                              const Epochs& epochs, std::byte* record)
+                              const Epochs& epochs)
       : a_(args),
         m_(memory),
         arrivals_(arrivals),
         epochs_(epochs),
-        record_(record, args.top_k),
         lane_(lane_idx()),
         first_slot_(args.group.placement.first_slot[args.group.rank]),
         own_(args.group.windows[args.group.rank]) {}
@@ -152,10 +162,9 @@ class DispatchReceiver {
   /// All of this warp's items; false if one did not come.
   __device__ bool take_all() {
     const int pieces = a_.format.pieces();
-    const std::int64_t items = static_cast<std::int64_t>(arrivals_.num_rows()) * pieces;
     const Turns turns;
-    for (std::int64_t item = turns.first; item < items; item += turns.step) {
-      if (!take(static_cast<std::int32_t>(item / pieces), static_cast<int>(item % pieces))) return false;
+    for (int item = turns.first; item < arrivals_.num_rows() * pieces; item += turns.step) {
+      if (!take(item / pieces, item % pieces)) return false;
     }
     return true;
   }
@@ -175,96 +184,84 @@ class DispatchReceiver {
   }
 
  private:
+  /// What lane k knows about choice k of the token at hand.
+  struct Choice {
+    std::int32_t slot = -1, expert = -1, place = -1;  ///< expert: local, -1 if not of this rank; place: row of the result
+    float weight = 0.0f;
+  };
+
   __device__ bool take(std::int32_t row, int piece) {
     const wire::PacketFormat& format = a_.format;
-    const int source = arrivals_.source_of(row);
+    const int source = arrivals_.source_of(row), k = a_.top_k;
     const std::byte* slot =
         own_ + a_.group.layout.latency.slot_at(a_.group.flight, source, row - m_.row_starts[source]);
     const bool coded = piece < format.coded_pieces;
     const int done = (coded ? piece : piece - format.coded_pieces) * wire::kPieceVectors;
     const int count = min(wire::kPieceVectors, (coded ? format.coded_vectors : format.plain_vectors) - done);
-    PieceArrival arrival(slot + format.piece_at(piece), count, epochs_.tag());
-    arrival.ask();
-    PacketWait wait(a_.group, kStep, epochs_.now, source);
+    const std::byte* from = slot + format.piece_at(piece);
+    // All of it is asked for before any of it is looked at.
+    PacketArrival record(slot + lane_ * 16, lane_ < k), token(slot + k * 16, lane_ == 0 && piece == 0);
+    PieceArrival data(from, count, epochs_.tag());
+    data.ask();
     const bool scaled = coded && lane_ < wire::packets_of_words(format.scale_words);
-    uint4 scales = make_uint4(0, 0, 0, 0);
-    if (!read_record(slot, source, row, wait) || !arrival.wait(wait)) return false;
-    if (coded && !wait_packet(slot + format.piece_at(piece) + wire::kPieceBytes + lane_ * 16, scaled, epochs_.tag(), wait, scales))
-      return false;
-    if (piece == 0) file_record(row);
-    const Piece data = arrival.piece();
-    for_each_target(row, [&](std::int64_t to) {
+    PacketArrival scales(from + wire::kPieceBytes + lane_ * 16, scaled);
+    PacketWait wait(a_.group, kStep, epochs_.now, source);
+    if (!record.wait(epochs_.tag(), wait) || !token.wait(epochs_.tag(), wait)) return false;
+    const Choice choice = choice_of(record.packet(), source, row);
+    if (piece == 0) file_record(row, source, static_cast<std::int32_t>(token.packet().x), choice);
+    if (!data.wait(wait) || !scales.wait(epochs_.tag(), wait)) return false;
+    const Piece vectors = data.piece();
+    for_each_target(row, choice, [&](std::int64_t to) {
       if (coded) {
-        store_coded(to, piece, data, scales, scaled);
+        store_coded(to, piece, vectors, scales.packet(), scaled);
       } else {
-        store_plain(to, done, count, data);
+        store_plain(to, done, count, vectors);
       }
     });
-    __syncwarp();
     return true;
   }
 
-  /// The token's record as the handle keeps it, in shared memory.
-  __device__ bool read_record(const std::byte* slot, int source, std::int32_t row, PacketWait& wait) {
-    const int k = a_.top_k;
-    const std::int32_t* starts = m_.choice_starts + source * a_.num_local;
-    for (int first = 0; first <= k; first += 32) {
-      const int i = first + lane_;
-      uint4 seen = make_uint4(0, 0, 0, 0);
-      if (!wait_packet(slot + i * 16, i <= k, epochs_.tag(), wait, seen)) return false;
-      if (i == k) {
-        record_.source_rank() = source;
-        record_.source_token() = static_cast<std::int32_t>(seen.x);
-        record_.forward_row() = -1;
-        record_.slots()[-1] = 0;
-      }
-      if (i >= k) continue;
-      const auto global = static_cast<std::int32_t>(seen.x);
-      const int expert = local_of(global);
-      std::int32_t place = -1;
-      if (expert >= 0) {
-        place = a_.shape.layout == Layout::kRankMajor
+  __device__ Choice choice_of(const uint4& seen, int source, std::int32_t row) const {
+    Choice out;
+    if (lane_ >= a_.top_k) return out;
+    out.slot = static_cast<std::int32_t>(seen.x);
+    out.weight = __uint_as_float(seen.z);
+    if (out.slot < first_slot_ || out.slot >= first_slot_ + a_.num_local) return out;
+    out.expert = out.slot - first_slot_;
+    out.place = a_.shape.layout == Layout::kRankMajor
                     ? row
-                    : static_cast<std::int32_t>(expert * a_.shape.capacity) + starts[expert] + static_cast<std::int32_t>(seen.y);
-      }
-      record_.slots()[i] = global;
-      record_.rows()[i] = place;
-      record_.tokens()[i] = expert >= 0 ? row : -1;
-      record_.weights()[i] = __uint_as_float(seen.z);
-    }
-    __syncwarp();
-    return true;
-  }
-
-  __device__ int local_of(std::int32_t slot) const {
-    return slot >= first_slot_ && slot < first_slot_ + a_.num_local ? slot - first_slot_ : -1;
+                    : static_cast<std::int32_t>(out.expert * a_.shape.capacity) +
+                          m_.choice_starts[source * a_.num_local + out.expert] + static_cast<std::int32_t>(seen.y);
+    return out;
   }
 
   /// Rows of the result that the token takes.
   template <typename Store>
-  __device__ void for_each_target(std::int32_t row, Store&& store) const {
+  __device__ void for_each_target(std::int32_t row, const Choice& choice, Store&& store) const {
     if (a_.shape.layout == Layout::kRankMajor) return store(row);
-    for (int i = 0; i < a_.top_k; ++i) {
-      if (record_.rows()[i] >= 0) store(record_.rows()[i]);
-    }
+    for (unsigned left = __ballot_sync(kAllLanes, choice.place >= 0); left != 0; left &= left - 1)
+      store(__shfl_sync(kAllLanes, choice.place, __ffs(static_cast<int>(left)) - 1));
   }
 
-  /// By the warp of a row's first piece.
-  __device__ void file_record(std::int32_t row) const {
-    const int bytes = static_cast<int>(wire::TokenMeta::bytes(a_.top_k));
+  /// The token's record for the handle, and its ids and weights; by the warp of a row's first piece.
+  __device__ void file_record(std::int32_t row, int source, std::int32_t token, const Choice& choice) const {
     if (a_.write_handle) {
-      auto* to = reinterpret_cast<uint4*>(a_.handle.records + static_cast<std::int64_t>(row) * bytes);
-      const auto* from = reinterpret_cast<const uint4*>(record_.slots() - 4);
-      for (int i = lane_; i < bytes / 16; i += 32) to[i] = from[i];
-    }
-    for (int i = lane_; i < a_.top_k; i += 32) {
-      const int expert = local_of(record_.slots()[i]);
-      const float weight = expert >= 0 ? record_.weights()[i] : 0.0f;
-      if (a_.shape.layout == Layout::kRankMajor) {
-        write_choice(static_cast<std::int64_t>(row) * a_.top_k + i, expert, weight);
-      } else if (expert >= 0 && a_.weights_out != nullptr) {
-        a_.weights_out[record_.rows()[i]] = weight;
+      const wire::TokenMeta record(
+          a_.handle.records + static_cast<std::int64_t>(row) * wire::TokenMeta::bytes(a_.top_k), a_.top_k);
+      if (lane_ == 0) *reinterpret_cast<int4*>(record.slots() - 4) = make_int4(source, token, -1, 0);
+      if (lane_ < a_.top_k) {
+        record.slots()[lane_] = choice.slot;
+        record.rows()[lane_] = choice.place;
+        record.tokens()[lane_] = choice.place >= 0 ? row : -1;
+        record.weights()[lane_] = choice.weight;
       }
+    }
+    if (lane_ >= a_.top_k) return;
+    const float weight = choice.expert >= 0 ? choice.weight : 0.0f;
+    if (a_.shape.layout == Layout::kRankMajor) {
+      write_choice(static_cast<std::int64_t>(row) * a_.top_k + lane_, choice.expert, weight);
+    } else if (choice.expert >= 0 && a_.weights_out != nullptr) {
+      a_.weights_out[choice.place] = weight;
     }
   }
   __device__ void write_choice(std::int64_t at, std::int32_t local, float weight) const {
@@ -309,7 +306,6 @@ class DispatchReceiver {
   const ArrivalMemory m_;
   const Arrivals& arrivals_;
   const Epochs epochs_;
-  const wire::TokenMeta record_;
   const int lane_;
   const std::int32_t first_slot_;
   std::byte* own_;

@@ -10,24 +10,20 @@
 
 namespace ferry::cuda::latency {
 
-/// Shared memory of a warp that sends.
-struct SendWarpMemory {
-  float* weights;          ///< [K] of the token at hand
-  std::int32_t* positions;  ///< [K]
-  std::uint32_t* scales;   ///< of the piece at hand, as on the wire
-  static constexpr int kScaleWords = 48;
-  FERRY_HD static std::size_t bytes(int top_k) { return static_cast<std::size_t>((2 * top_k + kScaleWords + 3) / 4 * 16); }
-  __device__ SendWarpMemory(std::byte* at, int top_k)
-      : weights(reinterpret_cast<float*>(at)),
-        positions(reinterpret_cast<std::int32_t*>(at) + top_k),
-        scales(reinterpret_cast<std::uint32_t*>(at) + 2 * top_k) {}
-};
+/// Shared memory of a warp that sends: scales of the piece at hand, as on the wire.
+inline constexpr int kScaleWords = 48;
 
 class DispatchSender {
  public:
-  __device__ DispatchSender(const LatencyDispatchArgs& args, const RoutingMemory& routing, const SendWarpMemory& memory,
+  __device__ DispatchSender(const LatencyDispatchArgs& args, const RoutingMemory& routing, std::uint32_t* scales,
                             const Router& router)
-      : a_(args), m_(routing), w_(memory), router_(router), lane_(lane_idx()), parts_(args.format.pieces() + 1) {}
+      : a_(args),
+        m_(routing),
+        scales_(scales),
+        router_(router),
+        lane_(lane_idx()),
+        num_tokens_(static_cast<int>(args.num_tokens)),
+        parts_(args.format.pieces() + 1) {}
 
   /// Asks for what the first item begins with: it needs no routing.
   __device__ void start() { ask(turns_.first); }
@@ -35,10 +31,8 @@ class DispatchSender {
   /// All of this warp's items. `epochs` are known, and the peers' slots free.
   __device__ void send_all(const Epochs& epochs) {
     tag_ = epochs.tag();
-    const std::int64_t items = a_.num_tokens * parts_;
-    for (std::int64_t item = turns_.first; item < items; item += turns_.step) {
-      const std::int64_t t = item / parts_;
-      const int part = static_cast<int>(item % parts_);
+    for (int item = turns_.first; item < num_tokens_ * parts_; item += turns_.step) {
+      const int t = item / parts_, part = item % parts_;
       if (part == 0) {
         send_record(t);
       } else if (part <= a_.format.coded_pieces) {
@@ -56,10 +50,9 @@ class DispatchSender {
     Channels channels[3];
   };
 
-  __device__ void ask(std::int64_t item) {
-    if (item >= a_.num_tokens * parts_) return;
-    const std::int64_t t = item / parts_;
-    const int part = static_cast<int>(item % parts_);
+  __device__ void ask(int item) {
+    if (item >= num_tokens_ * parts_) return;
+    const int t = item / parts_, part = item % parts_;
     if (part == 0) {
       if (a_.weights != nullptr && lane_ < a_.top_k)
         source_.channels[0].pairs[0] = __float_as_uint(__ldg(a_.weights + t * a_.weights_stride[0] + lane_ * a_.weights_stride[1]));
@@ -83,7 +76,7 @@ class DispatchSender {
   }
 
   /// 16 channels of the block that is coded; 0 beyond its end.
-  __device__ Channels load_channels(std::int64_t t, int vector) const {
+  __device__ Channels load_channels(int t, int vector) const {
     const BlockArgs& block = a_.blocks[0];
     const std::byte* row = block.data + t * block.row_stride;
     const int first = vector * 16;
@@ -105,7 +98,7 @@ class DispatchSender {
   }
 
   /// A vector of the blocks that are not coded.
-  __device__ uint4 load_plain(std::int64_t t, int vector) const {
+  __device__ uint4 load_plain(int t, int vector) const {
     int b = a_.codec == Codec::kNone ? 0 : 2;
     int at = vector * 16;
     while (at >= a_.blocks[b].padded) at -= a_.blocks[b++].padded;
@@ -143,84 +136,63 @@ class DispatchSender {
 
   /// Calls `store(slot)` for the slot of token t at every rank that needs it.
   template <typename Store>
-  __device__ void for_each_slot(std::int64_t t, Store&& store) const {
-    for (int first = 0; first < a_.top_k; first += 32) {
-      std::int32_t rank = -1, index = 0;
-      if (first + lane_ < a_.top_k) {
-        const std::int64_t at = (first + lane_) * a_.num_tokens + t;
-        rank = m_.firsts[at];
-        if (rank >= 0) index = m_.indexes[at];
-      }
-      for (unsigned left = __ballot_sync(kAllLanes, rank >= 0); left != 0; left &= left - 1) {
-        const int lane = __ffs(static_cast<int>(left)) - 1;
-        const std::int32_t to = __shfl_sync(kAllLanes, rank, lane), i = __shfl_sync(kAllLanes, index, lane);
-        delay_signal(a_.group, to);
-        store(m_.windows[to] + a_.group.layout.latency.slot_at(a_.group.flight, a_.group.rank, i));
-      }
+  __device__ void for_each_slot(int t, Store&& store) const {
+    std::int32_t rank = -1, index = 0;
+    if (lane_ < a_.top_k) {
+      rank = m_.firsts[lane_ * num_tokens_ + t];
+      if (rank >= 0) index = m_.indexes[lane_ * num_tokens_ + t];
+    }
+    for (unsigned left = __ballot_sync(kAllLanes, rank >= 0); left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      const std::int32_t to = __shfl_sync(kAllLanes, rank, lane), i = __shfl_sync(kAllLanes, index, lane);
+      delay_signal(a_.group, to);
+      store(m_.windows[to] + a_.group.layout.latency.slot_at(a_.group.flight, a_.group.rank, i));
     }
   }
 
-  __device__ void send_record(std::int64_t t) {
-    const int k = a_.top_k;
-    float weight = __uint_as_float(source_.channels[0].pairs[0]);
-    __syncwarp();
-    for (int i = 0; i < k; ++i) {
-      const std::int32_t position = router_.position(t, i);
-      if (lane_ == 0) w_.positions[i] = position;
-    }
-    if (a_.weights != nullptr) {
-      for (int i = lane_; i < k; i += 32) {
-        if (i >= 32) weight = a_.weights[t * a_.weights_stride[0] + i * a_.weights_stride[1]];
-        w_.weights[i] = weight;
+  /// Lane k sends choice k, the lane after them the token.
+  __device__ void send_record(int t) {
+    const bool is_choice = lane_ < a_.top_k;
+    float weight = a_.weights != nullptr ? __uint_as_float(source_.channels[0].pairs[0]) : 0.0f;
+    const std::int32_t slot = is_choice ? m_.slots[lane_ * num_tokens_ + t] : -1;
+    const std::int32_t position = router_.position(t);
+    if (a_.weights != nullptr && a_.renormalise) weight = renormalised(t, slot, weight);
+    for_each_slot(t, [&](std::byte* to) {
+      if (is_choice) {
+        store_packet(to + lane_ * 16, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(position),
+                     __float_as_uint(weight), tag_);
       }
-      __syncwarp();
-      renormalise(t);
-    }
-    __syncwarp();
-    for_each_slot(t, [&](std::byte* slot) {
-      for (int i = lane_; i <= k; i += 32) {
-        if (i == k) {
-          store_packet(slot + i * 16, static_cast<std::uint32_t>(t), 0, 0, tag_);
-        } else {
-          store_packet(slot + i * 16, static_cast<std::uint32_t>(m_.slots[i * a_.num_tokens + t]),
-                       static_cast<std::uint32_t>(w_.positions[i]),
-                       a_.weights != nullptr ? __float_as_uint(w_.weights[i]) : 0, tag_);
-        }
-      }
+      if (lane_ == a_.top_k % 32) store_packet(to + a_.top_k * 16, static_cast<std::uint32_t>(t), 0, 0, tag_);
     });
-    if (a_.write_handle) write_handle(t);
+    if (a_.write_handle && is_choice) write_handle(t * a_.top_k + lane_, slot, weight);
   }
 
-  /// As the host: live choices get what all choices of the token had. Every lane works it out.
-  __device__ void renormalise(std::int64_t t) const {
-    if (!a_.renormalise || a_.ids == nullptr) return;
+  /// As the host: live choices get what all choices of the token had.
+  __device__ float renormalised(int t, std::int32_t slot, float weight) const {
+    bool given = false;
+    if (lane_ < a_.top_k && a_.ids != nullptr) {
+      const std::int64_t at = t * a_.ids_stride[0] + lane_ * a_.ids_stride[1];
+      given = a_.wide_ids ? static_cast<const std::int64_t*>(a_.ids)[at] >= 0
+                          : static_cast<const std::int32_t*>(a_.ids)[at] >= 0;
+    }
     float all = 0.0f, live = 0.0f;
     for (int i = 0; i < a_.top_k; ++i) {
-      const std::int64_t at = t * a_.ids_stride[0] + i * a_.ids_stride[1];
-      const bool given = a_.wide_ids ? static_cast<const std::int64_t*>(a_.ids)[at] >= 0
-                                     : static_cast<const std::int32_t*>(a_.ids)[at] >= 0;
-      if (given) all += w_.weights[i];
-      if (m_.slots[i * a_.num_tokens + t] >= 0) live += w_.weights[i];
+      const float value = __shfl_sync(kAllLanes, weight, i);
+      if (__shfl_sync(kAllLanes, static_cast<int>(given), i) != 0) all += value;
+      if (__shfl_sync(kAllLanes, slot, i) >= 0) live += value;
     }
-    if (live == all || live == 0.0f) return;
-    const float scale = all / live;
-    __syncwarp();
-    for (int i = lane_; i < a_.top_k; i += 32) w_.weights[i] *= scale;
+    return live == all || live == 0.0f ? weight : weight * (all / live);
   }
 
-  __device__ void write_handle(std::int64_t t) const {
+  __device__ void write_handle(int at, std::int32_t slot, float weight) const {
     const HandleArgs& h = a_.handle;
-    for (int i = lane_; i < a_.top_k; i += 32) {
-      const std::int64_t at = t * a_.top_k + i;
-      const std::int32_t slot = m_.slots[i * a_.num_tokens + t];
-      h.slots[at] = slot;
-      h.ranks[at] = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
-      h.rows[at] = h.tokens[at] = -1;
-      if (h.weights != nullptr && a_.weights != nullptr) h.weights[at] = w_.weights[i];
-    }
+    h.slots[at] = slot;
+    h.ranks[at] = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
+    h.rows[at] = h.tokens[at] = -1;
+    if (h.weights != nullptr && a_.weights != nullptr) h.weights[at] = weight;
   }
 
-  __device__ void send_coded(std::int64_t t, int piece) {
+  __device__ void send_coded(int t, int piece) {
     const wire::PacketFormat& format = a_.format;
     const int lanes = a_.scale_block / 16;  // that share a scale
     const int per_round = 32 / lanes;
@@ -234,18 +206,18 @@ class DispatchSender {
       if (a_.codec == Codec::kFp8F32) {
         const wire::Fp8ScaleF32 made = wire::fp8_scale_f32(magnitude);
         multiplier = made.multiplier;
-        if (lane_ % lanes == 0) w_.scales[scale] = __float_as_uint(made.scale);
+        if (lane_ % lanes == 0) scales_[scale] = __float_as_uint(made.scale);
       } else {
         const wire::Fp8ScaleUe8m0 made = wire::fp8_scale_ue8m0(magnitude);
         multiplier = made.multiplier;
-        if (lane_ % lanes == 0) reinterpret_cast<std::uint8_t*>(w_.scales)[scale] = made.scale;
+        if (lane_ % lanes == 0) reinterpret_cast<std::uint8_t*>(scales_)[scale] = made.scale;
       }
       coded.vectors[j] = encode(source_.channels[j], multiplier);
     }
     __syncwarp();
     const int count = min(wire::kPieceVectors, format.coded_vectors - piece * wire::kPieceVectors);
     const int packets = static_cast<int>(wire::packets_of_words(format.scale_words));
-    const auto word = [&](int i) { return i < format.scale_words ? w_.scales[i] : 0u; };
+    const auto word = [&](int i) { return i < format.scale_words ? scales_[i] : 0u; };
     for_each_slot(t, [&](std::byte* slot) {
       std::byte* to = slot + format.piece_at(piece);
       store_piece(to, coded, count, tag_);
@@ -255,7 +227,7 @@ class DispatchSender {
     __syncwarp();
   }
 
-  __device__ void send_plain(std::int64_t t, int piece) {
+  __device__ void send_plain(int t, int piece) {
     Piece plain;
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
@@ -269,64 +241,74 @@ class DispatchSender {
 
   const LatencyDispatchArgs& a_;
   const RoutingMemory& m_;
-  const SendWarpMemory w_;
+  std::uint32_t* scales_;
   const Router& router_;
   const Turns turns_;
-  const int lane_, parts_;
+  const int lane_, num_tokens_, parts_;
   std::uint32_t tag_ = 0;
   Source source_;
 };
 
 /// What a rank says before its rows: what it calls, how many rows come, how many for each expert. A warp per reader.
-struct Manifest {
-  const LatencyDispatchArgs& a;
-  const RoutingMemory& m;
-  std::int64_t bad;  ///< token * K + choice of an id out of range, or Router::kNone
+class Manifest {
+ public:
+  /// Asks for what the first reader's takes.
+  __device__ Manifest(const LatencyDispatchArgs& args, const RoutingMemory& routing) : a_(args), m_(routing) { ask(first_); }
 
-  __device__ std::uint32_t word(const Epochs& epochs, int reader, int first_slot, int i) const {
-    const bool good = bad == Router::kNone;
-    switch (i) {
-      case 0:
-        return static_cast<std::uint32_t>(epochs.now >> 32);
-      case 1:
-        return static_cast<std::uint32_t>(a.group.digest);
-      case 2:
-        return static_cast<std::uint32_t>(a.group.digest >> 32);
-      case 3:
-        return good ? kCallGood : kCallBadId;
-      case 4:
-        return good ? 0 : static_cast<std::uint32_t>(bad / a.top_k);
-      case 5:
-      case 6:
-        return good ? 0 : static_cast<std::uint32_t>(bad_id() >> (i == 5 ? 0 : 32));
-      case 7:
-        return good ? static_cast<std::uint32_t>(m.rank_counts[reader]) : 0;
-      default:
-        return good ? static_cast<std::uint32_t>(m.slot_counts[first_slot + i - LatencyLayout::kManifestWords]) : 0;
-    }
-  }
-  __device__ std::int64_t bad_id() const {
-    const std::int64_t at = bad / a.top_k * a.ids_stride[0] + bad % a.top_k * a.ids_stride[1];
-    return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[at] : static_cast<const std::int32_t*>(a.ids)[at];
-  }
-
-  __device__ void send_all(const Epochs& epochs) const {
-    const Turns turns;
-    // From the last warp on: the first ones have rows to send.
-    for (std::int64_t reader = turns.step - 1 - turns.first; reader < a.group.num_ranks; reader += turns.step) {
-      std::byte* window = m.windows[reader];
+  /// `bad`: token * K + choice of an id out of range, or Router::kNone.
+  __device__ void send_all(const Epochs& epochs, int bad) {
+    for (int reader = first_; reader < a_.group.num_ranks; reader += turns_.step) {
+      if (reader != first_) ask(reader);
+      std::byte* window = m_.windows[reader];
       if (window == nullptr) continue;
-      const int r = static_cast<int>(reader);
-      const std::int32_t* first_slot = a.group.placement.first_slot + r;
-      const int first = first_slot[0], words = LatencyLayout::kManifestWords + first_slot[1] - first;
-      std::byte* to = window + a.group.layout.latency.manifest_at(a.group.flight, a.group.rank);
-      delay_signal(a.group, r);
+      const int words = LatencyLayout::kManifestWords + end_slot_ - first_slot_;
+      std::byte* to = window + a_.group.layout.latency.manifest_at(a_.group.flight, a_.group.rank);
+      delay_signal(a_.group, reader);
       for (int packet = lane_idx(); packet * 3 < words; packet += 32) {
-        const auto at = [&](int i) { return i < words ? word(epochs, r, first, i) : 0u; };
+        const auto at = [&](int i) { return i < words ? word(epochs, reader, bad, i) : 0u; };
         store_packet(to + packet * 16, at(3 * packet), at(3 * packet + 1), at(3 * packet + 2), epochs.tag());
       }
     }
   }
+
+ private:
+  __device__ void ask(int reader) {
+    if (reader >= a_.group.num_ranks) return;
+    first_slot_ = __ldg(a_.group.placement.first_slot + reader);
+    end_slot_ = __ldg(a_.group.placement.first_slot + reader + 1);
+  }
+  __device__ std::uint32_t word(const Epochs& epochs, int reader, int bad, int i) const {
+    const bool good = bad == Router::kNone;
+    if (i >= LatencyLayout::kManifestWords)
+      return good ? static_cast<std::uint32_t>(m_.slot_counts[first_slot_ + i - LatencyLayout::kManifestWords]) : 0;
+    switch (i) {
+      case 0:
+        return static_cast<std::uint32_t>(epochs.now >> 32);
+      case 1:
+        return static_cast<std::uint32_t>(a_.group.digest);
+      case 2:
+        return static_cast<std::uint32_t>(a_.group.digest >> 32);
+      case 3:
+        return good ? kCallGood : kCallBadId;
+      case 4:
+        return good ? 0 : static_cast<std::uint32_t>(bad / a_.top_k);
+      case 5:
+      case 6:
+        return good ? 0 : static_cast<std::uint32_t>(id_at(bad) >> (i == 5 ? 0 : 32));
+      default:
+        return good ? static_cast<std::uint32_t>(m_.rank_counts[reader]) : 0;
+    }
+  }
+  __device__ std::int64_t id_at(int choice) const {
+    const std::int64_t at = choice / a_.top_k * a_.ids_stride[0] + choice % a_.top_k * a_.ids_stride[1];
+    return a_.wide_ids ? static_cast<const std::int64_t*>(a_.ids)[at] : static_cast<const std::int32_t*>(a_.ids)[at];
+  }
+
+  const LatencyDispatchArgs& a_;
+  const RoutingMemory& m_;
+  const Turns turns_;
+  const int first_ = turns_.step - 1 - turns_.first;  ///< from the last warp on: the first ones have rows to send
+  int first_slot_ = 0, end_slot_ = 0;                 ///< of the reader at hand
 };
 
 }  // namespace ferry::cuda::latency
