@@ -125,6 +125,7 @@ class Calls {
         check(cudaMemcpy(y_ + at * o_.hidden, restored.data(), restored.size() * 2, cudaMemcpyHostToDevice), "row");
       }
     }
+    bench_.shared_.sync.arrive_and_wait();  // copies may queue behind kernels that wait for them, where ranks share a GPU
     if (seen != wanted) return false;
     group_.combine(combine_args(arrived, Reduction::per_rank()));
     std::vector<std::uint16_t> sums(static_cast<std::size_t>(o_.hidden));

@@ -84,6 +84,7 @@ struct PlacementArgs {
 struct GroupArgs {
   std::int32_t rank = 0, num_ranks = 0, flight = 0;
   std::byte* const* windows = nullptr;  ///< [R]; null: left out
+  std::byte* own_window = nullptr;      ///< windows[rank]
   DeviceState* state = nullptr;
   Fault* fault = nullptr;                     ///< in host memory
   const std::uint64_t* abort_word = nullptr;  ///< in host memory

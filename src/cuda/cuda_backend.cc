@@ -261,6 +261,7 @@ GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) 
           .num_ranks = runtime_.topology.num_ranks(),
           .flight = call.flight,
           .windows = memory_->windows(),
+          .own_window = call.windows->device(runtime_.rank),
           .state = memory_->state(),
           .fault = memory_->fault(),
           .abort_word = memory_->abort_word(),

@@ -76,6 +76,10 @@ class CudaBackend final : public Backend {
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
   void launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream);
+  std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
+  CombineArgsOnDevice combine_args(const CombineCall& call);
+  CallShape shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const;
+  [[noreturn]] void raise_fault();
 
   Runtime& runtime_;
   const GroupConfig config_;

@@ -92,6 +92,7 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   }
   for (std::size_t b = first; b < call.args.payload.size(); ++b, ++wire_block)
     args.blocks[wire_block] = block_args(call.args.payload[b], call.format[static_cast<int>(wire_block)]);
+  args.first_slot = call.placement->first_slot(runtime_.rank);
   args.num_local = header.num_local_experts;
   args.shape = call.shape;
   return args;

@@ -31,7 +31,7 @@ struct LatencyDispatchArgs {
   HandleArgs handle;
   bool write_handle = true;  ///< false: it is that of an earlier dispatch, whose routing is the same
   // What is received.
-  std::int32_t num_local = 0;
+  std::int32_t first_slot = 0, num_local = 0;  ///< this rank's places of experts
   routing::ExpertShape shape;
   std::byte* rows[wire::kMaxBlocks] = {};      ///< of each block
   bool wide_ids_out = false;

@@ -3,6 +3,7 @@
 #include "support/device.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -30,6 +31,7 @@ void check(cudaError_t status, const char* what) {
 struct Arena {
   cudaStream_t stream = nullptr;
   std::byte* base = nullptr;
+  std::byte* pinned = nullptr;  ///< host memory that copies go through: of other memory the driver makes copies of its own, and may wait
   std::size_t used = 0;
   int users = 0;
   static constexpr std::size_t kBytes = std::size_t{64} << 20;
@@ -57,6 +59,8 @@ class Arenas {
     void* memory = nullptr;
     check(cudaMalloc(&memory, Arena::kBytes), "cudaMalloc");
     arena->base = static_cast<std::byte*>(memory);
+    check(cudaHostAlloc(&memory, Arena::kBytes, cudaHostAllocPortable), "cudaHostAlloc");
+    arena->pinned = static_cast<std::byte*>(memory);
     return arena;
   }
   void put_back(int device, std::unique_ptr<Arena> arena) {
@@ -154,7 +158,9 @@ Tensor DeviceCopies::to_device(const Tensor& host) {
     ++arena().users;
   }
   std::byte* block = arena().take(bytes + 16);
-  check(cudaMemcpyAsync(block, host.data, bytes, cudaMemcpyHostToDevice, own_stream()), "copy to the device");
+  std::byte* pinned = arena().pinned + (block - arena().base);  // as long as the block
+  if (bytes > 0) std::memcpy(pinned, host.data, bytes);
+  check(cudaMemcpyAsync(block, pinned, bytes, cudaMemcpyHostToDevice, own_stream()), "copy to the device");
   Tensor out = host;
   out.data = block;
   return out;
@@ -165,9 +171,11 @@ Tensor DeviceCopies::to_host(const Tensor& device) {
   wait_until_idle();
   const std::size_t bytes = span_of(device);
   copies_.push_back(std::make_unique<std::byte[]>(bytes + 1));
-  check(cudaMemcpyAsync(copies_.back().get(), device.data, bytes, cudaMemcpyDeviceToHost, own_stream()),
-        "copy to the host");
+  std::byte* pinned = arena().pinned + arena().used;  // what no block uses yet
+  require(bytes <= Arena::kBytes - arena().used, "the test needs more pinned memory than its arena has");
+  check(cudaMemcpyAsync(pinned, device.data, bytes, cudaMemcpyDeviceToHost, own_stream()), "copy to the host");
   check(cudaStreamSynchronize(own_stream()), "copy to the host");
+  if (bytes > 0) std::memcpy(copies_.back().get(), pinned, bytes);
   Tensor out = device;
   out.data = copies_.back().get();
   return out;

@@ -21,8 +21,7 @@ __device__ inline std::uint64_t* own_signal(const GroupArgs& group, DeviceSignal
 }
 
 /// Test mode: a pause of random length, to bring orders about that are rare otherwise.
-__device__ inline void delay_signal(const GroupArgs& group, int peer) {
-  if (group.max_delay_ns == 0) return;
+__device__ __noinline__ inline void pause_at_random(const GroupArgs& group, int peer) {
   std::uint32_t mixed =
       group.delay_seed ^ static_cast<std::uint32_t>(now_ns()) ^ static_cast<std::uint32_t>(peer * 40503);
   mixed = (mixed ^ (mixed >> 15)) * 2246822519u;
@@ -30,6 +29,9 @@ __device__ inline void delay_signal(const GroupArgs& group, int peer) {
   const std::int64_t until = now_ns() + mixed % group.max_delay_ns;
   while (now_ns() < until) {
   }
+}
+__device__ inline void delay_signal(const GroupArgs& group, int peer) {
+  if (group.max_delay_ns != 0) pause_at_random(group, peer);
 }
 
 /// Makes this rank's signal at `peer` become `total`. Whatever the caller ordered before it (its own stores; those of other
@@ -42,8 +44,8 @@ __device__ inline void post(const GroupArgs& group, DeviceSignal kind, int peer,
                 total);
 }
 
-/// The first fault of a group is kept until the host has read it; every fault ends the call.
-__device__ inline void fail(const GroupArgs& group, std::uint64_t epoch, Fault fault) {
+/// The first fault of a group is kept until the host has read it; every fault ends the call. Rare, so its code stands once.
+__device__ __noinline__ inline void fail(const GroupArgs& group, std::uint64_t epoch, Fault fault) {
   atomicExch(reinterpret_cast<unsigned long long*>(&group.state->failed_epoch), epoch);
   if (atomicExch(&group.state->fault_taken, 1u) != 0) return;
   volatile Fault* out = group.fault;
@@ -62,23 +64,32 @@ __device__ inline bool has_failed(const GroupArgs& group, std::uint64_t epoch) {
   return load_relaxed(&group.state->failed_epoch) == epoch;
 }
 
-/// What ends a wait of one thread: its deadline, an abort, or that another thread has given up.
+/// Whether a wait that began at `start` is over: at its deadline, by an abort, or because another thread has given up. What is
+/// rare stands once, and takes values, so that nothing of a wait has to lie in memory.
+__device__ __noinline__ inline bool wait_is_over(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer,
+                                                 std::int64_t start, bool look_at_host, std::uint64_t seen,
+                                                 std::uint64_t wanted) {
+  if (has_failed(group, epoch)) return true;
+  Fault fault{.kind = FaultKind::kTimeout, .step = step, .peer = writer, .seen = seen, .wanted = wanted};
+  if (now_ns() - start <= group.timeout_ns) {
+    if (!look_at_host || load_relaxed(group.abort_word) == 0) return false;
+    fault.kind = FaultKind::kAborted;
+  }
+  fail(group, epoch, fault);
+  return true;
+}
+
+/// What ends a wait of one thread.
 class Patience {
  public:
   __device__ Patience(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer)
-      : group_(group), step_(step), epoch_(epoch), writer_(writer), start_(now_ns()) {}
+      : group_(group), step_(step), epoch_(epoch), writer_(writer) {}
 
-  /// After each look in vain.
+  /// After each look in vain. The clock starts with the 64th: reading it takes longer than most waits.
   __device__ bool is_over(std::uint64_t seen, std::uint64_t wanted) {
     if (++looks_ % 64 != 0) return false;
-    if (has_failed(group_, epoch_)) return true;
-    Fault fault{.kind = FaultKind::kTimeout, .step = step_, .peer = writer_, .seen = seen, .wanted = wanted};
-    if (now_ns() - start_ <= group_.timeout_ns) {
-      if (looks_ % 4096 != 0 || load_relaxed(group_.abort_word) == 0) return false;
-      fault.kind = FaultKind::kAborted;
-    }
-    fail(group_, epoch_, fault);
-    return true;
+    if (start_ == 0) start_ = now_ns();
+    return wait_is_over(group_, step_, epoch_, writer_, start_, looks_ % 4096 == 0, seen, wanted);
   }
 
  private:
@@ -86,7 +97,7 @@ class Patience {
   const FaultStep step_;
   const std::uint64_t epoch_;
   const int writer_;
-  const std::int64_t start_;
+  std::int64_t start_ = 0;
   unsigned looks_ = 0;
 };
 

@@ -5,6 +5,8 @@
 // docs/memory_model.md.
 #pragma once
 
+#include <cuda_pipeline_primitives.h>
+
 #include "cuda/device/packets.cuh"
 #include "cuda/latency_args.h"
 
@@ -20,11 +22,12 @@ __device__ inline int index_of(LatencyKind kind) {
   return static_cast<int>(kind);
 }
 
-/// Numbers a call that sends. One thread of each block; the others may read `shared` after the block's next barrier.
-__device__ inline void begin_call(const GroupArgs& group, LatencyKind kind, Epochs& shared) {
-  const std::uint64_t last = load_relaxed(&group.state->epoch);
-  shared.before = load_relaxed(&group.state->latency_epoch[index_of(kind)][group.flight]);
-  shared.now = last + 1;
+/// Asks for the number of a call that sends.
+__device__ inline Epochs next_epochs(const GroupArgs& group, LatencyKind kind) {
+  Epochs out;
+  out.now = load_relaxed(&group.state->epoch) + 1;
+  out.before = load_relaxed(&group.state->latency_epoch[index_of(kind)][group.flight]);
+  return out;
 }
 
 /// Files the call, by the last block that comes here: behind a barrier of its block, so that every block has read the number. One
@@ -71,24 +74,24 @@ __device__ inline void give_credits(const GroupArgs& group) {
 }
 
 /// The credits that a call needs: of every peer, for the call whose regions it takes over. A thread per peer, all threads of a
-/// block; asked for before the call's number is known.
+/// block; asked for before the call's number is known. No acquire: nothing is read behind a credit, and the stores that it allows
+/// are behind the branch on it, which no GPU takes before it is decided.
 class Credits {
  public:
   __device__ Credits(const GroupArgs& group, LatencyKind kind) : group_(group), kind_(kind) {
-    if (static_cast<int>(threadIdx.x) < group.num_ranks) seen_ = load_acquire(credit_of(static_cast<int>(threadIdx.x)));
+    if (static_cast<int>(threadIdx.x) < group.num_ranks) seen_ = load_relaxed(credit_of(static_cast<int>(threadIdx.x)));
   }
-  /// True in all threads if every peer has read that call.
-  __device__ bool wait(FaultStep step, const Epochs& epochs) {
+  /// True in all threads if every peer has read that call. `windows`: of the peers, null where one is left out.
+  __device__ bool wait(FaultStep step, const Epochs& epochs, std::byte* const* windows) {
     bool good = true;
-    if (epochs.before != 0) {
-      for (int peer = static_cast<int>(threadIdx.x); peer < group_.num_ranks && good; peer += static_cast<int>(blockDim.x)) {
-        if (group_.windows[peer] == nullptr) continue;
-        if (peer != static_cast<int>(threadIdx.x)) seen_ = load_acquire(credit_of(peer));
-        Patience patience(group_, step, epochs.now, peer);
-        while (seen_ < epochs.before && good) {
-          good = !patience.is_over(total_of(seen_), total_of(epochs.before));
-          seen_ = load_acquire(credit_of(peer));
-        }
+    for (int peer = static_cast<int>(threadIdx.x); epochs.before != 0 && peer < group_.num_ranks && good;
+         peer += static_cast<int>(blockDim.x)) {
+      if (windows[peer] == nullptr) continue;
+      if (peer != static_cast<int>(threadIdx.x)) seen_ = load_relaxed(credit_of(peer));
+      Patience patience(group_, step, epochs.now, peer);
+      while (seen_ < epochs.before && good) {
+        good = !patience.is_over(total_of(seen_), total_of(epochs.before));
+        seen_ = load_relaxed(credit_of(peer));
       }
     }
     return __syncthreads_and(good) != 0;
@@ -96,7 +99,7 @@ class Credits {
 
  private:
   __device__ const std::uint64_t* credit_of(int peer) const {
-    return reinterpret_cast<const std::uint64_t*>(group_.windows[group_.rank] +
+    return reinterpret_cast<const std::uint64_t*>(group_.own_window +
                                                   group_.layout.latency.credit_at(kind_, group_.flight, peer));
   }
   const GroupArgs& group_;
@@ -108,6 +111,14 @@ class Credits {
 __device__ inline void file_read(const GroupArgs& group, LatencyKind kind, const Epochs& epochs) {
   if (blockIdx.x == 0 && threadIdx.x == 0)
     group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
+}
+
+/// Copies the table of windows into shared memory, where every block has it first; there after the block's next barrier.
+__device__ inline void copy_windows(const GroupArgs& group, std::byte** shared) {
+  for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x))
+    __pipeline_memcpy_async(shared + rank, group.windows + rank, sizeof(std::byte*));
+  __pipeline_commit();
+  __pipeline_wait_prior(0);
 }
 
 /// A warp's turns at the items of a kernel, block by block, so that few items are spread over many SMs.

@@ -11,22 +11,38 @@ namespace {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
+/// Shared memory of a block: windows[R]; then rank_of_slot[S] while it sends, ReturnTerms of each warp while it receives.
+struct CombineMemory {
+  std::byte** windows;
+  std::int32_t* rank_of_slot;
+  ReturnTerms* terms;
+  __device__ explicit CombineMemory(int ranks) : windows(reinterpret_cast<std::byte**>(shared_bytes)) {
+    std::byte* behind = shared_bytes + windows_bytes(ranks);
+    rank_of_slot = reinterpret_cast<std::int32_t*>(behind);
+    terms = reinterpret_cast<ReturnTerms*>(behind);
+  }
+  FERRY_HD static std::size_t windows_bytes(int ranks) { return (static_cast<std::size_t>(ranks) * 8 + 15) / 16 * 16; }
+};
+
 /// Sends; false if the call ends here. All threads of a block.
 template <DType kDType>
 __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
-  auto* rank_of_slot = reinterpret_cast<std::int32_t*>(shared_bytes);
-  const bool last_warp = blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1;
-  ReturnSender<kDType> sender(a, rank_of_slot);
+  const CombineMemory memory(a.group.num_ranks);
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const bool last_warp = blockIdx.x == gridDim.x - 1 && tid / 32 == threads / 32 - 1;
+  ReturnSender<kDType> sender(a, memory.windows, memory.rank_of_slot);
   // What needs no other load is asked for first, all of it; then comes the first wait.
-  sender.start();
+  const Epochs next = next_epochs(a.group, LatencyKind::kCombine);
   Credits credits(a.group, LatencyKind::kCombine);
-  if (threadIdx.x == 0) begin_call(a.group, LatencyKind::kCombine, epochs);
+  sender.start();
+  for (int slot = tid; slot < a.num_slots; slot += threads)
+    __pipeline_memcpy_async(memory.rank_of_slot + slot, a.handle.rank_of_slot + slot, sizeof(std::int32_t));
+  copy_windows(a.group, memory.windows);
   if (last_warp) give_credits(a.group);
-  for (int slot = static_cast<int>(threadIdx.x); slot < a.num_slots; slot += static_cast<int>(blockDim.x))
-    rank_of_slot[slot] = a.handle.rank_of_slot[slot];
+  if (tid == 0) epochs = next;
   __syncthreads();
-  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kCombine, epochs);
-  if (!credits.wait(FaultStep::kCombineSend, epochs)) return false;
+  if (tid == threads - 1) file_call(a.group, LatencyKind::kCombine, epochs);
+  if (!credits.wait(FaultStep::kCombineSend, epochs, memory.windows)) return false;
   if (last_warp) send_notes(a, epochs);
   if (weights_go_ahead(a)) send_weights_ahead(a, epochs);
   return sender.send_all(epochs);
@@ -35,10 +51,10 @@ __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
 template <DType kDType>
 __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good) {
-  auto* terms = reinterpret_cast<ReturnTerms*>(shared_bytes);
-  ReturnSummer<kDType> summer(a, terms[threadIdx.x / 32]);
+  const CombineMemory memory(a.group.num_ranks);
+  ReturnSummer<kDType> summer(a, memory.windows, memory.terms[threadIdx.x / 32]);
   __syncthreads();  // what sending kept in this memory is not needed any more
-  if (good && !has_failed(a.group, epochs.now)) {
+  if (good) {
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs);
     summer.sum_all(epochs);
   }
@@ -52,6 +68,7 @@ __global__ void __launch_bounds__(kLatencyThreads) latency_combine_kernel(const 
   bool good = true;
   if constexpr (kPhase == Phase::kReceive) {
     resume_call(a.group, LatencyKind::kCombine, epochs);
+    copy_windows(a.group, CombineMemory(a.group.num_ranks).windows);
   } else {
     good = send<kDType>(a, epochs);
   }
@@ -72,7 +89,8 @@ const void* kernel_of(DType dtype, Phase phase) {
 }  // namespace latency
 
 std::size_t latency_combine_shared_bytes(const LatencySize& size, int warps) {
-  return std::max(static_cast<std::size_t>(size.num_slots) * sizeof(std::int32_t),
+  return latency::CombineMemory::windows_bytes(size.num_ranks) +
+         std::max(static_cast<std::size_t>(size.num_slots) * sizeof(std::int32_t),
                   static_cast<std::size_t>(warps) * sizeof(latency::ReturnTerms));
 }
 

@@ -24,7 +24,7 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
     const int peer = first + lane_idx();
     const bool wanted =
         peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
-    PacketArrival note(group.windows[group.rank] + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
+    PacketArrival note(group.own_window + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
     PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first);
     if (!note.wait(epochs.tag(), wait)) return;
     const uint4& said = note.packet();
@@ -46,8 +46,13 @@ class ReturnSummer {
   static constexpr int kElementBytes = 16 / kCount;
 
   /// Asks for what the first item begins with.
-  __device__ ReturnSummer(const CombineArgsOnDevice& args, ReturnTerms& terms)
-      : a_(args), shape_(args), terms_(terms), lane_(lane_idx()) {
+  __device__ ReturnSummer(const CombineArgsOnDevice& args, std::byte* const* windows, ReturnTerms& terms)
+      : a_(args),
+        shape_(args),
+        windows_(windows),
+        terms_(terms),
+        lane_(lane_idx()),
+        is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr && args.bias[1] == nullptr) {
     ask(turns_.first);
   }
 
@@ -58,7 +63,8 @@ class ReturnSummer {
     for (int item = turns_.first; item < items; item += turns_.step) {
       const std::int32_t rank = next_;
       ask(item + turns_.step);
-      if (!sum(item / shape_.pieces, item % shape_.pieces, rank)) return false;
+      const int token = item / shape_.pieces, piece = item % shape_.pieces;
+      if (!(is_plain_ ? sum<true>(token, piece, rank) : sum<false>(token, piece, rank))) return false;
     }
     return true;
   }
@@ -69,13 +75,14 @@ class ReturnSummer {
     next_ = token < a_.num_tokens && lane_ < a_.top_k ? a_.handle.ranks[token * a_.top_k + lane_] : -1;
   }
 
-  /// `rank`: of this lane's choice.
+  /// `rank`: of this lane's choice. kPlain: rows as they are, without weight, bias or a second stage; most calls.
+  template <bool kPlain>
   __device__ bool sum(int token, int piece, std::int32_t rank) {
     const int count = find_terms(token, piece, rank);
-    const bool by_node = a_.reduction.group == Reduction::Group::kNode;
+    const bool by_node = !kPlain && a_.reduction.group == Reduction::Group::kNode;
     Sums<kDType> sums[3];
-    if (!by_node || count == 0) start_at_bias(sums, token, piece);
-    if (!add_terms(sums, count, piece)) return false;
+    if (!kPlain && (!by_node || count == 0)) start_at_bias(sums, token, piece);
+    if (!add_terms<kPlain>(sums, count, piece)) return false;
     if (by_node && count > 0) {
       Sums<kDType> outer[3];
       start_at_bias(outer, token, piece);
@@ -93,44 +100,46 @@ class ReturnSummer {
     return true;
   }
 
-  /// Waits for the pieces of several terms at a time, all asked for before the first is looked at.
-  __device__ bool add_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
-    const bool weighted = is_flat(a_) && a_.weigh != CombineArgsOnDevice::Weigh::kNone;
-    const auto arrival = [&](int i) {
-      PieceArrival out(terms_.rows[i] + piece * wire::kPieceBytes, shape_.count(piece), epochs_.tag());
-      out.ask();
-      return out;
-    };
-    const auto add = [&](PieceArrival& from, int i) {
-      PacketWait wait(a_.group, kStep, epochs_.now, terms_.ranks[i]);
-      if (!from.wait(wait)) return false;
-      const Piece row = from.piece();
+  __device__ PieceArrival ask_term(int i, int piece) const {
+    PieceArrival out(terms_.rows[i] + piece * wire::kPieceBytes, shape_.count(piece), epochs_.tag());
+    out.ask();
+    return out;
+  }
+  template <bool kPlain>
+  __device__ bool add_term(Sums<kDType> (&sums)[3], PieceArrival& from, int i) const {
+    PacketWait wait(a_.group, kStep, epochs_.now, terms_.ranks[i]);
+    if (!from.wait(wait)) return false;
+    const Piece row = from.piece();
+    const bool weighted = !kPlain && is_flat(a_) && a_.weigh != CombineArgsOnDevice::Weigh::kNone;
 #pragma unroll
-      for (int j = 0; j < 3; ++j) {
-        if (weighted) {
-          sums[j].add_weighted(Vector::of(row.vectors[j]), terms_.weights[i]);
-        } else {
-          sums[j].add(Vector::of(row.vectors[j]));
-        }
+    for (int j = 0; j < 3; ++j) {
+      if (weighted) {
+        sums[j].add_weighted(Vector::of(row.vectors[j]), terms_.weights[i]);
+      } else {
+        sums[j].add(Vector::of(row.vectors[j]));
       }
-      return true;
-    };
-    for (int first = 0; first < count; first += 4) {
-      // What lies beyond the last term is asked for once more and not used.
-      const int last = count - 1;
-      PieceArrival a = arrival(first), b = arrival(min(first + 1, last)), c = arrival(min(first + 2, last)),
-                   d = arrival(min(first + 3, last));
-      if (!add(a, first)) return false;
-      if (first + 1 < count && !add(b, first + 1)) return false;
-      if (first + 2 < count && !add(c, first + 2)) return false;
-      if (first + 3 < count && !add(d, first + 3)) return false;
+    }
+    return true;
+  }
+  /// Pieces of several terms are asked for before the first is looked at.
+  template <bool kPlain>
+  __device__ bool add_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
+    int i = 0;
+    for (; i + 3 <= count; i += 3) {
+      PieceArrival a = ask_term(i, piece), b = ask_term(i + 1, piece), c = ask_term(i + 2, piece);
+      if (!add_term<kPlain>(sums, a, i) || !add_term<kPlain>(sums, b, i + 1) || !add_term<kPlain>(sums, c, i + 2))
+        return false;
+    }
+    for (; i < count; ++i) {
+      PieceArrival last = ask_term(i, piece);
+      if (!add_term<kPlain>(sums, last, i)) return false;
     }
     return true;
   }
 
   /// Lane k looks at choice k: which row it brings, and at which place of the sum. Returns their number.
   __device__ int find_terms(int token, int piece, std::int32_t rank) {
-    const bool live = rank >= 0 && a_.group.windows[rank] != nullptr;
+    const bool live = rank >= 0 && windows_[rank] != nullptr;
     const unsigned before = (1u << lane_) - 1;
     const unsigned same = __match_any_sync(kAllLanes, rank >= 0 ? rank : -1 - lane_);
     const bool by_last = a_.reduction.order == Reduction::Order::kLastChoice;
@@ -146,7 +155,7 @@ class ReturnSummer {
       place += is_below && (firsts >> other & 1) != 0 ? 1 : 0;
     }
     if (!is_flat(a_) && !by_last) order = below;
-    const std::byte* slot = a_.group.windows[a_.group.rank] +
+    const std::byte* slot = a_.group.own_window +
                             a_.group.layout.latency.return_at(a_.group.flight, token, is_flat(a_) ? lane_ : place);
     __syncwarp();
     if (brings) {
@@ -204,9 +213,11 @@ class ReturnSummer {
 
   const CombineArgsOnDevice& a_;
   const ReturnShape shape_;
+  std::byte* const* windows_;  ///< [R] in shared memory
   ReturnTerms& terms_;
   const Turns turns_;
   const int lane_;
+  const bool is_plain_;
   Epochs epochs_;
   std::int32_t next_ = -1;  ///< rank of this lane's choice in the next item
 };

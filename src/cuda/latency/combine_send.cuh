@@ -86,8 +86,15 @@ class ReturnSender {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ ReturnSender(const CombineArgsOnDevice& args, const std::int32_t* rank_of_slot)
-      : a_(args), shape_(args), rank_of_slot_(rank_of_slot), lane_(lane_idx()) {}
+  __device__ ReturnSender(const CombineArgsOnDevice& args, std::byte* const* windows,
+                          const std::int32_t* rank_of_slot)
+      : a_(args),
+        shape_(args),
+        windows_(windows),
+        rank_of_slot_(rank_of_slot),
+        lane_(lane_idx()),
+        in_vectors_(args.hidden % kCount == 0 && args.row_stride % 16 == 0 && args.expert_stride % 16 == 0 &&
+                    reinterpret_cast<std::uintptr_t>(args.x) % 16 == 0) {}
 
   /// Asks for what the first item begins with, and how many there are.
   __device__ void start() {
@@ -100,7 +107,8 @@ class ReturnSender {
     for (int item = turns_.first; item < num_rows_ * shape_.pieces; item += turns_.step) {
       const Record record = next_;
       ask((item + turns_.step) / shape_.pieces);
-      if (!send(item / shape_.pieces, item % shape_.pieces, record)) return false;
+      const int n = item / shape_.pieces, piece = item % shape_.pieces;
+      if (!(in_vectors_ ? send<true>(n, piece, record) : send<false>(n, piece, record))) return false;
     }
     return true;
   }
@@ -130,11 +138,13 @@ class ReturnSender {
     if (a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch) next_.weight = record.weights()[lane_];
   }
 
+  /// kInVectors: rows of x can be read 16 bytes at a time. Without a branch per vector, so that loads do not wait for each other.
+  template <bool kInVectors>
   __device__ bool send(int n, int piece, const Record& record) {
     const int source = record.source, token = record.token;
     Choice choice{.row = record.row, .weight = record.weight};
     if (record.slot >= 0) choice.rank = rank_of_slot_[record.slot];
-    std::byte* window = a_.group.windows[source];
+    std::byte* window = windows_[source];
     if (window == nullptr) return true;  // it was left out since
     if (weights_go_ahead(a_) && !take_weight(source, token, choice)) return false;
     const unsigned mine = __ballot_sync(kAllLanes, choice.rank == a_.group.rank);
@@ -144,7 +154,8 @@ class ReturnSender {
     delay_signal(a_.group, source);
     if (!is_flat(a_)) {
       std::byte* to = slot_at(return_place(choice.rank, a_.group.rank));
-      const Piece sum = a_.layout == Layout::kRankMajor ? copy_of(x_row(n), piece) : sum_of(mine, choice, piece);
+      const Piece sum = a_.layout == Layout::kRankMajor ? copy_of<kInVectors>(x_row(n), piece)
+                                                           : sum_of<kInVectors>(mine, choice, piece);
       store_piece(to + piece * wire::kPieceBytes, sum, shape_.count(piece), epochs_.tag());
       if (piece == 0) send_combined(to, n, mine, choice);
       return true;
@@ -152,7 +163,7 @@ class ReturnSender {
     for (unsigned left = mine; left != 0; left &= left - 1) {
       const int which = __ffs(static_cast<int>(left)) - 1;
       std::byte* to = slot_at(which);
-      const Piece row = copy_of(x_row(__shfl_sync(kAllLanes, choice.row, which)), piece);
+      const Piece row = copy_of<kInVectors>(x_row(__shfl_sync(kAllLanes, choice.row, which)), piece);
       store_piece(to + piece * wire::kPieceBytes, row, shape_.count(piece), epochs_.tag());
       if (piece == 0) send_combined(to, n, 1u << which, choice);
     }
@@ -160,7 +171,7 @@ class ReturnSender {
   }
 
   __device__ bool take_weight(int source, int token, Choice& choice) const {
-    const std::byte* from = a_.group.windows[a_.group.rank] +
+    const std::byte* from = a_.group.own_window +
                             a_.group.layout.latency.weights_at(a_.group.flight, source, token);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
     PacketArrival weight(from + lane_ / 3 * 16, lane_ < a_.top_k);
@@ -178,17 +189,25 @@ class ReturnSender {
     return static_cast<int>(min(static_cast<std::int64_t>(kCount), a_.hidden - column));
   }
 
+  template <bool kInVectors>
   __device__ Piece copy_of(const std::byte* row, int piece) const {
     Piece out;
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int column = column_of(piece, j), count = elements_at(column);
-      if (count > 0) out.vectors[j] = Vector::load(row + column * kElementBytes, count).bits();
+      if constexpr (kInVectors) {
+        // What lies beyond the row's end is the last vector once more, and not sent.
+        const int at = count > 0 ? column : static_cast<int>(a_.hidden) - kCount;
+        out.vectors[j] = *reinterpret_cast<const uint4*>(row + at * kElementBytes);
+      } else if (count > 0) {
+        out.vectors[j] = Vector::load(row + column * kElementBytes, count).bits();
+      }
     }
     return out;
   }
 
   /// The rows of this rank's choices, ascending, rounded once. Rows of several choices are on their way together.
+  template <bool kInVectors>
   __device__ Piece sum_of(unsigned mine, const Choice& choice, int piece) const {
     constexpr int kBatch = 4;
     const bool weighted = a_.weigh != CombineArgsOnDevice::Weigh::kNone;
@@ -203,7 +222,7 @@ class ReturnSender {
         const int which = __ffs(static_cast<int>(mine)) - 1;
         mine &= mine - 1;
         weights[i] = __shfl_sync(kAllLanes, choice.weight, which);
-        rows[i] = copy_of(x_row(__shfl_sync(kAllLanes, choice.row, which)), piece);
+        rows[i] = copy_of<kInVectors>(x_row(__shfl_sync(kAllLanes, choice.row, which)), piece);
         ++taken;
       }
 #pragma unroll
@@ -239,9 +258,11 @@ class ReturnSender {
 
   const CombineArgsOnDevice& a_;
   const ReturnShape shape_;
-  const std::int32_t* rank_of_slot_;
+  std::byte* const* windows_;          ///< [R] in shared memory
+  const std::int32_t* rank_of_slot_;  ///< [S] in shared memory
   const Turns turns_;
   const int lane_;
+  const bool in_vectors_;
   Epochs epochs_;
   int num_rows_ = 0;
   Record next_;  ///< of the next item: its latency is hidden behind the item before

@@ -12,6 +12,23 @@ namespace {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
+/// What of the handle is about no token; by one block.
+__device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& routing) {
+  const PlacementArgs& p = a.group.placement;
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int rank = tid; rank < a.group.num_ranks; rank += threads) {
+    std::int32_t choices = 0;
+    for (int slot = p.first_slot[rank]; slot < p.first_slot[rank + 1]; ++slot) choices += routing.slot_counts[slot];
+    a.handle.choices_to[rank] = choices;
+    a.handle.tokens_to[rank] = routing.rank_counts[rank];
+  }
+  for (int slot = tid; slot < p.num_slots; slot += threads) a.handle.rank_of_slot[slot] = p.rank_of_slot[slot];
+  if (tid != threads - 1) return;
+  std::int32_t to_node = 0;
+  for (int rank = 0; rank < a.group.num_ranks; ++rank) to_node += routing.rank_counts[rank];
+  a.handle.tokens_to_node[0] = to_node;
+}
+
 /// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
 __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epochs) {
   __shared__ int bad;
@@ -22,34 +39,25 @@ __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epoch
   Router router(a, routing);
   DispatchSender sender(a, routing, reinterpret_cast<std::uint32_t*>(at) + warp * kScaleWords, router);
   // What needs no other load is asked for first, all of it; then comes the first wait.
+  const Epochs next = next_epochs(a.group, LatencyKind::kDispatch);
+  Credits credits(a.group, LatencyKind::kDispatch);
   sender.start();
   Manifest manifest(a, routing);
-  Credits credits(a.group, LatencyKind::kDispatch);
+  router.start();
+  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
   if (threadIdx.x == 0) {
-    begin_call(a.group, LatencyKind::kDispatch, epochs);
+    epochs = next;
     bad = Router::kNone;
   }
-  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
-  router.start();
   __syncthreads();
   if (const int mine = router.find_slots(); mine != Router::kNone) atomicMin(&bad, mine);
   __syncthreads();
   router.number();
   if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
-  if (!credits.wait(FaultStep::kDispatchSend, epochs)) return false;
+  if (!credits.wait(FaultStep::kDispatchSend, epochs, routing.windows)) return false;
   manifest.send_all(epochs, bad);
   if (bad == Router::kNone) sender.send_all(epochs);
-  if (a.write_handle && blockIdx.x == 0) {
-    for (int rank = static_cast<int>(threadIdx.x); rank < a.group.num_ranks; rank += static_cast<int>(blockDim.x)) {
-      std::int32_t choices = 0;
-      for (int slot = a.group.placement.first_slot[rank]; slot < a.group.placement.first_slot[rank + 1]; ++slot)
-        choices += routing.slot_counts[slot];
-      a.handle.choices_to[rank] = choices;
-      a.handle.tokens_to[rank] = routing.rank_counts[rank];
-    }
-    for (int slot = static_cast<int>(threadIdx.x); slot < a.group.placement.num_slots; slot += static_cast<int>(blockDim.x))
-      a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
-  }
+  if (a.write_handle && blockIdx.x == gridDim.x - 1) write_totals(a, routing);
   return true;
 }
 
@@ -63,11 +71,6 @@ __device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory
       if (e < a.num_local) h.expert_counts[e] = good ? m.expert_counts[e] : 0;
       const bool padded = a.shape.layout == Layout::kExpertPadded;
       h.expert_offsets[e] = good && padded ? static_cast<std::int32_t>(e * a.shape.capacity) : 0;
-    }
-    if (tid == 0) {
-      std::int32_t to_node = 0;
-      for (int r = 0; r < ranks; ++r) to_node += h.tokens_to[r];
-      h.tokens_to_node[0] = to_node;
     }
   }
   const std::int64_t rows = good ? m.row_starts[ranks] : 0;
@@ -105,8 +108,8 @@ __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epoc
   ArrivalMemory memory;
   memory.lay_out(at, a.group.num_ranks, a.num_local);
   Arrivals arrivals(a, memory);
-  __syncthreads();  // what sending kept in this memory is not needed any more
-  good = __syncthreads_and(good && !has_failed(a.group, epochs.now)) != 0 && arrivals.read(epochs);
+  // Behind this barrier, what sending kept in this memory is not needed any more.
+  good = __syncthreads_and(good) != 0 && arrivals.read(epochs);
   if (blockIdx.x == gridDim.x - 1) write_arrivals(a, memory, good);  // the first blocks have rows to take
   DispatchReceiver receiver(a, memory, arrivals, epochs);
   good = good && receiver.take_all();
@@ -129,6 +132,7 @@ __global__ void __launch_bounds__(kLatencyThreads, 2) latency_dispatch_kernel(co
   bool good = true;
   if constexpr (kPhase == Phase::kReceive) {
     resume_call(a.group, LatencyKind::kDispatch, epochs);
+    copy_windows(a.group, reinterpret_cast<std::byte**>(at));
   } else {
     good = send(a, at, epochs);
   }

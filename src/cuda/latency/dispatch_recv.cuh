@@ -12,15 +12,17 @@ namespace ferry::cuda::latency {
 
 /// Shared memory of a block that receives.
 struct ArrivalMemory {
+  std::byte** windows;          ///< [R] first, as in RoutingMemory
   std::int32_t* row_starts;     ///< [R + 1] first rank-major row of each source
   std::int32_t* choice_starts;  ///< [R][E_local] rows of an expert from earlier sources
   std::int32_t* expert_counts;  ///< [E_local]
 
   FERRY_HD std::size_t lay_out(std::size_t at, int ranks, int num_local) {
-    const auto take = [&](std::int32_t*& array, std::int64_t count) {
-      array = reinterpret_cast<std::int32_t*>(at);
-      at += (static_cast<std::size_t>(count) * 4 + 15) / 16 * 16;
+    const auto take = [&](auto*& array, std::int64_t count) {
+      array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
+      at += (static_cast<std::size_t>(count) * sizeof(*array) + 15) / 16 * 16;
     };
+    take(windows, ranks);
     take(row_starts, ranks + 1);
     take(choice_starts, static_cast<std::int64_t>(ranks) * num_local);
     take(expert_counts, num_local);
@@ -86,21 +88,18 @@ class Arrivals {
   /// A packet of a source's manifest.
   __device__ PacketArrival ask(int source, int packet) const {
     const GroupArgs& group = a_.group;
-    const bool wanted = source < group.num_ranks && packet * 3 < LatencyLayout::kManifestWords + a_.num_local &&
-                        group.windows[source] != nullptr;
-    return {wanted ? group.windows[group.rank] + group.layout.latency.manifest_at(group.flight, source) + packet * 16
-                   : nullptr,
-            wanted};
+    const bool wanted = source < group.num_ranks && packet * 3 < LatencyLayout::kManifestWords + a_.num_local;
+    return {group.own_window + group.layout.latency.manifest_at(group.flight, source) + packet * 16, wanted};
   }
   __device__ bool read_manifest(const Epochs& epochs, int source) {
     const int words = LatencyLayout::kManifestWords + a_.num_local;
-    const bool live = a_.group.windows[source] != nullptr;  // else it counts as one without rows
+    const bool live = m_.windows[source] != nullptr;
     PacketWait wait(a_.group, kStep, epochs.now, source);
     for (int first = 0; first * 3 < words; first += 32) {
       const int packet = first + lane_idx();
       if (first != 0 || source != first_) early_ = ask(source, packet);
-      if (!early_.wait(epochs.tag(), wait)) return false;
-      const uint4& seen = early_.packet();
+      if (live && !early_.wait(epochs.tag(), wait)) return false;
+      const uint4 seen = live ? early_.packet() : uint4{};  // who is left out counts as one without rows
       if (first == 0 && live && !check(epochs, source, seen)) return false;
       const std::uint32_t values[3] = {seen.x, seen.y, seen.z};
 #pragma unroll
@@ -156,8 +155,7 @@ class DispatchReceiver {
         arrivals_(arrivals),
         epochs_(epochs),
         lane_(lane_idx()),
-        first_slot_(args.group.placement.first_slot[args.group.rank]),
-        own_(args.group.windows[args.group.rank]) {}
+        own_(args.group.own_window) {}
 
   /// All of this warp's items; false if one did not come.
   __device__ bool take_all() {
@@ -226,8 +224,8 @@ class DispatchReceiver {
     if (lane_ >= a_.top_k) return out;
     out.slot = static_cast<std::int32_t>(seen.x);
     out.weight = __uint_as_float(seen.z);
-    if (out.slot < first_slot_ || out.slot >= first_slot_ + a_.num_local) return out;
-    out.expert = out.slot - first_slot_;
+    if (out.slot < a_.first_slot || out.slot >= a_.first_slot + a_.num_local) return out;
+    out.expert = out.slot - a_.first_slot;
     out.place = a_.shape.layout == Layout::kRankMajor
                     ? row
                     : static_cast<std::int32_t>(out.expert * a_.shape.capacity) +
@@ -307,7 +305,6 @@ class DispatchReceiver {
   const Arrivals& arrivals_;
   const Epochs epochs_;
   const int lane_;
-  const std::int32_t first_slot_;
   std::byte* own_;
 };
 

@@ -13,6 +13,23 @@ namespace ferry::cuda::latency {
 /// Shared memory of a warp that sends: scales of the piece at hand, as on the wire.
 inline constexpr int kScaleWords = 48;
 
+/// As the host: live choices get what all choices of the token had. A lane per choice.
+__device__ __noinline__ inline float renormalised(const LatencyDispatchArgs& a, int t, std::int32_t slot, float weight) {
+  bool given = false;
+  if (lane_idx() < a.top_k && a.ids != nullptr) {
+    const std::int64_t at = t * a.ids_stride[0] + lane_idx() * a.ids_stride[1];
+    given = a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[at] >= 0
+                       : static_cast<const std::int32_t*>(a.ids)[at] >= 0;
+  }
+  float all = 0.0f, live = 0.0f;
+  for (int i = 0; i < a.top_k; ++i) {
+    const float value = __shfl_sync(kAllLanes, weight, i);
+    if (__shfl_sync(kAllLanes, static_cast<int>(given), i) != 0) all += value;
+    if (__shfl_sync(kAllLanes, slot, i) >= 0) live += value;
+  }
+  return live == all || live == 0.0f ? weight : weight * (all / live);
+}
+
 class DispatchSender {
  public:
   __device__ DispatchSender(const LatencyDispatchArgs& args, const RoutingMemory& routing, std::uint32_t* scales,
@@ -88,6 +105,11 @@ class DispatchSender {
       out = {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
       return out;
     }
+    return gather_channels(block, row, first);
+  }
+  /// Channels that do not lie side by side, or not on 16-byte boundaries, or end within these 16.
+  __device__ __noinline__ static Channels gather_channels(const BlockArgs& block, const std::byte* row, int first) {
+    Channels out;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       if (first + i >= block.width) break;
@@ -109,7 +131,7 @@ class DispatchSender {
   }
 
   /// Elements that do not lie side by side, or not on 16-byte boundaries.
-  __device__ static uint4 gather(const BlockArgs& block, const std::byte* row, int at) {
+  __device__ __noinline__ static uint4 gather(const BlockArgs& block, const std::byte* row, int at) {
     union {
       uint4 bits;
       std::uint8_t bytes[16];
@@ -156,7 +178,7 @@ class DispatchSender {
     float weight = a_.weights != nullptr ? __uint_as_float(source_.channels[0].pairs[0]) : 0.0f;
     const std::int32_t slot = is_choice ? m_.slots[lane_ * num_tokens_ + t] : -1;
     const std::int32_t position = router_.position(t);
-    if (a_.weights != nullptr && a_.renormalise) weight = renormalised(t, slot, weight);
+    if (a_.weights != nullptr && a_.renormalise) weight = renormalised(a_, t, slot, weight);
     for_each_slot(t, [&](std::byte* to) {
       if (is_choice) {
         store_packet(to + lane_ * 16, static_cast<std::uint32_t>(slot), static_cast<std::uint32_t>(position),
@@ -165,23 +187,6 @@ class DispatchSender {
       if (lane_ == a_.top_k % 32) store_packet(to + a_.top_k * 16, static_cast<std::uint32_t>(t), 0, 0, tag_);
     });
     if (a_.write_handle && is_choice) write_handle(t * a_.top_k + lane_, slot, weight);
-  }
-
-  /// As the host: live choices get what all choices of the token had.
-  __device__ float renormalised(int t, std::int32_t slot, float weight) const {
-    bool given = false;
-    if (lane_ < a_.top_k && a_.ids != nullptr) {
-      const std::int64_t at = t * a_.ids_stride[0] + lane_ * a_.ids_stride[1];
-      given = a_.wide_ids ? static_cast<const std::int64_t*>(a_.ids)[at] >= 0
-                          : static_cast<const std::int32_t*>(a_.ids)[at] >= 0;
-    }
-    float all = 0.0f, live = 0.0f;
-    for (int i = 0; i < a_.top_k; ++i) {
-      const float value = __shfl_sync(kAllLanes, weight, i);
-      if (__shfl_sync(kAllLanes, static_cast<int>(given), i) != 0) all += value;
-      if (__shfl_sync(kAllLanes, slot, i) >= 0) live += value;
-    }
-    return live == all || live == 0.0f ? weight : weight * (all / live);
   }
 
   __device__ void write_handle(int at, std::int32_t slot, float weight) const {
@@ -249,6 +254,11 @@ class DispatchSender {
   Source source_;
 };
 
+__device__ __noinline__ inline std::int64_t id_at(const LatencyDispatchArgs& a, int choice) {
+  const std::int64_t at = choice / a.top_k * a.ids_stride[0] + choice % a.top_k * a.ids_stride[1];
+  return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[at] : static_cast<const std::int32_t*>(a.ids)[at];
+}
+
 /// What a rank says before its rows: what it calls, how many rows come, how many for each expert. A warp per reader.
 class Manifest {
  public:
@@ -294,16 +304,11 @@ class Manifest {
         return good ? 0 : static_cast<std::uint32_t>(bad / a_.top_k);
       case 5:
       case 6:
-        return good ? 0 : static_cast<std::uint32_t>(id_at(bad) >> (i == 5 ? 0 : 32));
+        return good ? 0 : static_cast<std::uint32_t>(id_at(a_, bad) >> (i == 5 ? 0 : 32));
       default:
         return good ? static_cast<std::uint32_t>(m_.rank_counts[reader]) : 0;
     }
   }
-  __device__ std::int64_t id_at(int choice) const {
-    const std::int64_t at = choice / a_.top_k * a_.ids_stride[0] + choice % a_.top_k * a_.ids_stride[1];
-    return a_.wide_ids ? static_cast<const std::int64_t*>(a_.ids)[at] : static_cast<const std::int32_t*>(a_.ids)[at];
-  }
-
   const LatencyDispatchArgs& a_;
   const RoutingMemory& m_;
   const Turns turns_;

@@ -6,16 +6,14 @@
 // latency, so loads are asked for before anything waits, and indexes are 32 bits.
 #pragma once
 
-#include <cuda_pipeline_primitives.h>
-
 #include "cuda/latency/call.cuh"
 
 namespace ferry::cuda::latency {
 
 /// Shared memory of a block that sends. Arrays over (choice, token): of one choice, tokens lie side by side.
 struct RoutingMemory {
+  std::byte** windows;        ///< [R] first, as in ArrivalMemory
   ExpertHome* homes;          ///< [E]
-  std::byte** windows;        ///< [R]
   std::int32_t* slots;        ///< [K][T] of each choice, -1 without
   std::int32_t* firsts;       ///< [K][T] the choice's rank if it is the token's first there, else -1
   std::int32_t* indexes;      ///< [K][T] the token's number among those for that rank
@@ -28,8 +26,8 @@ struct RoutingMemory {
       array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
       at += (static_cast<std::size_t>(count) * sizeof(*array) + 15) / 16 * 16;
     };
-    take(homes, experts);
     take(windows, ranks);
+    take(homes, experts);
     take(slots, choices);
     take(firsts, choices);
     take(indexes, choices);
@@ -40,7 +38,7 @@ struct RoutingMemory {
 };
 
 /// As Placement::choose_slot, for an expert with several places or none.
-__device__ inline std::int32_t choose_slot(const GroupArgs& group, std::byte* const* windows, std::int32_t expert,
+__device__ __noinline__ inline std::int32_t choose_slot(const GroupArgs& group, std::byte* const* windows, std::int32_t expert,
                                            std::int64_t token) {
   const PlacementArgs& p = group.placement;
   const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
@@ -71,14 +69,18 @@ class Router {
   __device__ void start() {
     const GroupArgs& group = a_.group;
     const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    std::int32_t ahead[kAhead];
 #pragma unroll
-    for (int i = 0; i < kAhead; ++i) ahead_[i] = given_to(first_ + i * step_);
+    for (int i = 0; i < kAhead; ++i) ahead[i] = given_to(first_ + i * step_);
     for (int e = tid; e < group.placement.num_experts; e += threads)
       __pipeline_memcpy_async(m_.homes + e, group.placement.homes + e, sizeof(ExpertHome));
     for (int r = tid; r < group.num_ranks; r += threads)
       __pipeline_memcpy_async(m_.windows + r, group.windows + r, sizeof(std::byte*));
     __pipeline_commit();
     for (int s = tid; s < group.placement.num_slots; s += threads) m_.slot_counts[s] = 0;
+#pragma unroll
+    for (int i = 0; i < kAhead; ++i) keep(first_ + i * step_, ahead[i]);
+    for (int first = first_ + kAhead * step_; first < num_tokens_; first += step_) keep(first, given_to(first));
     __pipeline_wait_prior(0);
   }
 
@@ -88,10 +90,8 @@ class Router {
   static constexpr int kNone = INT32_MAX;
   __device__ int find_slots() {
     int bad = kNone;
-#pragma unroll
-    for (int i = 0; i < kAhead; ++i) bad = min(bad, take(first_ + i * step_, ahead_[i]));
-    for (int first = first_ + kAhead * step_; first < num_tokens_; first += step_)
-      bad = min(bad, take(first, given_to(first)));
+#pragma unroll 1
+    for (int first = first_; first < num_tokens_; first += step_) bad = min(bad, take(first));
     return bad;
   }
 
@@ -148,7 +148,7 @@ class Router {
   /// The id of this lane's choice among those of the tokens from `first` on, as far as 32 bits tell; of a cached dispatch, the slot.
   __device__ std::int32_t given_to(int first) const {
     const int t = first + lane_ / top_k_, k = lane_ % top_k_;
-    if (lane_ >= per_step_ * top_k_ || t >= num_tokens_) return -1;
+    if (!is_choice(t)) return -1;
     if (a_.ids == nullptr) return __ldg(a_.cached_slots + t * top_k_ + k);
     const std::int64_t at = t * a_.ids_stride[0] + k * a_.ids_stride[1];
     if (!a_.wide_ids) return __ldg(static_cast<const std::int32_t*>(a_.ids) + at);
@@ -156,12 +156,16 @@ class Router {
     return id < 0 ? -1 : static_cast<std::int32_t>(min(id, static_cast<long long>(INT32_MAX)));
   }
 
-  __device__ int take(int first, std::int32_t given) {
-    if (first >= num_tokens_) return kNone;  // the same for the whole warp
+  __device__ bool is_choice(int t) const { return lane_ < per_step_ * top_k_ && t < num_tokens_; }
+  __device__ void keep(int first, std::int32_t given) const {
+    const int t = first + lane_ / top_k_;
+    if (is_choice(t)) m_.slots[lane_ % top_k_ * num_tokens_ + t] = given;
+  }
+  __device__ int take(int first) const {
     const int t = first + lane_ / top_k_, k = lane_ % top_k_;
-    const bool active = lane_ < per_step_ * top_k_ && t < num_tokens_;
+    const bool active = is_choice(t);
     std::int32_t rank = -1;
-    std::int32_t slot = active ? slot_of(given, t, rank) : -1;
+    std::int32_t slot = active ? slot_of(m_.slots[k * num_tokens_ + t], t, rank) : -1;
     const bool bad = slot == kBad;
     if (bad) slot = -1;
     const unsigned same =
@@ -196,7 +200,6 @@ class Router {
   const LatencyDispatchArgs& a_;
   const RoutingMemory m_;
   const int lane_, num_tokens_, top_k_, per_step_, step_, first_;
-  std::int32_t ahead_[kAhead];
 };
 
 }  // namespace ferry::cuda::latency
