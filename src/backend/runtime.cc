@@ -384,6 +384,8 @@ const char* name(Signal kind) noexcept {
     case Signal::kCountsEven:
     case Signal::kCountsOdd:
       return "counts";
+    case Signal::kMapped:
+      return "mapped windows";
     case Signal::kDispatchRows:
       return "dispatch rows";
     case Signal::kDispatchNetwork:

@@ -19,6 +19,7 @@ enum class Signal : std::uint8_t {
   kActivity,    ///< epoch << 24 | what the writer has begun; for messages only (network peers)
   kCountsEven,  ///< route: the writer's counts of an even throughput dispatch are here
   kCountsOdd,
+  kMapped,        ///< the writer has mapped everybody's device memory; 1 once it has
   kDispatchRows,  ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
   kDispatchNetwork,    ///< rows of the writer that have arrived in this rank's forward region so far
   kDispatchForwarded,  ///< rows that the writer, a rail peer, has handed on to this rank

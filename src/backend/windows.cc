@@ -8,6 +8,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <thread>
 
@@ -132,6 +133,7 @@ class WindowOpener {
         fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
+    if (runtime_.device_memories) wait_until_mapped(deadline);
   }
 
  private:
@@ -147,6 +149,28 @@ class WindowOpener {
         notice.device = windows_.device_[static_cast<std::size_t>(runtime_.rank)];
       }
       runtime_.mesh->send(peer, notice);
+    }
+  }
+
+  /// Mapping memory may wait for kernels of other ranks on the same device, and those for this rank: nobody launches one before all
+  /// have mapped.
+  void wait_until_mapped(std::chrono::steady_clock::time_point deadline) {
+    const auto word = [&](std::byte* window, int writer) {
+      return std::atomic_ref(
+          *reinterpret_cast<std::uint64_t*>(window + windows_.layout.signal(Signal::kMapped, 0, writer)));
+    };
+    for (int peer : windows_.node_peers) word(windows_.peer(peer, 0), runtime_.rank).store(1, std::memory_order_release);
+    for (int peer : windows_.node_peers) {
+      while (word(windows_.own(0), peer).load(std::memory_order_acquire) == 0) {
+        if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
+        if (runtime_.aborted()) {
+          throw call_error(ErrorCode::kAborted, "meet", header_.counters.epoch,
+                           "ferry: the group was aborted while windows were opened");
+        }
+        if (std::chrono::steady_clock::now() > deadline)
+          fail(ErrorCode::kTimeout, {peer}, "did not map the windows within the deadline");
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+      }
     }
   }
 

@@ -439,6 +439,7 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
     if (polls % 256 != 0) continue;
     if (runtime_.aborted() || runtime_.abort_seen(*call.windows)) give_up();
     if (polls % 65536 == 0) std::this_thread::yield();
+    check_faults();  // of a call before this one: what follows it on the stream may take long to come to its end
     if (std::chrono::steady_clock::now() < deadline) continue;
     Error error(ErrorCode::kTimeout,
                 fmt::format("route: rank {} in call {}: the device did not come to it", runtime_.rank, call.epoch));

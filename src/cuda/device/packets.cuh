@@ -42,20 +42,40 @@ __device__ inline uint4 load_packet(const std::byte* at) {
   return out;
 }
 
-/// Whom a warp waits for, and what ends the wait: lane 0 looks at the clock for all.
+/// What a warp waits for, in the count of a fault's `seen`.
+enum class Awaited : std::int32_t { kManifest = 1, kRecord, kRow, kScales, kNote, kWeights };
+
+/// Whom a warp waits for, and what ends the wait: lane 0 looks at the clock for all. Where each lane waits for a rank of its own,
+/// `writer` is lane 0's.
 class PacketWait {
  public:
-  __device__ PacketWait(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer)
-      : patience_(group, step, epoch, writer), epoch_(epoch) {}
-  /// After a look in vain.
-  __device__ bool is_over() {
-    const bool over = lane_idx() == 0 && patience_.is_over(total_of(epoch_ - 1), total_of(epoch_));
+  __device__ PacketWait(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer, bool writer_per_lane = false)
+      : group_(group), step_(step), epoch_(epoch), writer_(writer), writer_per_lane_(writer_per_lane) {}
+
+  /// After a look in vain; `missing`: lanes whose packet is not here.
+  __device__ bool is_over(Awaited what, unsigned missing) {
+    if (++looks_ % 64 != 0) return false;
+    if (start_ == 0) start_ = now_ns();
+    if (looks_ > kLooksInARow) __nanosleep(1000);  // whoever waits that long leaves the memory to others
+    bool over = false;
+    if (lane_idx() == 0) {
+      const int writer = writer_ + (writer_per_lane_ ? __ffs(static_cast<int>(missing)) - 1 : 0);
+      over = wait_is_over(group_, step_, epoch_, writer, start_, looks_ % 4096 == 0,
+                          total_of(epoch_ - 1, static_cast<std::int64_t>(what)), total_of(epoch_));
+    }
     return __any_sync(kAllLanes, over) != 0;
   }
 
  private:
-  Patience patience_;
+  static constexpr unsigned kLooksInARow = 2048;  ///< some milliseconds
+
+  const GroupArgs& group_;
+  const FaultStep step_;
   const std::uint64_t epoch_;
+  const int writer_;
+  const bool writer_per_lane_;
+  std::int64_t start_ = 0;
+  unsigned looks_ = 0;
 };
 
 /// A packet per lane that is on its way: asked for early, looked at late.
@@ -63,9 +83,9 @@ class PacketArrival {
  public:
   __device__ PacketArrival(const std::byte* at, bool wanted) : at_(at), wanted_(wanted) { ask(); }
   /// False if the wait ended badly.
-  __device__ bool wait(std::uint32_t tag, PacketWait& wait) {
-    while (!__all_sync(kAllLanes, !wanted_ || packet_.w == tag)) {
-      if (wait.is_over()) return false;
+  __device__ bool wait(std::uint32_t tag, PacketWait& wait, Awaited what) {
+    while (const unsigned missing = __ballot_sync(kAllLanes, wanted_ && packet_.w != tag)) {
+      if (wait.is_over(what, missing)) return false;
       ask();
     }
     return true;
@@ -123,7 +143,7 @@ class PieceArrival {
   /// After ask(). False if the wait ended badly.
   __device__ bool wait(PacketWait& wait) {
     while (!is_here()) {
-      if (wait.is_over()) return false;
+      if (wait.is_over(Awaited::kRow, kAllLanes)) return false;
       ask();
     }
     return true;

@@ -45,9 +45,10 @@ __device__ inline void resume_call(const GroupArgs& group, LatencyKind kind, Epo
   if (threadIdx.x == 0) shared.now = group.state->latency_epoch[index_of(kind)][group.flight];
 }
 
-/// Tells the peers which calls were read here. By earlier kernels: their loads are over, so that no fence is needed. One warp of the
-/// grid; a lane per word, so that few loads wait for each other.
-__device__ inline void give_credits(const GroupArgs& group) {
+/// Tells the peers which calls were read here. By earlier kernels: their loads are over, so that no fence is needed. Of the regions
+/// that this call takes over, that is every call before it; what the state says may already be this call itself, which other blocks
+/// have still to read. One warp of the grid; a lane per word, so that few loads wait for each other.
+__device__ inline void give_credits(const GroupArgs& group, LatencyKind own_kind, const Epochs& epochs) {
   DeviceState& state = *group.state;
   const LatencyLayout& layout = group.layout.latency;
   const int flights = static_cast<int>(layout.num_flights);
@@ -55,7 +56,8 @@ __device__ inline void give_credits(const GroupArgs& group) {
     const int word = first + lane_idx(), kind = word / flights, flight = word % flights;
     std::uint64_t read = 0, told = 0;
     if (word < 2 * flights) {
-      read = load_relaxed(&state.latency_read[kind][flight]);
+      const bool own = kind == index_of(own_kind) && flight == group.flight;
+      read = own ? epochs.now - 1 : load_relaxed(&state.latency_read[kind][flight]);
       told = load_relaxed(&state.latency_told[kind][flight]);
       if (read != told) state.latency_told[kind][flight] = read;
     }

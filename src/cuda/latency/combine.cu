@@ -38,7 +38,7 @@ __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
   for (int slot = tid; slot < a.num_slots; slot += threads)
     __pipeline_memcpy_async(memory.rank_of_slot + slot, a.handle.rank_of_slot + slot, sizeof(std::int32_t));
   copy_windows(a.group, memory.windows);
-  if (last_warp) give_credits(a.group);
+  if (last_warp) give_credits(a.group, LatencyKind::kCombine, next);
   if (tid == 0) epochs = next;
   __syncthreads();
   if (tid == threads - 1) file_call(a.group, LatencyKind::kCombine, epochs);

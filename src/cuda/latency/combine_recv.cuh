@@ -25,8 +25,8 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
     const bool wanted =
         peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
     PacketArrival note(group.own_window + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
-    PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first);
-    if (!note.wait(epochs.tag(), wait)) return;
+    PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first, true);
+    if (!note.wait(epochs.tag(), wait, Awaited::kNote)) return;
     const uint4& said = note.packet();
     const bool same_call = said.z == static_cast<std::uint32_t>(epochs.now >> 32);
     const bool same = same_call && said.x == static_cast<std::uint32_t>(group.digest) &&
@@ -178,7 +178,7 @@ class ReturnSummer {
     if (a_.out_weights == nullptr) return;
     PacketWait wait(a_.group, kStep, epochs_.now, max(rank, 0));
     PacketArrival weight(slot + shape_.weights_at() + lane_ / 3 * 16, live);
-    if (!weight.wait(epochs_.tag(), wait)) return;  // the wait for the row will say so, too
+    if (!weight.wait(epochs_.tag(), wait, Awaited::kWeights)) return;  // the wait for the row will say so, too
     if (lane_ < a_.top_k)
       a_.out_weights[token * a_.top_k + lane_] = live ? 0.0f + float_of_packet(weight.packet()) : 0.0f;
   }

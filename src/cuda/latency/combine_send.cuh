@@ -175,7 +175,7 @@ class ReturnSender {
                             a_.group.layout.latency.weights_at(a_.group.flight, source, token);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
     PacketArrival weight(from + lane_ / 3 * 16, lane_ < a_.top_k);
-    if (!weight.wait(epochs_.tag(), wait)) return false;
+    if (!weight.wait(epochs_.tag(), wait, Awaited::kWeights)) return false;
     choice.weight = float_of_packet(weight.packet());
     return true;
   }

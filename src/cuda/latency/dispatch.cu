@@ -44,7 +44,7 @@ __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epoch
   sender.start();
   Manifest manifest(a, routing);
   router.start();
-  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
+  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group, LatencyKind::kDispatch, next);
   if (threadIdx.x == 0) {
     epochs = next;
     bad = Router::kNone;

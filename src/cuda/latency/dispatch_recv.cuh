@@ -98,7 +98,7 @@ class Arrivals {
     for (int first = 0; first * 3 < words; first += 32) {
       const int packet = first + lane_idx();
       if (first != 0 || source != first_) early_ = ask(source, packet);
-      if (live && !early_.wait(epochs.tag(), wait)) return false;
+      if (live && !early_.wait(epochs.tag(), wait, Awaited::kManifest)) return false;
       const uint4 seen = live ? early_.packet() : uint4{};  // who is left out counts as one without rows
       if (first == 0 && live && !check(epochs, source, seen)) return false;
       const std::uint32_t values[3] = {seen.x, seen.y, seen.z};
@@ -204,10 +204,10 @@ class DispatchReceiver {
     const bool scaled = coded && lane_ < wire::packets_of_words(format.scale_words);
     PacketArrival scales(from + wire::kPieceBytes + lane_ * 16, scaled);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
-    if (!record.wait(epochs_.tag(), wait) || !token.wait(epochs_.tag(), wait)) return false;
+    if (!record.wait(epochs_.tag(), wait, Awaited::kRecord) || !token.wait(epochs_.tag(), wait, Awaited::kRecord)) return false;
     const Choice choice = choice_of(record.packet(), source, row);
     if (piece == 0) file_record(row, source, static_cast<std::int32_t>(token.packet().x), choice);
-    if (!data.wait(wait) || !scales.wait(epochs_.tag(), wait)) return false;
+    if (!data.wait(wait) || !scales.wait(epochs_.tag(), wait, Awaited::kScales)) return false;
     const Piece vectors = data.piece();
     for_each_target(row, choice, [&](std::int64_t to) {
       if (coded) {
