@@ -99,7 +99,7 @@ cases() {
 step_test() {
   need_gpu
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
-  conformance all threads "$out" 240 '*Chosen*:Seeds*'
+  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake'
   conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
 }
 

@@ -16,6 +16,9 @@ namespace ferry::cuda {
 
 inline constexpr int kMaxFlights = 64;
 inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one warp
+/// With more choices than lanes, up to so many, kernels of their own take them in chunks of 32 (throughput mode). What bounds
+/// them: combine_recv keeps where the rows of some tokens ahead lie in shared memory, for each warp.
+inline constexpr int kWideTopK = 128;
 
 /// Which part of a call a fault happened in; dispatch_send names route, whose words it looks at again.
 enum class FaultStep : std::int32_t { kRoute, kDispatchRecv, kCombineSend, kCombineRecv };
@@ -29,7 +32,7 @@ struct Fault {
   FaultKind kind = FaultKind::kNone;  ///< written last
   FaultStep step = FaultStep::kRoute;
   std::int32_t peer = -1;
-  std::int32_t unused = 0;
+  std::int32_t expert = -1;  ///< of an overflow of its capacity
   std::uint64_t epoch = 0, seen = 0, wanted = 0;
   std::int64_t where = 0, value = 0;  ///< row and id of a bad id; rows needed and capacity of an overflow
 };

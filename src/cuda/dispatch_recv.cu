@@ -85,7 +85,9 @@ class Receiver {
 
   /// rank_major: a thread per choice, so that the loads of many rows are in flight together.
   __device__ void take_choices(std::int64_t num_rows) const {
-    const int k = a_.top_k, rows = 32 / k, choice = lane_ % k;  // a warp takes so many rows at a time
+    const int k = a_.top_k;
+    if (k > 32) return take_wide_choices(num_rows);
+    const int rows = 32 / k, choice = lane_ % k;  // a warp takes so many rows at a time
     if (lane_ >= rows * k) return;
     const std::int64_t bytes = wire::TokenMeta::bytes(k), step = warps_ * rows;
 #pragma unroll 4
@@ -97,19 +99,37 @@ class Receiver {
     }
   }
 
-  /// Expert layouts: a warp per row; the row lies at its first choice here and is copied to the others.
+  /// The same for more choices than lanes.
+  __device__ void take_wide_choices(std::int64_t num_rows) const {
+    const int k = a_.top_k;
+    const std::int64_t bytes = wire::TokenMeta::bytes(k);
+    for (std::int64_t i = thread(); i < num_rows * k; i += threads()) {
+      const wire::TokenMeta record(arrived_ + i / k * bytes, k);
+      const std::int32_t slot = record.slots()[i % k];
+      const float weight = a_.weights != nullptr ? record.weights()[i % k] : 0.0f;
+      write_choice(i, is_mine(slot) ? slot - first_slot_ : -1, is_mine(slot) ? weight : 0.0f);
+    }
+  }
+
+  /// Expert layouts: a warp per row; the row lies at its first choice here and is copied to the others. 32 choices at a time.
   __device__ void take(std::int64_t n) const {
     const int k = a_.top_k;
     const wire::TokenMeta record(arrived_ + n * wire::TokenMeta::bytes(k), k);
-    const std::int32_t slot = lane_ < k ? record.slots()[lane_] : -1;
-    const bool mine = is_mine(slot);
-    const std::int32_t row = mine ? record.rows()[lane_] : -1;
-    if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[lane_];
-    unsigned left = __ballot_sync(kAll, mine);
-    if (left == 0) return;
-    const std::int32_t first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
-    left &= left - 1;
-    if (left != 0) copy_row(first, row, left);
+    std::int32_t first = -1;
+    for (int begin = 0; begin < k; begin += 32) {
+      const int choice = begin + lane_;
+      const std::int32_t slot = choice < k ? record.slots()[choice] : -1;
+      const bool mine = is_mine(slot);
+      const std::int32_t row = mine ? record.rows()[choice] : -1;
+      if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[choice];
+      unsigned left = __ballot_sync(kAll, mine);
+      if (left == 0) continue;
+      if (first < 0) {
+        first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
+        left &= left - 1;
+      }
+      if (left != 0) copy_row(first, row, left);
+    }
   }
 
   /// Each piece of the row is loaded once and stored at every lane of `targets`.

@@ -86,16 +86,48 @@ __device__ bool find_receivers(const SendArgs& a, std::uint64_t epoch, const Blo
   return __syncthreads_and(good) != 0;
 }
 
+/// Where a token with more choices than lanes goes, in shared memory: one entry per rank. All calls are made by the whole warp.
+class DestinationList {
+ public:
+  __device__ explicit DestinationList(Destination* entries) : entries_(entries), lane_(threadIdx.x % 32) {}
+  __device__ int size() const { return size_; }
+  __device__ Destination at(int i) const { return i < size_ ? entries_[i] : Destination{}; }
+
+  __device__ void clear() {
+    __syncwarp();
+    size_ = 0;
+  }
+  /// Adds the destinations that lanes have and that are not in the list yet; lanes agree if their `blocks` do.
+  __device__ void add(const Destination& mine) {
+    const auto key = reinterpret_cast<unsigned long long>(mine.blocks);
+    const unsigned before = __match_any_sync(kAll, key) & ((1u << lane_) - 1);
+    bool is_new = key != 0 && before == 0;
+    for (int i = 0; i < size_; ++i) is_new = is_new && entries_[i].blocks != mine.blocks;
+    const unsigned adding = __ballot_sync(kAll, is_new);
+    if (is_new) entries_[size_ + __popc(adding & ((1u << lane_) - 1))] = mine;
+    size_ += __popc(adding);
+    __syncwarp();
+  }
+
+ private:
+  Destination* entries_;
+  const int lane_;
+  int size_ = 0;
+};
+
 /// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is two pieces, not three. Lane b
 /// knows block b of the payload. What costs is the length of a warp's chain of instructions per token (docs/design/cuda.md).
+/// kWide: a token has more choices than a warp has lanes; its destinations are a list then.
+template <bool kWide>
 class RowSender {
  public:
   __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receivers& receivers, SendStages& stages,
-                       std::int32_t* records)
+                       std::int32_t* records, Destination* list)
       : a_(args),
         receivers_(receivers),
         ring_(stages),
         records_(records),
+        list_(list),
         lane_(static_cast<int>(threadIdx.x) % 32),
         record_bytes_(static_cast<int>(wire::TokenMeta::bytes(args.top_k))),
         step_(share.blocks * static_cast<int>(blockDim.x / 32)) {
@@ -118,21 +150,31 @@ class RowSender {
   __device__ void send_all() {
     unsigned asked = 0;
     Cursor ask{first_}, go{first_};
-    Choice next = choice_of(go.token);
+    Choice next;
+    if constexpr (!kWide) next = choice_of(go.token);
     for (unsigned piece = 0; piece < total_; ++piece) {
       for (; asked < total_ && asked <= piece + SendStages::kAhead; ++asked) {
         ring_.claim();
         bring(ask, asked);
         advance(ask);
       }
-      if (go.is_first()) {
+      if (kWide && go.is_first()) {
+        find_destinations(go.token);
+        write_wide_record(go.token);
+        send_to_all([&] { store_record(); });
+      } else if (go.is_first()) {
         const Choice choice = next;
         next = choice_of(go.token + step_);
         find_destination(choice);
         send_record(go.token, choice);
       }
       ring_.wait_full(piece);
-      store(go, piece);
+      if constexpr (kWide) {
+        send_to_all([&] { store(go, piece); });
+      } else {
+        store(go, piece);
+      }
+      ring_.stored();
       advance(go);
     }
     ring_.drain();
@@ -182,7 +224,6 @@ class RowSender {
         to = destination_.blocks[b] + static_cast<std::int64_t>(destination_.row) * padded + in_block;
       ring_.store(piece, in_stage, to, bytes);
     }
-    ring_.stored();
   }
 
   /// Brings a piece in its wire form into its stage.
@@ -298,16 +339,56 @@ class RowSender {
     destination_ = {receiver + 1, receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_, choice.row};
   }
 
+  /// kWide: the first choice at each rank.
+  __device__ void find_destinations(std::int64_t token) {
+    list_.clear();
+    for (int first = 0; first < a_.top_k; first += 32) {
+      const int k = first + lane_;
+      const std::int64_t at = token * a_.top_k + k;
+      const std::int32_t rank = k < a_.top_k ? a_.handle.ranks[at] : -1;
+      std::byte** receiver = rank < 0 ? nullptr : receivers_.of(rank);
+      Destination mine;
+      if (receiver != nullptr && receiver[0] != nullptr) {
+        mine = {receiver + 1, receiver[0] + static_cast<std::int64_t>(a_.handle.tokens[at]) * record_bytes_,
+                a_.handle.rows[at]};
+      }
+      list_.add(mine);
+    }
+  }
+  /// kWide: calls `send` with the destinations of the list, 32 at a time.
+  template <typename Send>
+  __device__ void send_to_all(Send&& send) {
+    for (int first = 0; first < list_.size(); first += 32) {
+      destination_ = list_.at(first + lane_);
+      send();
+    }
+  }
+  /// kWide: the token's record, in shared memory.
+  __device__ void write_wide_record(std::int64_t token) {
+    const int k = a_.top_k;
+    const std::int64_t at = token * k;
+    begin_record(token);
+    for (int c = lane_; c < k; c += 32) {
+      records_[4 + c] = a_.handle.slots[at + c];
+      records_[4 + k + c] = a_.handle.rows[at + c];
+      records_[4 + 2 * k + c] = a_.handle.tokens[at + c];
+      records_[4 + 3 * k + c] = a_.has_weights ? __float_as_int(a_.handle.weights[at + c]) : 0;
+    }
+    __syncwarp();
+  }
+  __device__ void begin_record(std::int64_t token) {
+    __syncwarp();
+    if (lane_ != 0) return;
+    records_[0] = a_.group.rank;
+    records_[1] = static_cast<std::int32_t>(token);
+    records_[2] = -1;
+    records_[3] = 0;
+  }
+
   /// The token's record, built in shared memory and stored by ordinary stores to every destination.
   __device__ void send_record(std::int64_t token, const Choice& choice) {
     const int k = a_.top_k;
-    __syncwarp();
-    if (lane_ == 0) {
-      records_[0] = a_.group.rank;
-      records_[1] = static_cast<std::int32_t>(token);
-      records_[2] = -1;
-      records_[3] = 0;
-    }
+    begin_record(token);
     if (lane_ < k) {
       records_[4 + lane_] = choice.slot;
       records_[4 + k + lane_] = choice.row;
@@ -315,6 +396,9 @@ class RowSender {
       records_[4 + 3 * k + lane_] = choice.weight;
     }
     __syncwarp();
+    store_record();
+  }
+  __device__ void store_record() {
     for (unsigned left = __ballot_sync(kAll, destination_.record != nullptr); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       auto* to = reinterpret_cast<std::byte*>(
@@ -329,6 +413,7 @@ class RowSender {
   const Receivers receivers_;
   StageRing<SendStages> ring_;
   std::int32_t* records_;
+  DestinationList list_;
   Destination destination_;
   Block mine_;
   const int lane_;
@@ -350,8 +435,14 @@ __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
   group.state->epoch = epoch;
 }
 
+/// Entries of a warp's list of destinations.
+__host__ __device__ inline int most_destinations(int top_k, int num_ranks) {
+  return top_k <= kMaxTopK ? 0 : top_k < num_ranks ? top_k : num_ranks;
+}
+
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
+template <bool kWide>
 __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_constant__ SendArgs a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -359,11 +450,13 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   const int record_bytes = static_cast<int>(wire::TokenMeta::bytes(a.top_k));
   std::byte* records = shared_bytes + warps * sizeof(SendStages);
   const Receivers receivers{reinterpret_cast<std::byte**>(records + warps * record_bytes), 1 + a.num_blocks};
+  auto* lists = reinterpret_cast<Destination*>(receivers.of(a.group.num_ranks));
   if (!has_failed(a.group, epoch)) {
     const BlockShare share(a.own_blocks);
     if (find_receivers(a, epoch, share, receivers)) {
-      RowSender sender(a, share, receivers, stages[warp],
-                       reinterpret_cast<std::int32_t*>(records + warp * record_bytes));
+      RowSender<kWide> sender(a, share, receivers, stages[warp],
+                              reinterpret_cast<std::int32_t*>(records + warp * record_bytes),
+                              lists + warp * most_destinations(a.top_k, a.group.num_ranks));
       sender.send_all();
     }
   }
@@ -375,16 +468,19 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
 
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k) {
   return static_cast<std::size_t>(warps) *
-             (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k))) +
+             (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)) +
+              static_cast<std::size_t>(most_destinations(top_k, num_ranks)) * sizeof(Destination)) +
          static_cast<std::size_t>(num_ranks * (1 + num_blocks)) * sizeof(std::byte*);
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {
-  dispatch_send_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+  const auto kernel = args.top_k > kMaxTopK ? dispatch_send_kernel<true> : dispatch_send_kernel<false>;
+  kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
 void prepare_dispatch_send(int dynamic_bytes) {
-  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel), dynamic_bytes);
+  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel<false>), dynamic_bytes);
+  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel<true>), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

@@ -86,7 +86,7 @@ Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {
 }
 
 Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits) {
-  const auto bytes = [&](int warps) { return combine_shared_bytes(warps, shape.num_ranks); };
+  const auto bytes = [&](int warps) { return combine_shared_bytes(warps, shape.num_ranks, shape.top_k); };
   const int warps = most_warps(kMostCombineWarps, limits, bytes);
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
           .threads = 32 * warps,

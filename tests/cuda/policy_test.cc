@@ -90,10 +90,12 @@ TEST(CudaPolicy, ManyRanksAndBlocksTakeFewerWarps) {
 }
 
 TEST(CudaPolicy, AnyTopKHasWholeTokensInAStep) {
-  for (int top_k = 1; top_k <= kMaxTopK; ++top_k) {
+  for (int top_k = 1; top_k <= kWideTopK; ++top_k) {
     CallShape call = shape(4096);
     call.top_k = top_k;
     EXPECT_GE(plan_route(call, kH200).blocks, 1);
+    EXPECT_GE(plan_combine_recv(call, kH200).threads, 8 * 32) << top_k;
+    EXPECT_LE(plan_combine_recv(call, kH200).shared_bytes, static_cast<std::size_t>(kH200.shared_bytes)) << top_k;
     EXPECT_LE(plan_dispatch_send(call, kH200).shared_bytes, static_cast<std::size_t>(kH200.shared_bytes)) << top_k;
   }
 }

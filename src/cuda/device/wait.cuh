@@ -49,6 +49,7 @@ __device__ inline void fail(const GroupArgs& group, std::uint64_t epoch, Fault f
   volatile Fault* out = group.fault;
   out->step = fault.step;
   out->peer = fault.peer;
+  out->expert = fault.expert;
   out->epoch = epoch;
   out->seen = fault.seen;
   out->wanted = fault.wanted;
