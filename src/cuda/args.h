@@ -129,6 +129,8 @@ struct SendArgs {
   std::int32_t top_k = 0, num_blocks = 0, row_bytes = 0;
   std::int32_t own_blocks =
       0;  ///< of the grid, for this rank's rows for itself; 0, as with a codec: every block does both
+  bool own_everywhere =
+      false;  ///< expert layouts: a row that stays on this rank goes to each of its choices, not the first alone
   Codec codec = Codec::kNone;
   std::int32_t scale_block = 128;
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data

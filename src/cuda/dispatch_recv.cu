@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those that several local experts want; write the
+// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those of peers that several local experts want; write the
 // records into the handle, and the ids and weights of the result. See the host step of this name.
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
@@ -29,7 +29,13 @@ class Receiver {
     const std::int64_t bytes = wire::TokenMeta::bytes(a_.top_k);
     if (a_.write_records) copy_all(a_.handle.records, arrived_, num_rows * bytes);
     if (a_.shape.layout == Layout::kRankMajor) return take_choices(num_rows);
-    for (std::int64_t n = warp_; n < num_rows; n += warps_) take(n);
+    // dispatch_send has stored this rank's own rows at all their choices.
+    const std::int32_t* offsets = a_.handle.source_offsets + a_.group.rank;
+    const std::int64_t own = offsets[0], own_end = offsets[1];
+    for (std::int64_t n = warp_; n < num_rows; n += warps_) {
+      const bool is_own = n >= own && n < own_end;
+      if (!is_own || a_.weights != nullptr) take(n, !is_own);
+    }
   }
   /// Rows of the ids and weights beyond the real ones.
   __device__ void clear_rest(std::int64_t num_rows) {
@@ -111,8 +117,9 @@ class Receiver {
     }
   }
 
-  /// Expert layouts: a warp per row; the row lies at its first choice here and is copied to the others. 32 choices at a time.
-  __device__ void take(std::int64_t n) const {
+  /// Expert layouts: a warp per row; it lies at its first choice here and, if it is to be, is copied to the others. 32 choices at
+  /// a time.
+  __device__ void take(std::int64_t n, bool copied) const {
     const int k = a_.top_k;
     const wire::TokenMeta record(arrived_ + n * wire::TokenMeta::bytes(k), k);
     std::int32_t first = -1;
@@ -123,7 +130,7 @@ class Receiver {
       const std::int32_t row = mine ? record.rows()[choice] : -1;
       if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[choice];
       unsigned left = __ballot_sync(kAll, mine);
-      if (left == 0) continue;
+      if (left == 0 || !copied) continue;
       if (first < 0) {
         first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
         left &= left - 1;

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Step 2, dispatch_send: a warp takes a token, brings its row in its wire form piece by piece into shared memory and stores every
-// piece at each destination, straight into the row where it belongs. Where there are SMs enough and no codec, some blocks store
+// piece at each destination, straight into the row where it belongs: at this rank into every expert's row, at the others into the
+// first, from which they make their copies (dispatch_recv). Where there are SMs enough and no codec, some blocks store
 // only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. See the host step of
 // this name.
 #include "cuda/device/stage.cuh"
@@ -21,10 +22,10 @@ struct Choice {
   std::int32_t rank = -1, slot = -1, row = -1, token = -1, weight = 0;
 };
 
-/// Where a token goes: lane k holds the destination of choice k, if it is the first choice there.
+/// Where a token goes: lane k holds the destination of choice k, if it is the first choice there or all are served.
 struct Destination {
   std::byte* const* blocks = nullptr;  ///< null: none
-  std::byte* record = nullptr;
+  std::byte* record = nullptr;         ///< of the first choice there
   std::int32_t row = -1;
 };
 
@@ -86,7 +87,7 @@ __device__ bool find_receivers(const SendArgs& a, std::uint64_t epoch, const Blo
   return __syncthreads_and(good) != 0;
 }
 
-/// Where a token with more choices than lanes goes, in shared memory: one entry per rank. All calls are made by the whole warp.
+/// Where a token with more choices than lanes goes, in shared memory. All calls are made by the whole warp.
 class DestinationList {
  public:
   __device__ explicit DestinationList(Destination* entries) : entries_(entries), lane_(threadIdx.x % 32) {}
@@ -97,14 +98,17 @@ class DestinationList {
     __syncwarp();
     size_ = 0;
   }
-  /// Adds the destinations that lanes have and that are not in the list yet; lanes agree if their `blocks` do.
-  __device__ void add(const Destination& mine) {
+  /// Adds the destinations that lanes have and that are the first with their `blocks`, and where it is `wanted` others, too,
+  /// without a record.
+  __device__ void add(Destination mine, bool wanted) {
     const auto key = reinterpret_cast<unsigned long long>(mine.blocks);
     const unsigned before = __match_any_sync(kAll, key) & ((1u << lane_) - 1);
-    bool is_new = key != 0 && before == 0;
-    for (int i = 0; i < size_; ++i) is_new = is_new && entries_[i].blocks != mine.blocks;
-    const unsigned adding = __ballot_sync(kAll, is_new);
-    if (is_new) entries_[size_ + __popc(adding & ((1u << lane_) - 1))] = mine;
+    bool first = key != 0 && before == 0;
+    for (int i = 0; i < size_; ++i) first = first && entries_[i].blocks != mine.blocks;
+    const bool adds = first || (key != 0 && wanted);
+    if (!first) mine.record = nullptr;
+    const unsigned adding = __ballot_sync(kAll, adds);
+    if (adds) entries_[size_ + __popc(adding & ((1u << lane_) - 1))] = mine;
     size_ += __popc(adding);
     __syncwarp();
   }
@@ -329,17 +333,22 @@ class RowSender {
     return out;
   }
 
+  /// All choices there get their row from here.
+  __device__ bool is_everywhere(std::int32_t rank) const { return a_.own_everywhere && rank == a_.group.rank; }
+
   __device__ void find_destination(const Choice& choice) {
     const std::int32_t rank = choice.rank;
     const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - lane_);
     destination_ = {};
-    if (rank < 0 || (same & ((1u << lane_) - 1)) != 0) return;
+    const bool first = (same & ((1u << lane_) - 1)) == 0;
+    if (rank < 0 || !(first || is_everywhere(rank))) return;
     std::byte** receiver = receivers_.of(rank);
     if (receiver[0] == nullptr) return;
-    destination_ = {receiver + 1, receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_, choice.row};
+    std::byte* record = receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_;
+    destination_ = {receiver + 1, first ? record : nullptr, choice.row};
   }
 
-  /// kWide: the first choice at each rank.
+  /// kWide: the first choice at each rank, or all.
   __device__ void find_destinations(std::int64_t token) {
     list_.clear();
     for (int first = 0; first < a_.top_k; first += 32) {
@@ -352,7 +361,7 @@ class RowSender {
         mine = {receiver + 1, receiver[0] + static_cast<std::int64_t>(a_.handle.tokens[at]) * record_bytes_,
                 a_.handle.rows[at]};
       }
-      list_.add(mine);
+      list_.add(mine, is_everywhere(rank));
     }
   }
   /// kWide: calls `send` with the destinations of the list, 32 at a time.
@@ -436,8 +445,8 @@ __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
 }
 
 /// Entries of a warp's list of destinations.
-__host__ __device__ inline int most_destinations(int top_k, int num_ranks) {
-  return top_k <= kMaxTopK ? 0 : top_k < num_ranks ? top_k : num_ranks;
+__host__ __device__ inline int most_destinations(int top_k) {
+  return top_k <= kMaxTopK ? 0 : top_k;
 }
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
@@ -456,7 +465,7 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
     if (find_receivers(a, epoch, share, receivers)) {
       RowSender<kWide> sender(a, share, receivers, stages[warp],
                               reinterpret_cast<std::int32_t*>(records + warp * record_bytes),
-                              lists + warp * most_destinations(a.top_k, a.group.num_ranks));
+                              lists + warp * most_destinations(a.top_k));
       sender.send_all();
     }
   }
@@ -469,7 +478,7 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k) {
   return static_cast<std::size_t>(warps) *
              (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)) +
-              static_cast<std::size_t>(most_destinations(top_k, num_ranks)) * sizeof(Destination)) +
+              static_cast<std::size_t>(most_destinations(top_k)) * sizeof(Destination)) +
          static_cast<std::size_t>(num_ranks * (1 + num_blocks)) * sizeof(std::byte*);
 }
 

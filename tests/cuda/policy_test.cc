@@ -52,6 +52,17 @@ TEST(CudaPolicy, SomeBlocksKeepToOwnRowsWhereTheOthersFillTheLink) {
   }
 }
 
+TEST(CudaPolicy, OwnRowsOfExpertLayoutsTakeMoreBlocks) {
+  CallShape call = shape(4096);
+  call.own_everywhere = true;
+  // On two ranks four of a token's eight rows stay: too few blocks would be left for the link.
+  for (const auto& [ranks, blocks, own] :
+       {std::tuple{2, 16, 0}, {4, 16, 8}, {8, 16, 8}, {4, 12, 4}, {4, 8, 0}, {2, 64, 56}}) {
+    call.num_ranks = call.live_ranks = ranks;
+    EXPECT_EQ(plan_own_blocks(call, blocks), own) << ranks << " ranks, " << blocks << " blocks";
+  }
+}
+
 TEST(CudaPolicy, OneTokenTakesOneBlock) {
   EXPECT_EQ(plan_route(shape(1), kH200).blocks, 1);
   EXPECT_EQ(plan_dispatch_send(shape(1), kH200).blocks, 1);
