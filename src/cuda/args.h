@@ -15,7 +15,8 @@
 namespace ferry::cuda {
 
 inline constexpr int kMaxFlights = 64;
-inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one warp
+inline constexpr int kMostChunks = 16;  ///< of a dispatch's tokens, for which it reports progress
+inline constexpr int kMaxTopK = 32;     ///< a token's choices are the lanes of one warp
 /// With more choices than lanes, up to so many, kernels of their own take them in chunks of 32 (throughput mode). What bounds
 /// them: combine_recv keeps where the rows of some tokens ahead lie in shared memory, for each warp.
 inline constexpr int kWideTopK = 128;
@@ -59,6 +60,10 @@ struct DeviceState {
   std::uint32_t fault_taken = 0;
   std::uint32_t barrier_count = 0, barrier_round = 0;
   std::uint32_t blocks_done = 0;
+  // Of dispatch_send in expert layouts: warps that have stored their tokens of each chunk (cleared by route), and blocks that
+  // have sent all that they had for peers.
+  std::uint32_t chunk_warps[kMostChunks] = {};
+  std::uint32_t sending_blocks_done = 0;
 };
 
 /// Placement on the device.

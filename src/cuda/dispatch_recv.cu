@@ -3,6 +3,7 @@
 //
 // Step 4, dispatch_recv: wait for the rows, which are in place already; copy those of peers that several local experts want; write the
 // records into the handle, and the ids and weights of the result. See the host step of this name.
+#include "cuda/device/row_progress.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
@@ -15,8 +16,9 @@ constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
 class Receiver {
  public:
-  __device__ explicit Receiver(const ReceiveArgs& args)
+  __device__ Receiver(const ReceiveArgs& args, std::uint64_t epoch)
       : a_(args),
+        epoch_(epoch),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32),
         warps_(static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32)),
@@ -134,8 +136,9 @@ class Receiver {
       if (first < 0) {
         first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
         left &= left - 1;
+        copied = !is_copied(a_.group, epoch_, record.source_rank(), n);
       }
-      if (left != 0) copy_row(first, row, left);
+      if (left != 0 && copied) copy_row(first, row, left);
     }
   }
 
@@ -164,6 +167,7 @@ class Receiver {
   }
 
   const ReceiveArgs& a_;
+  const std::uint64_t epoch_;
   const int lane_;
   const std::int64_t warp_, warps_;
   const std::int32_t first_slot_;
@@ -213,7 +217,7 @@ __device__ void clear_counts(const ReceiveArgs& a) {
 
 __global__ void __launch_bounds__(1024, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {
   const std::uint64_t epoch = a.group.state->dispatch_epoch[a.group.flight];
-  Receiver receiver(a);
+  Receiver receiver(a, epoch);
   bool good = !has_failed(a.group, epoch);
   receiver.clear_row_weights();
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kDispatchRows, total_of(epoch));

@@ -4,8 +4,9 @@
 // Step 2, dispatch_send: a warp takes a token, brings its row in its wire form piece by piece into shared memory and stores every
 // piece at each destination, straight into the row where it belongs: at this rank into every expert's row, at the others into the
 // first, from which they make their copies (dispatch_recv). Where there are SMs enough and no codec, some blocks store
-// only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. See the host step of
-// this name.
+// only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. In expert layouts the
+// former then copy rows of peers as they arrive. See the host step of this name.
+#include "cuda/device/row_progress.cuh"
 #include "cuda/device/stage.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
@@ -121,8 +122,9 @@ class DestinationList {
 
 /// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is two pieces, not three. Lane b
 /// knows block b of the payload. What costs is the length of a warp's chain of instructions per token (docs/design/cuda.md).
-/// kWide: a token has more choices than a warp has lanes; its destinations are a list then.
-template <bool kWide>
+/// kWide: a token has more choices than a warp has lanes; its destinations are a list then. kCopies: progress is reported, and
+/// rows that have arrived are copied.
+template <bool kWide, bool kCopies>
 class RowSender {
  public:
   __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receivers& receivers, SendStages& stages,
@@ -151,7 +153,10 @@ class RowSender {
     in_pieces_ = __all_sync(kAll, lane_ >= args.num_blocks || mine_.data != nullptr);
   }
 
-  __device__ void send_all() {
+  /// `reports`: tells peers how far it is, in kCopies.
+  __device__ void send_all(std::uint64_t epoch, bool reports) {
+    const TokenChunks chunks(a_.num_tokens, step_);
+    int sent = 0;
     unsigned asked = 0;
     Cursor ask{first_}, go{first_};
     Choice next;
@@ -180,9 +185,49 @@ class RowSender {
       }
       ring_.stored();
       advance(go);
+      if (!kCopies || !reports || !go.is_first()) continue;
+      if (const int chunk = chunks.ended_with(++sent); chunk >= 0) {
+        ring_.drain();
+        report_chunk(a_.group, epoch, a_.handle, a_.top_k, chunks, chunk);
+      }
     }
     ring_.drain();
   }
+
+  /// Row n of a peer lies at its first choice here and is copied to the others. After send_all().
+  __device__ void copy_arrived(std::int64_t n) {
+    const std::int32_t* first_slot = a_.group.placement.first_slot + a_.group.rank;
+    std::byte* const* receiver = receivers_.of(a_.group.rank);
+    const wire::TokenMeta record(receiver[0] + n * record_bytes_, a_.top_k);
+    const std::int32_t slot = lane_ < a_.top_k ? record.slots()[lane_] : -1;
+    const bool mine = slot >= first_slot[0] && slot < first_slot[1];
+    const std::int32_t row = mine ? record.rows()[lane_] : -1;
+    const unsigned choices = __ballot_sync(kAll, mine);
+    if ((choices & (choices - 1)) == 0) return;
+    const int first_lane = __ffs(static_cast<int>(choices)) - 1;
+    const std::int64_t first = __shfl_sync(kAll, row, first_lane);
+    destination_ = {};
+    if (mine && lane_ != first_lane) destination_ = {receiver + 1, nullptr, row};
+    const std::byte* from = lane_ < a_.num_blocks ? receiver[1 + lane_] + first * mine_.padded : nullptr;
+    ring_.written();  // who knows that the row is here has learned it by an ordinary load
+    unsigned asked = 0;
+    const auto pieces = static_cast<unsigned>((a_.row_bytes + SendStages::kStageBytes - 1) / SendStages::kStageBytes);
+    for (unsigned piece = 0; piece < pieces; ++piece) {
+      for (; asked < pieces && asked <= piece + SendStages::kAhead; ++asked) {
+        const Cursor at{0, static_cast<int>(asked) * SendStages::kStageBytes};
+        const Part part = part_between(at, mine_.begin, mine_.end);
+        const bool loads = from != nullptr && part.bytes > 0;
+        ring_.claim();
+        ring_.expect(total_ + asked, min(SendStages::kStageBytes, a_.row_bytes - at.offset));
+        ring_.load(total_ + asked, part.in_stage, loads ? from + part.in_block : nullptr, part.bytes);
+      }
+      ring_.wait_full(total_ + piece);
+      store({0, static_cast<int>(piece) * SendStages::kStageBytes}, total_ + piece);
+      ring_.stored();
+    }
+    total_ += pieces;
+  }
+  __device__ void drain() { ring_.drain(); }
 
  private:
   /// A place in this warp's sequence of pieces: the run of `token`'s wire row from `offset` on.
@@ -439,6 +484,7 @@ __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
     post(group, DeviceSignal::kDispatchRows, peer, total);
   __syncthreads();
   if (threadIdx.x != 0) return;
+  group.state->sending_blocks_done = 0;
   group.state->dispatch_epoch[group.flight] = epoch;
   group.state->exchanges += 1;
   group.state->epoch = epoch;
@@ -451,7 +497,7 @@ __host__ __device__ inline int most_destinations(int top_k) {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
-template <bool kWide>
+template <bool kWide, bool kCopies>
 __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_constant__ SendArgs a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -460,14 +506,22 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   std::byte* records = shared_bytes + warps * sizeof(SendStages);
   const Receivers receivers{reinterpret_cast<std::byte**>(records + warps * record_bytes), 1 + a.num_blocks};
   auto* lists = reinterpret_cast<Destination*>(receivers.of(a.group.num_ranks));
-  if (!has_failed(a.group, epoch)) {
-    const BlockShare share(a.own_blocks);
-    if (find_receivers(a, epoch, share, receivers)) {
-      RowSender<kWide> sender(a, share, receivers, stages[warp],
-                              reinterpret_cast<std::int32_t*>(records + warp * record_bytes),
-                              lists + warp * most_destinations(a.top_k));
-      sender.send_all();
+  const BlockShare share(a.own_blocks);
+  // All threads alike: another block may find just now that the call is over.
+  if (!__syncthreads_or(has_failed(a.group, epoch)) && find_receivers(a, epoch, share, receivers)) {
+    RowSender<kWide, kCopies> sender(a, share, receivers, stages[warp],
+                                     reinterpret_cast<std::int32_t*>(records + warp * record_bytes),
+                                     lists + warp * most_destinations(a.top_k));
+    sender.send_all(epoch, share.peers);
+    if (kCopies && share.own) {
+      copy_arriving_rows(a.group, epoch, a.handle.source_offsets, share.block, share.blocks,
+                         static_cast<int>(gridDim.x) - share.blocks, [&](std::int64_t n) { sender.copy_arrived(n); });
+      sender.drain();
     }
+  }
+  if (kCopies && share.peers) {
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(&a.group.state->sending_blocks_done, 1u);
   }
   __threadfence_system();
   if (is_last_block(a.group)) finish(a.group, epoch);
@@ -483,13 +537,16 @@ std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {
-  const auto kernel = args.top_k > kMaxTopK ? dispatch_send_kernel<true> : dispatch_send_kernel<false>;
+  const auto kernel = args.top_k > kMaxTopK                        ? dispatch_send_kernel<true, false>
+                      : args.own_everywhere && args.own_blocks > 0 ? dispatch_send_kernel<false, true>
+                                                                   : dispatch_send_kernel<false, false>;
   kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
 void prepare_dispatch_send(int dynamic_bytes) {
-  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel<false>), dynamic_bytes);
-  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel<true>), dynamic_bytes);
+  for (const auto kernel :
+       {dispatch_send_kernel<false, false>, dispatch_send_kernel<false, true>, dispatch_send_kernel<true, false>})
+    prepare_kernel(reinterpret_cast<const void*>(kernel), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

@@ -553,6 +553,7 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
   if (blockIdx.x != gridDim.x - 1) return;
   write_arrivals(a, exchange, places, !good);
   if (threadIdx.x == 0) a.group.state->bad_id = ~std::uint64_t{0};
+  if (threadIdx.x < kMostChunks) a.group.state->chunk_warps[threadIdx.x] = 0;
 }
 
 }  // namespace

@@ -298,6 +298,30 @@ std::vector<Named> wide_tokens() {
   return list.all;
 }
 
+/// Tokens enough for several chunks, in which GPUs copy rows of expert layouts while others arrive.
+std::vector<Named> many_tokens() {
+  List list;
+  std::uint64_t seed = 900;
+  for (const int ranks : {2, 3, 4}) {
+    for (const Layout layout : {Layout::kExpertMajor, Layout::kExpertPadded}) {
+      for (const std::int64_t delay_ns : {0, 50'000}) {
+        Case c = base({Mode::kThroughput, layout}, {ranks});
+        c.seed = ++seed;
+        c.tokens = {700, 391, 833, 0};
+        c.traffic = seed % 2 == 0 ? Traffic::kZipf : Traffic::kUniform;
+        c.dropped = seed % 3 == 0 ? 0.4 : 0;
+        c.top_k = 6;
+        c.weighting = seed % 4 == 0 ? Weighting::kFromDispatch : Weighting::kNone;
+        c.max_signal_delay_ns = delay_ns;
+        c.blocks = {{DType::kBf16, 136}, {DType::kFp32, 2}};
+        c.rounds = 3;
+        list.add(fmt::format("{}_{}_delay_{}", ranks, name(layout), delay_ns), c);
+      }
+    }
+  }
+  return list.all;
+}
+
 class Chosen : public testing::TestWithParam<Named> {};
 
 TEST_P(Chosen, MatchesTheReference) {
@@ -319,6 +343,7 @@ INSTANTIATE_TEST_SUITE_P(Codecs, Chosen, testing::ValuesIn(codecs()), label);
 INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label);
 INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
+INSTANTIATE_TEST_SUITE_P(ManyTokens, Chosen, testing::ValuesIn(many_tokens()), label);
 INSTANTIATE_TEST_SUITE_P(WideTokens, Chosen, testing::ValuesIn(wide_tokens()), label);
 
 }  // namespace
