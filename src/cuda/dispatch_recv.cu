@@ -1,8 +1,9 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those of peers that several local experts want; write the
-// records into the handle, and the ids and weights of the result. See the host step of this name.
+// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those of peers that several local experts want,
+// unless dispatch_send has done so already; write the records into the handle, and the ids and weights of the result. See the
+// host step of this name.
 #include "cuda/device/row_progress.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
