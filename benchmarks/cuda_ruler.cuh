@@ -1,13 +1,14 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The ruler of ferry_cuda_throughput: a barrier of all GPUs, timed calls, and the link's ceiling. For that one file.
+// The ruler of the benchmarks on GPUs: a barrier of all ranks, timed calls, and the link's ceiling. For files of one program each.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
 #include <barrier>
+#include <chrono>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -42,11 +43,11 @@ __device__ void meet(const Flags& flags, int rank, unsigned long long round) {
 
 /// All devices leave it at about the same time, and not before every host had time to queue the call behind it: what is timed
 /// begins when the stream reaches the call.
-__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round) {
+__global__ void barrier_kernel(Flags flags, int rank, int ranks, unsigned long long round, long long hold_cycles) {
   if (static_cast<int>(threadIdx.x) >= ranks) return;
   meet(flags, rank, 2 * round - 1);
   const long long start = clock64();
-  while (clock64() - start < kHoldCycles) {
+  while (clock64() - start < hold_cycles) {
   }
   meet(flags, rank, 2 * round);
 }
@@ -82,16 +83,19 @@ struct Shared {
   Flags flags;
   std::vector<std::byte*> link;
   std::vector<std::vector<double>> times;  ///< [rank][iteration]
+  std::vector<std::vector<double>> first_times;  ///< of the first of two calls, time_apart()
   bool verified = true;
 };
 
 class RankBench {
  public:
-  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
+  RankBench(const Settings& options, int rank, int ranks, Shared& shared) : RankBench(options, rank, ranks, shared, rank) {}
+  RankBench(const Settings& options, int rank, int ranks, Shared& shared, int device)
       : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
-    check(cudaSetDevice(rank), "cudaSetDevice");
+    check(cudaSetDevice(device), "cudaSetDevice");
+    if (device != rank) hold_cycles_ *= 8;  // ranks of one GPU share its context, and wait for each other to launch
     for (int peer = 0; peer < ranks; ++peer) {
-      if (peer != rank) cudaDeviceEnablePeerAccess(peer, 0);
+      if (peer != device) cudaDeviceEnablePeerAccess(peer, 0);
     }
     cudaGetLastError();
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
@@ -110,7 +114,7 @@ class RankBench {
     check(cudaMalloc(&memory, bytes), "cudaMalloc");
     return memory;
   }
-  void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_); }
+  void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_, hold_cycles_); }
 
   /// Calls `call` alone, again and again; its times in us go to shared_.times[rank].
   template <typename Call>
@@ -120,12 +124,42 @@ class RankBench {
     for (int i = 0; i < warm_up + iterations; ++i) {
       barrier();
       check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+      const auto called = std::chrono::steady_clock::now();
+      call(i);
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - called;
+      check(cudaEventRecord(end_, stream_), "cudaEventRecord");
+      check(cudaStreamSynchronize(stream_), "the timed call");
+      float ms = 0;
+      check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
+      if (i < warm_up) continue;
+      times.push_back(1000.0 * ms);
+      host_us_ = i == warm_up ? took.count() * 1e6 : std::min(host_us_, took.count() * 1e6);
+    }
+    shared_.sync.arrive_and_wait();
+  }
+
+  /// Two calls that belong together, each timed alone behind a barrier of its own; the first one's times go to first_times.
+  template <typename First, typename Second>
+  void time_apart(int warm_up, int iterations, First&& first, Second&& second) {
+    auto& times = shared_.times[static_cast<std::size_t>(rank_)];
+    shared_.sync.arrive_and_wait();
+    if (rank_ == 0) shared_.first_times.assign(static_cast<std::size_t>(ranks_), {});
+    shared_.sync.arrive_and_wait();
+    auto& first_times = shared_.first_times[static_cast<std::size_t>(rank_)];
+    times.clear();
+    const auto timed = [&](int i, auto& call, std::vector<double>& to) {
+      barrier();
+      check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
       call(i);
       check(cudaEventRecord(end_, stream_), "cudaEventRecord");
       check(cudaStreamSynchronize(stream_), "the timed call");
       float ms = 0;
       check(cudaEventElapsedTime(&ms, begin_, end_), "cudaEventElapsedTime");
-      if (i >= warm_up) times.push_back(1000.0 * ms);
+      if (i >= warm_up) to.push_back(1000.0 * ms);
+    };
+    for (int i = 0; i < warm_up + iterations; ++i) {
+      timed(i, first, first_times);
+      timed(i, second, times);
     }
     shared_.sync.arrive_and_wait();
   }
@@ -144,6 +178,8 @@ class RankBench {
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
   std::byte* link_source_ = nullptr;
   unsigned long long round_ = 0;
+  long long hold_cycles_ = kHoldCycles;
+  double host_us_ = 0;  ///< least time that a call of the last time() took on the host
 };
 
 double median(std::vector<double> values) {

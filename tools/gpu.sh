@@ -65,7 +65,7 @@ compile() {
 
 step_build() {
   need_tools cmake nvcc "${CXX:-c++}"
-  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput conformance_tests cuda_tests fault_tests \
+  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput ferry_cuda_latency conformance_tests cuda_tests fault_tests \
     ferry_soak ferry_litmus
   say "built $out"
 }

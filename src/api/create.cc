@@ -4,6 +4,7 @@
 // Making a group: agree on the configuration, link the ranks, choose backend and network, open the windows.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 
@@ -159,7 +160,11 @@ Group Group::create(const GroupConfig& config, Meeting& meeting) {
                                             std::move(backend), digest.value());
   state->open();
   // Making and mapping memory may wait for kernels of other ranks on the same device, so nobody launches one before all are done.
-  if (state->runtime->device_memories) meeting.all_gather({}, config.timeout);
+  if (state->runtime->device_memories) {
+    const std::vector<std::byte> mine = state->backend->device_identity();
+    const auto devices = meeting.all_gather(mine, config.timeout);
+    state->backend->share_device(static_cast<int>(std::count(devices.begin(), devices.end(), mine)));
+  }
   return Group(std::move(state));
 }
 

@@ -29,6 +29,10 @@ class Backend {
   virtual void settle(bool /*abandon*/) {}
   /// Ends what runs of any call; may be called from any thread.
   virtual void give_up() {}
+  /// Names this rank's device, the same for all ranks that work on it; empty where there is none.
+  virtual std::vector<std::byte> device_identity() const { return {}; }
+  /// So many ranks of the group work on this rank's device, itself included.
+  virtual void share_device(int /*num_ranks*/) {}
   /// What the experts may write their results into, so that combine reads them where they are: `elements` of `dtype` a row,
   /// rows as in the dispatch's layout. Throws Error(unsupported) where combine has no such place.
   virtual Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) = 0;

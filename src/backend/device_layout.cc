@@ -57,6 +57,7 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.weights_ahead = flights("device weights ahead", weights_bytes, out.weights_ahead_stride);
   out.owned_bytes = (limits.owned_rows < 0 ? out.recv_tokens : limits.owned_rows) * window.max_row_bytes();
   out.owned = list.add("device owned rows", out.owned_bytes);
+  out.latency = make_latency_layout(limits, out.num_ranks, num_slots, window, list);
   out.total_bytes = list.total_bytes();
   return out;
 }
@@ -68,12 +69,13 @@ std::int64_t device_result_bytes(const GroupLimits& limits, std::int64_t num_slo
   header.num_slots = header.num_local_experts = static_cast<std::int32_t>(num_slots);
   header.top_k = limits.max_top_k;
   header.has_weights = 1;
-  header.num_tokens = limits.max_tokens;
-  header.num_rows = layout.recv_tokens;
-  const std::int64_t choices = layout.recv_tokens * limits.max_top_k;
-  const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, layout.recv_rows) * 4;
+  header.num_tokens = std::max(limits.max_tokens, limits.max_latency_tokens);
+  header.num_rows = std::max(layout.recv_tokens, layout.num_ranks * limits.max_latency_tokens);
+  const std::int64_t choices = header.num_rows * limits.max_top_k;
+  const std::int64_t rows = std::max(layout.recv_rows, layout.latency.result_rows);
+  const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, rows) * 4;
   const std::int64_t combine =
-      limits.max_tokens *
+      header.num_tokens *
       (limits.hidden * static_cast<std::int64_t>(std::max<std::size_t>(2, dtype_bytes(limits.dtype))) +
        4 * static_cast<std::int64_t>(limits.max_top_k));
   constexpr std::int64_t kSmallThings = 1 << 20;  // placements, counters, scratch

@@ -21,8 +21,8 @@ inline constexpr int kMaxTopK = 32;     ///< a token's choices are the lanes of 
 /// them: combine_recv keeps where the rows of some tokens ahead lie in shared memory, for each warp.
 inline constexpr int kWideTopK = 128;
 
-/// Which part of a call a fault happened in; dispatch_send names route, whose words it looks at again.
-enum class FaultStep : std::int32_t { kRoute, kDispatchRecv, kCombineSend, kCombineRecv };
+/// Which part of a call a fault happened in; dispatch_send of throughput mode names route, whose words it looks at again.
+enum class FaultStep : std::int32_t { kRoute, kDispatchSend, kDispatchRecv, kCombineSend, kCombineRecv };
 enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kGivenUp, kOverflow };
 
 /// Counts of the dispatch-rows signal: the rows are there, or their writer gave up on the call and they will never come.
@@ -64,10 +64,23 @@ struct DeviceState {
   // have sent all that they had for peers.
   std::uint32_t chunk_warps[kMostChunks] = {};
   std::uint32_t sending_blocks_done = 0;
+  // Latency mode, by kind (LatencyKind) and flight: the last call, the last one that was read here, and what the peers know of that.
+  std::uint32_t blocks_begun = 0;
+  std::uint64_t latency_epoch[2][kMaxFlights] = {};
+  std::uint64_t latency_read[2][kMaxFlights] = {};
+  std::uint64_t latency_told[2][kMaxFlights] = {};
+};
+
+/// The one place of an expert.
+struct ExpertHome {
+  static constexpr std::int32_t kSeveral = -2;
+  std::int32_t slot = kSeveral;  ///< kSeveral: there are more, or none
+  std::int32_t rank = -1;
 };
 
 /// Placement on the device.
 struct PlacementArgs {
+  const ExpertHome* homes = nullptr;            ///< [E]
   const std::int32_t* first_place = nullptr;    ///< [E + 1]
   const std::int32_t* slot_of_place = nullptr;  ///< slots, grouped by expert
   const std::int32_t* rank_of_slot = nullptr;   ///< [S]
@@ -165,7 +178,8 @@ enum class RowSource : std::int32_t { kInPlace, kCopy, kSumChoices };
 struct CombineArgsOnDevice {
   GroupArgs group;
   std::int64_t num_tokens = 0;
-  std::int32_t top_k = 0, num_local = 0;
+  std::int32_t top_k = 0, num_local = 0, num_slots = 0;  ///< of the handle's placement
+  std::int32_t max_rows = 0;                             ///< records that the handle has room for
   DType dtype = DType::kBf16;
   std::int64_t hidden = 0;
   Reduction reduction;

@@ -63,6 +63,8 @@ bool is_in_pieces(const Tensor& tensor, const wire::Block& block) {
          reinterpret_cast<std::uintptr_t>(tensor.data) % 16 == 0;
 }
 
+}  // namespace
+
 BlockArgs block_args(const Tensor& tensor, const wire::Block& block) {
   const auto element = static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
   return {.data = static_cast<const std::byte*>(tensor.data),
@@ -75,6 +77,8 @@ BlockArgs block_args(const Tensor& tensor, const wire::Block& block) {
           .padded = static_cast<std::int32_t>(block.padded),
           .width = static_cast<std::int32_t>(block.width)};
 }
+
+namespace {
 
 /// Kernels would fault on memory that the device cannot reach, and take the whole context with them.
 std::string why_not_here(const std::string& argument, const Tensor& tensor) {
@@ -158,17 +162,18 @@ void CudaBackend::give_up() {
 }
 
 std::string CudaBackend::why_not(const DispatchCall& call) const {
-  if (call.args.mode == Mode::kLatency)
-    return "latency mode is not on the cuda backend yet; use throughput mode, or backend host";
   if (call.args.host_counts && is_capturing(static_cast<cudaStream_t>(call.args.stream)))
     return "host_counts cannot be had while the stream is captured, the counts come when the graph runs; set "
            "host_counts = "
            "false and read them from the result's tensors";
-  if (call.top_k > kWideTopK)
-    return fmt::format("the cuda backend takes top-k up to {}, not {}; use backend host", kWideTopK, call.top_k);
-  std::string reason = why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
-                                      .num_experts = call.placement->num_experts()},
-                                     limits_);
+  const bool latency = call.args.mode == Mode::kLatency;
+  if (const int most = latency ? kMaxTopK : kWideTopK; call.top_k > most)
+    return fmt::format("the cuda backend takes top-k up to {}, not {}, in {} mode", most, call.top_k,
+                       ferry::name(call.args.mode));
+  std::string reason = latency ? why_not_latency_call(call)
+                               : why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
+                                                .num_experts = call.placement->num_experts()},
+                                               limits_);
   for (std::size_t b = 0; reason.empty() && b < call.args.payload.size(); ++b)
     reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
   if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
@@ -301,7 +306,7 @@ void CudaBackend::make_handle(DispatchCall& call) {
   header.has_weights = call.has_weights ? 1 : 0;
   header.membership = call.windows->membership.number;
   header.num_tokens = call.num_tokens;
-  header.num_rows = runtime_.device_layout.recv_tokens;
+  header.num_rows = call.windows->layout.recv_tokens(call.args.mode);
   header.num_expert_rows = call.shape.layout == Layout::kRankMajor     ? 0
                            : call.shape.layout == Layout::kExpertMajor ? runtime_.device_layout.recv_rows
                                                                        : call.shape.capacity * header.num_local_experts;
@@ -324,6 +329,8 @@ void CudaBackend::route(DispatchCall& call) {
   const DeviceScope scope(device_);
   cudaStream_t stream = follow(call.args.stream);
   make_handle(call);
+  step.rows = call.num_tokens;
+  if (call.args.mode == Mode::kLatency) return;  // by the kernel that sends
   const Handle& handle = call.result.handle;
   const bool new_weights = call.cached.valid() && call.args.topk_weights.present();
   RouteArgs args;
@@ -383,13 +390,16 @@ void CudaBackend::route(DispatchCall& call) {
   args.ticket = call.epoch;
   launch_route(args, launch, stream);
   mark(stream);
-  step.rows = call.num_tokens;
 }
 
 void CudaBackend::dispatch_send(DispatchCall& call) {
   StepScope step(call, "dispatch_send");
   const DeviceScope scope(device_);
   auto* stream = static_cast<cudaStream_t>(call.args.stream);
+  if (call.args.mode == Mode::kLatency) {
+    if (!call.blocking) launch(call, Phase::kSend, stream);  // else one kernel does it all
+    return;
+  }
   const Handle& handle = call.result.handle;
   SendArgs args;
   args.group = group_args(call, *call.placement);
@@ -473,6 +483,7 @@ void CudaBackend::dispatch_recv(DispatchCall& call) {
   if (call.discard && call.args.mode == Mode::kThroughput) return;
   require_windows(call, "dispatch_recv");
   const DeviceScope scope(device_);
+  if (call.args.mode == Mode::kLatency) return receive_latency(call);
   cudaStream_t stream = follow(call.args.stream);
   if (call.args.host_counts) wait_for_counts(call);
   make_result(call, stream);

@@ -32,6 +32,9 @@ class CudaBackend final : public Backend {
   void give_up() override;
   Tensor combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) override;
 
+  std::vector<std::byte> device_identity() const override;
+  void share_device(int num_ranks) override { limits_.sharers = num_ranks; }
+
   void route(DispatchCall& call) override;
   void dispatch_send(DispatchCall& call) override;
   bool dispatch_forward(DispatchCall&) override { return true; }
@@ -54,6 +57,25 @@ class CudaBackend final : public Backend {
   /// write out of the window.
   void own_rows(DispatchCall& call, std::int64_t num_rows, cudaStream_t stream);
   void make_result(DispatchCall& call, cudaStream_t stream);
+  /// Memory for the ids and weights beside the rows of a result, and its tensors.
+  struct Choices {
+    void* ids = nullptr;
+    float* weights = nullptr;
+    bool wide_ids = false;
+  };
+  Choices make_choices(DispatchCall& call);
+  /// The tensors that views of a handle and rows at `rows` are.
+  void make_tensors(DispatchCall& call, const std::array<std::byte*, wire::kMaxBlocks>& rows);
+
+  // Latency mode: cuda_latency.cc.
+  std::string why_not_latency_call(const DispatchCall& call) const;
+  LatencySize latency_size(std::int64_t num_tokens, int top_k, const HandleHeader& header) const;
+  /// The arguments of a dispatch's kernels; made once, used by both halves.
+  LatencyDispatchArgs& latency_args(DispatchCall& call);
+  LatencyDispatchArgs make_latency_args(DispatchCall& call);
+  void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
+  void receive_latency(DispatchCall& call);
+  void launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream);
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
   CombineArgsOnDevice combine_args(const CombineCall& call);
   CallShape shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const;
@@ -81,6 +103,8 @@ class CudaBackend final : public Backend {
   bool has_last_ = false;
 };
 
+/// A block of the caller's payload, as `block` of the wire row.
+BlockArgs block_args(const Tensor& tensor, const wire::Block& block);
 /// The arrays of a handle that lies at `base`.
 HandleArgs handle_args(std::byte* base, const HandleHeader& header);
 bool is_capturing(cudaStream_t stream);

@@ -9,6 +9,11 @@
 namespace ferry::cuda {
 namespace {
 
+/// Latency mode: both halves in one. Not where rows of x could be overwritten before they are sent.
+bool is_one_kernel(const CombineCall& call) {
+  return call.blocking && !call.out_over_x();
+}
+
 std::int64_t bytes_of(const Tensor& tensor) {
   return static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
 }
@@ -23,6 +28,8 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.num_local = shadow.header.num_local_experts;
+  args.num_slots = shadow.header.num_slots;
+  args.max_rows = static_cast<std::int32_t>(shadow.header.num_rows);
   args.dtype = given.x.dtype;
   args.hidden = call.hidden;
   args.reduction = given.reduction;
@@ -84,6 +91,10 @@ void CudaBackend::combine_send(CombineCall& call) {
   const DeviceScope scope(device_);
   cudaStream_t stream = follow(call.args.stream);
   const CombineArgsOnDevice args = combine_args(call);
+  if (call.handle.mode() == Mode::kLatency) {
+    if (!is_one_kernel(call)) launch(call, args, Phase::kSend, stream);
+    return;
+  }
   if (args.announces) return;
   Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
@@ -113,10 +124,12 @@ void CudaBackend::combine_recv(CombineCall& call) {
                                                   DType::kFp32, {call.num_tokens, call.top_k});
     args.out_weights = static_cast<float*>(call.result.topk_weights.data);
   }
+  call.result.owner = call.memory;
+  if (call.handle.mode() == Mode::kLatency)
+    return launch(call, args, is_one_kernel(call) ? Phase::kWhole : Phase::kReceive, stream);
   launch_combine_recv(args, plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
                       stream);
   mark(stream);
-  call.result.owner = call.memory;
 }
 
 Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, DType dtype, std::int64_t elements) {
@@ -124,9 +137,14 @@ Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, 
   const std::int64_t stride_bytes = wire::padded(elements * static_cast<std::int64_t>(dtype_bytes(dtype)));
   const DeviceLayout& layout = runtime_.device_layout;
   std::byte* data = windows.device(runtime_.rank) + layout.combine_input + shadow.flight * layout.combine_input_stride;
+  const bool padded_layout = handle.layout() == Layout::kExpertPadded;
+  const std::int64_t capacity = shadow.header.expert_capacity;
+  if (handle.mode() == Mode::kLatency) {
+    throw Error(ErrorCode::kUnsupported,
+                "ferry::Group::combine_input: in latency mode combine reads x where it is and copies nothing; give it any tensor");
+  }
   const std::int64_t stride = stride_bytes / static_cast<std::int64_t>(dtype_bytes(dtype));
-  if (handle.layout() == Layout::kExpertPadded) {
-    const std::int64_t capacity = shadow.header.expert_capacity;
+  if (padded_layout) {
     Tensor tensor = Tensor::contiguous(data, dtype, {shadow.header.num_local_experts, capacity, elements});
     tensor.strides = {capacity * stride, stride, 1};
     return tensor;

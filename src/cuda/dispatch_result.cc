@@ -75,9 +75,7 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   DispatchResult& result = call.result;
   const HandleShadow& shadow = *result.handle.shadow();
   const HandleHeader& header = shadow.header;
-  const bool rank_major = call.shape.layout == Layout::kRankMajor;
   const std::int64_t num_rows = shaped_rows(call);
-  const HandleView view(result.handle.mutable_bytes().data(), header);
   ReceiveArgs args;
   args.group = group_args(call, *call.placement);
   args.top_k = call.top_k;
@@ -93,31 +91,53 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   args.zero_padding = call.args.zero_padding && call.shape.layout == Layout::kExpertMajor;
   args.shown_rows = num_rows;
   args.num_rows = static_cast<std::int64_t*>(result.num_rows.data);
-  result.layout = call.shape.layout;
-  if (rank_major) {
-    args.wide_ids = call.args.topk_ids.present() && call.args.topk_ids.dtype == DType::kInt64;
-    const DType dtype = args.wide_ids ? DType::kInt64 : DType::kInt32;
-    args.ids = allocate(call, *call.memory, num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(dtype)));
-    result.topk_ids = Tensor::contiguous(args.ids, dtype, {num_rows, call.top_k});
-  }
-  if (call.has_weights) {
-    const std::int64_t width = rank_major ? call.top_k : 1;
-    args.weights = reinterpret_cast<float*>(allocate(call, *call.memory, num_rows * width * 4));
-    result.topk_weights =
-        rank_major ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows, call.top_k})
-        : call.shape.layout == Layout::kExpertMajor
-            ? Tensor::contiguous(args.weights, DType::kFp32, {num_rows})
-            : Tensor::contiguous(args.weights, DType::kFp32, {header.num_local_experts, call.shape.capacity});
-  }
+  const Choices choices = make_choices(call);
+  args.wide_ids = choices.wide_ids;
+  args.ids = choices.ids;
+  args.weights = choices.weights;
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   if (shadow.counts_known) shape.recv_tokens = header.num_rows;
   launch_dispatch_recv(args, plan_dispatch_recv(shape, limits_), stream);
 
   if (call.args.output == Output::kOwned) own_rows(call, num_rows, stream);
-  const RowsPlace& rows = rows_of(call);
-  for (int b = 0; b < call.format.num_blocks; ++b)
-    result.payload.push_back(payload_tensor(call, call.format[b], rows.at[static_cast<std::size_t>(b)], num_rows));
   mark(stream);
+  for (auto& block : rows_of(call).owned) call.memory->keep.push_back(std::move(block));
+  make_tensors(call, rows_of(call).at);
+}
+
+CudaBackend::Choices CudaBackend::make_choices(DispatchCall& call) {
+  DispatchResult& result = call.result;
+  const HandleHeader& header = result.handle.shadow()->header;
+  const bool rank_major = call.shape.layout == Layout::kRankMajor;
+  const std::int64_t num_rows = shaped_rows(call);
+  Choices out;
+  if (rank_major) {
+    out.wide_ids = call.args.topk_ids.present() && call.args.topk_ids.dtype == DType::kInt64;
+    const DType dtype = out.wide_ids ? DType::kInt64 : DType::kInt32;
+    out.ids = allocate(call, *call.memory, num_rows * call.top_k * static_cast<std::int64_t>(dtype_bytes(dtype)));
+    result.topk_ids = Tensor::contiguous(out.ids, dtype, {num_rows, call.top_k});
+  }
+  if (call.has_weights) {
+    const std::int64_t width = rank_major ? call.top_k : 1;
+    out.weights = reinterpret_cast<float*>(allocate(call, *call.memory, num_rows * width * 4));
+    result.topk_weights =
+        rank_major ? Tensor::contiguous(out.weights, DType::kFp32, {num_rows, call.top_k})
+        : call.shape.layout == Layout::kExpertMajor
+            ? Tensor::contiguous(out.weights, DType::kFp32, {num_rows})
+            : Tensor::contiguous(out.weights, DType::kFp32, {header.num_local_experts, call.shape.capacity});
+  }
+  return out;
+}
+
+void CudaBackend::make_tensors(DispatchCall& call, const std::array<std::byte*, wire::kMaxBlocks>& rows) {
+  DispatchResult& result = call.result;
+  const HandleShadow& shadow = *result.handle.shadow();
+  const HandleHeader& header = shadow.header;
+  const HandleView view(result.handle.mutable_bytes().data(), header);
+  const std::int64_t num_rows = shaped_rows(call);
+  result.layout = call.shape.layout;
+  for (int b = 0; b < call.format.num_blocks; ++b)
+    result.payload.push_back(payload_tensor(call, call.format[b], rows[static_cast<std::size_t>(b)], num_rows));
   result.source_offsets = Tensor::contiguous(view.source_offsets(), DType::kInt32, {header.num_ranks + 1});
   result.expert_counts = Tensor::contiguous(view.expert_counts(), DType::kInt32, {header.num_local_experts});
   result.expert_offsets = Tensor::contiguous(view.expert_offsets(), DType::kInt32, {header.num_local_experts + 1});
@@ -127,7 +147,6 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
           call.shape.layout == Layout::kExpertMajor ? routing::align_up(count, call.shape.alignment) : count);
     }
   }
-  for (auto& block : rows_of(call).owned) call.memory->keep.push_back(std::move(block));
   call.memory->keep.push_back(call.windows);
   call.memory->keep.push_back(result.handle.owner());
   result.owner = call.memory;

@@ -15,6 +15,8 @@ const char* name_of(FaultStep step) {
   switch (step) {
     case FaultStep::kRoute:
       return "route";
+    case FaultStep::kDispatchSend:
+      return "dispatch_send";
     case FaultStep::kDispatchRecv:
       return "dispatch_recv";
     case FaultStep::kCombineSend:
@@ -58,6 +60,9 @@ std::string describe(const Fault& fault, int rank) {
           "{}: topk_ids of rank {} at row {} is {}, expected less than the number of experts (or negative)", where,
           fault.peer, fault.where, fault.value);
     case FaultKind::kOverflow:
+      if (fault.step != FaultStep::kRoute)  // latency mode, an expert of this rank
+        return fmt::format("{}: an expert of rank {} needs {} rows, expert_capacity is {}", where, fault.peer,
+                           fault.where, fault.value);
       if (fault.expert < 0)
         return fmt::format("{}: rank {} needs {} rows, its receive window holds {} (limits.recv_rows)", where,
                            fault.peer, fault.where, fault.value);

@@ -61,6 +61,13 @@ void GroupMemory::clear_fault() {
 PlacementArgs GroupMemory::placement(const Placement& placement) {
   if (const auto found = placements_.find(placement.digest()); found != placements_.end()) return found->second.args;
   std::vector<std::int32_t> words;
+  for (int expert = 0; expert < placement.num_experts(); ++expert) {
+    const auto slots = placement.slots_of(expert);
+    const bool one = slots.size() == 1;
+    words.push_back(one ? slots[0] : ExpertHome::kSeveral);
+    words.push_back(one ? placement.rank_of_slot(slots[0]) : -1);
+  }
+  const std::size_t places_at = words.size();
   for (int expert = 0, place = 0; expert <= placement.num_experts(); ++expert) {
     words.push_back(place);
     if (expert < placement.num_experts()) place += static_cast<int>(placement.slots_of(expert).size());
@@ -76,7 +83,9 @@ PlacementArgs GroupMemory::placement(const Placement& placement) {
   PlacementCopy copy{pool->allocate(words.size() * 4), {}};
   copy_to_device(copy.memory.get(), words.data(), words.size() * 4);
   const auto* base = reinterpret_cast<const std::int32_t*>(copy.memory.get());
-  copy.args = {.first_place = base,
+  static_assert(sizeof(ExpertHome) == 8);
+  copy.args = {.homes = reinterpret_cast<const ExpertHome*>(base),
+               .first_place = base + places_at,
                .slot_of_place = base + slots_at,
                .rank_of_slot = base + ranks_at,
                .first_slot = base + first_at,

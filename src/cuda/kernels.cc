@@ -15,6 +15,8 @@ void prepare_dispatch_recv();
 void prepare_combine_send();
 void prepare_combine_recv(int dynamic_bytes);
 void prepare_copy();
+void prepare_latency_dispatch(int dynamic_bytes);
+void prepare_latency_combine(int dynamic_bytes);
 
 void prepare_kernel(const void* kernel, int dynamic_bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes),
@@ -35,6 +37,8 @@ void prepare_kernels() {
   prepare_combine_send();
   prepare_combine_recv(dynamic_bytes);
   prepare_copy();
+  prepare_latency_dispatch(dynamic_bytes);
+  prepare_latency_combine(dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/args.h"
+#include "cuda/latency_args.h"
 
 namespace ferry::cuda {
 
@@ -32,6 +33,17 @@ void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream
 void launch_dispatch_recv(const ReceiveArgs& args, const Launch& launch, cudaStream_t stream);
 void launch_combine_send(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
 void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
+
+inline constexpr int kLatencyThreads = 256;
+/// What the shared memory of latency kernels depends on.
+struct LatencySize {
+  int num_experts = 0, num_slots = 0, num_ranks = 1, num_local = 0, top_k = 1;
+  std::int64_t choices = 0;  ///< T * K
+};
+std::size_t latency_dispatch_shared_bytes(const LatencySize& size, int warps);
+std::size_t latency_combine_shared_bytes(const LatencySize& size, int warps);
+void launch_latency_dispatch(const LatencyDispatchArgs& args, Phase phase, const Launch& launch, cudaStream_t stream);
+void launch_latency_combine(const CombineArgsOnDevice& args, Phase phase, const Launch& launch, cudaStream_t stream);
 
 /// Copies inside the device, addresses multiples of 16; by a kernel, because a copy engine's queue may hold up other ranks' copies.
 void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cudaStream_t stream);

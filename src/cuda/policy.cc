@@ -95,4 +95,38 @@ Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits) {
           .shared_bytes = bytes(warps)};
 }
 
+namespace {
+
+/// Few items are spread over many SMs: what counts is how soon the last is done.
+constexpr int kItemsPerBlock = 2;
+
+int latency_blocks(const LatencyWork& work, const DeviceLimits& limits) {
+  const int share = std::max(1, limits.num_sms / std::max(1, limits.sharers));
+  const int most = work.num_sms > 0 ? std::min(work.num_sms, limits.num_sms) : share;
+  return blocks_for(std::max(work.send_items, work.recv_items), kItemsPerBlock, most);
+}
+
+}  // namespace
+
+Launch plan_latency_dispatch(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits) {
+  return {.blocks = latency_blocks(work, limits),
+          .threads = kLatencyThreads,
+          .shared_bytes = latency_dispatch_shared_bytes(size, kLatencyThreads / 32)};
+}
+
+Launch plan_latency_combine(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits) {
+  return {.blocks = latency_blocks(work, limits),
+          .threads = kLatencyThreads,
+          .shared_bytes = latency_combine_shared_bytes(size, kLatencyThreads / 32)};
+}
+
+std::string why_not_latency(const LatencySize& size, const DeviceLimits& limits) {
+  const std::size_t needed = std::max(latency_dispatch_shared_bytes(size, kLatencyThreads / 32),
+                                      latency_combine_shared_bytes(size, kLatencyThreads / 32));
+  if (needed <= static_cast<std::size_t>(limits.shared_bytes)) return {};
+  return fmt::format(
+      "latency mode routes in shared memory: {} choices, {} experts and {} ranks take {} bytes of {}; use throughput mode",
+      size.choices, size.num_experts, size.num_ranks, needed, limits.shared_bytes);
+}
+
 }  // namespace ferry::cuda

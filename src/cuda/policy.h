@@ -15,6 +15,7 @@ namespace ferry::cuda {
 struct DeviceLimits {
   int num_sms = 132;
   int shared_bytes = 231424;  ///< dynamic, per block
+  int sharers = 1;            ///< ranks of the group on the device, whose kernels must be resident together
 };
 
 struct CallShape {
@@ -40,5 +41,15 @@ Launch plan_dispatch_recv(const CallShape& shape, const DeviceLimits& limits);
 /// Launches that go over the rows received, at most `recv_tokens`.
 Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits);
 Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits);
+
+/// What the kernels of latency mode have to do: a warp takes one item at a time.
+struct LatencyWork {
+  std::int64_t send_items = 0, recv_items = 0;  ///< 0: that half is not in the kernel
+  int num_sms = 0;                              ///< the caller's budget; 0 = Ferry chooses
+};
+Launch plan_latency_dispatch(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits);
+Launch plan_latency_combine(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits);
+/// Empty if the routing of such a call fits into shared memory.
+std::string why_not_latency(const LatencySize& size, const DeviceLimits& limits);
 
 }  // namespace ferry::cuda

@@ -35,12 +35,18 @@ Case base(Layout layout, int num_ranks) {
   return adapted(c);
 }
 
-class Ahead : public testing::TestWithParam<std::tuple<Layout, int>> {
+class Ahead : public testing::TestWithParam<std::tuple<Mode, Layout, int>> {
  protected:
   void SetUp() override {
     if (const std::string why = why_not_here({.ranks_as = RanksAs::kThreads}); !why.empty()) GTEST_SKIP() << why;
+    if (const std::string why = make_case().why_not(); !why.empty()) GTEST_SKIP() << why;
   }
-  static Case make_case() { return base(std::get<0>(GetParam()), std::get<1>(GetParam())); }
+  static Case make_case() {
+    const auto& [mode, layout, num_ranks] = GetParam();
+    Case c = base(layout, num_ranks);
+    c.mode = mode;
+    return c;
+  }
 
   static void run(const Case& c, const std::function<void(Rank)>& body) {
     SCOPED_TRACE(describe(c));
@@ -129,10 +135,12 @@ TEST_P(Ahead, ReceivedRowsStayUntilTheNextCallBegins) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Setups, Ahead,
-                         testing::Combine(testing::Values(Layout::kRankMajor, Layout::kExpertMajor),
+                         testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
+                                          testing::Values(Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded),
                                           testing::Values(2, 3)),
                          [](const auto& setup) {
-                           return fmt::format("{}_{}_ranks", name(std::get<0>(setup.param)), std::get<1>(setup.param));
+                           return fmt::format("{}_{}_{}_ranks", name(std::get<0>(setup.param)),
+                                              name(std::get<1>(setup.param)), std::get<2>(setup.param));
                          });
 
 }  // namespace

@@ -23,9 +23,13 @@ struct Setup {
   Reduction reduction;
   CombineArgs::Weighting weighting;
   int num_ranks;
+  Mode mode = Mode::kThroughput;
 };
+std::string name(const Setup& setup) {
+  return fmt::format("{}_{}_{}_ranks", name(setup.mode), name(setup.layout), setup.num_ranks);
+}
 std::ostream& operator<<(std::ostream& out, const Setup& setup) {
-  return out << name(setup.layout) << "_" << setup.num_ranks << "_ranks";
+  return out << name(setup);
 }
 
 /// The same shapes each time, with other traffic, ids, weights and rows. Token numbers cannot change: a graph holds them.
@@ -47,6 +51,7 @@ class Graphs : public testing::TestWithParam<Setup> {
     const auto& setup = GetParam();
     Case c;
     c.nodes = {setup.num_ranks};
+    c.mode = setup.mode;
     c.layout = setup.layout;
     c.reduction = setup.reduction;
     c.weighting = setup.weighting;
@@ -151,7 +156,8 @@ TEST_P(Graphs, DispatchAndCombineInOne) {
 TEST_P(Graphs, DispatchAndCombineInTwo) {
   const Case c = make_case();
   const auto all = references(c, kReplays);
-  const bool in_place = c.layout == Layout::kRankMajor || c.reduction == Reduction::flat();
+  const bool in_place =
+      c.mode == Mode::kThroughput && (c.layout == Layout::kRankMajor || c.reduction == Reduction::flat());
   Board board;
   run(c, [&](Rank rank) {
     Group group = make_group(c, rank);
@@ -297,8 +303,14 @@ INSTANTIATE_TEST_SUITE_P(Setups, Graphs,
                                          Setup{Layout::kExpertMajor, Reduction::per_rank(), Weighting::kFromDispatch,
                                                2},
                                          Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3},
-                                         Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2}),
-                         [](const auto& setup) { return fmt::format("{}_{}", setup.index, name(setup.param.layout)); });
+                                         Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2},
+                                         Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 3,
+                                               Mode::kLatency},
+                                         Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kFromDispatch,
+                                               2, Mode::kLatency},
+                                         Setup{Layout::kExpertPadded, Reduction::flat(), Weighting::kGiven, 3,
+                                               Mode::kLatency}),
+                         [](const auto& setup) { return fmt::format("{}_{}", setup.index, name(setup.param)); });
 
 }  // namespace
 }  // namespace ferry::test

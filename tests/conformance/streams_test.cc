@@ -20,7 +20,7 @@ constexpr int kRounds = 8;
 constexpr std::chrono::seconds kDeadline{40};
 constexpr std::chrono::microseconds kHold{3000};
 
-class Streams : public testing::TestWithParam<Layout> {
+class Streams : public testing::TestWithParam<std::pair<Mode, Layout>> {
  protected:
   void SetUp() override {
     if (const std::string why = why_no_gpu(); !why.empty()) GTEST_SKIP() << why;
@@ -28,7 +28,7 @@ class Streams : public testing::TestWithParam<Layout> {
   static Case make_case() {
     Case c;
     c.nodes = {2};
-    c.layout = GetParam();
+    std::tie(c.mode, c.layout) = GetParam();
     c.default_capacity = true;
     c.tokens = {21, 13};
     c.num_experts = 6;
@@ -155,8 +155,14 @@ TEST_P(Streams, TwoGroupsEachOnItsOwn) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, Streams,
-                         testing::Values(Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded),
-                         [](const auto& layout) { return std::string(name(layout.param)); });
+                         testing::Values(std::pair{Mode::kThroughput, Layout::kRankMajor},
+                                         std::pair{Mode::kThroughput, Layout::kExpertMajor},
+                                         std::pair{Mode::kThroughput, Layout::kExpertPadded},
+                                         std::pair{Mode::kLatency, Layout::kRankMajor},
+                                         std::pair{Mode::kLatency, Layout::kExpertPadded}),
+                         [](const auto& setup) {
+                           return fmt::format("{}_{}", name(setup.param.first), name(setup.param.second));
+                         });
 
 }  // namespace
 }  // namespace ferry::test

@@ -215,8 +215,7 @@ Case adapted(Case c) {
   c.backend = backend;
   if (c.backend != "cuda") return c;
   c.nodes = {c.num_ranks()};
-  c.mode = Mode::kThroughput;
-  c.top_k = std::min(c.top_k, 128);
+  c.top_k = std::min(c.top_k, c.mode == Mode::kLatency ? 32 : 128);
   c.timeout = std::min(c.timeout, std::chrono::seconds(3));
   // A process that has used CUDA cannot fork children that use it: either all cases of a run are processes or none.
   c.ranks_as = std::getenv("FERRY_TEST_PROCESSES") != nullptr ? RanksAs::kProcesses : RanksAs::kThreads;
@@ -227,7 +226,6 @@ Case adapted(Case c) {
 std::string why_not_here(const Case& c) {
   const char* backend = std::getenv("FERRY_TEST_BACKEND");
   if (backend == nullptr || std::string(backend) != "cuda") return {};
-  if (c.mode == Mode::kLatency) return "the cuda backend has no latency mode yet";
   if (c.nodes.size() > 1) return "the cuda backend has one node";
   if (c.ranks_as != ways()[0]) return fmt::format("ranks are {} in this run", name(ways()[0]));
   return {};

@@ -93,7 +93,7 @@ struct Case {
 };
 
 /// The case for the backend that FERRY_TEST_BACKEND names (host if unset): what the cuda backend does not offer yet becomes what
-/// it does (one node, throughput mode, top-k up to 32).
+/// it does (one node, top-k up to 32).
 Case adapted(Case c);
 
 /// Why such a case has no place in a run for the backend that FERRY_TEST_BACKEND names: adapted() would make it the twin of

@@ -378,7 +378,7 @@ CombineArgs Round::combine_args(const DispatchResult& result) {
 }
 
 void Round::use_combine_input(const Group& group, CombineArgs& args) {
-  if (!on_device()) return;
+  if (!on_device() || case_.mode == Mode::kLatency) return;  // there rows are read where they are
   const Tensor input = group.combine_input(*args.handle, args.x.dtype, case_.combine_width);
   device_.copy_rows(input, args.x);
   args.x = input;

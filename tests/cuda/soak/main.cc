@@ -5,7 +5,7 @@
 // none), SM budgets, results in windows and owned, cached handles, combine inputs in place, delays before signals; every few
 // thousand calls a fresh group, which begins and ends with a round trip compared with the reference on the host.
 //
-//     ferry_soak [--calls N] [--ranks R] [--seed S] [--seconds S]
+//     ferry_soak [--calls N] [--ranks R] [--seed S] [--seconds S] [--mode mixed|throughput|latency]
 #include <fmt/format.h>
 
 #include <atomic>
@@ -31,6 +31,7 @@ struct Options {
   int ranks = 0;  ///< 0: one on each GPU, at least two
   std::uint64_t seed = 1;
   int seconds = 230;
+  std::string mode = "mixed";  ///< calls of both modes in one group, or of one
 };
 
 void check(cudaError_t status, const char* what) {
@@ -61,13 +62,14 @@ struct Plan {
   SoakCall call;
   DispatchArgs dispatch;  ///< without tensors
   bool cached = false, in_place = false, twice = false;
+  bool apart = false;  ///< sent now, received later
   Reduction reduction;
   CombineArgs::Weighting weighting = CombineArgs::Weighting::kNone;
   int combine_sms = 0;
   int sleeper = -1;  ///< a rank that comes late
 };
 
-Plan draw_plan(std::uint64_t seed, int rank, int num_ranks) {
+Plan draw_plan(std::uint64_t seed, int rank, int num_ranks, const std::string& mode) {
   Dice dice(seed);
   Plan plan;
   SoakCall& call = plan.call;
@@ -79,12 +81,15 @@ Plan draw_plan(std::uint64_t seed, int rank, int num_ranks) {
   call.width = dice.once_in(8) ? kWidth : 8 * (1 + dice.below(kWidth / 8));
   const int most = dice.once_in(16) ? kMaxTokens : kFewTokens;  // several blocks of each kernel, or one
   for (int r = 0; r < num_ranks; ++r) call.tokens[r] = dice.once_in(6) ? 0 : dice.below(most + 1);
-  constexpr Layout kLayouts[] = {Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded};
-  call.layout = kLayouts[dice.below(3)];
+  const bool latency = mode == "latency" || (mode == "mixed" && dice.once_in(2));
+  constexpr Layout kLayouts[] = {Layout::kRankMajor, Layout::kExpertPadded, Layout::kExpertMajor};
+  call.layout = kLayouts[dice.below(latency ? 2 : 3)];
   constexpr int kAlignments[] = {1, 8, 128};
   if (call.layout == Layout::kExpertMajor) call.alignment = kAlignments[dice.below(3)];
 
   constexpr int kSms[] = {0, 1, 2, 3, 8, 24};
+  plan.dispatch.mode = latency ? Mode::kLatency : Mode::kThroughput;
+  plan.apart = dice.once_in(3);
   plan.dispatch.layout = call.layout;
   plan.dispatch.alignment = call.alignment;
   plan.dispatch.zero_padding = dice.once_in(3) && call.layout == Layout::kExpertMajor;
@@ -104,7 +109,7 @@ Plan draw_plan(std::uint64_t seed, int rank, int num_ranks) {
       CombineArgs::Weighting::kNone, CombineArgs::Weighting::kFromDispatch, CombineArgs::Weighting::kGiven};
   if (!by_token) plan.weighting = kWeightings[dice.below(3)];
   call.weighted = plan.weighting != CombineArgs::Weighting::kNone;
-  plan.in_place = dice.once_in(2) && (by_token || plan.reduction.group == Reduction::Group::kChoice);
+  plan.in_place = dice.once_in(2) && !latency && (by_token || plan.reduction.group == Reduction::Group::kChoice);
   plan.combine_sms = kSms[dice.below(6)];
   plan.cached = dice.once_in(4);
   plan.twice = dice.once_in(5);
@@ -130,7 +135,15 @@ Case draw_group(std::uint64_t seed, int num_ranks) {
   constexpr std::int64_t kDelays[] = {0, 0, 2'000, 20'000, 100'000};
   c.max_signal_delay_ns = kDelays[dice.below(5)];
   c.timeout = kTimeout;
+  c.mode = dice.once_in(2) && c.layout == Layout::kRankMajor ? Mode::kLatency : Mode::kThroughput;
   return c;
+}
+
+GroupConfig config_of(const Case& c) {
+  GroupConfig config = group_config(c);
+  // Calls of both modes; in latency mode, too, an expert may want as many rows as there are choices.
+  config.limits.max_latency_tokens = kMaxTokens * kTopK / kExpertsPerRank;
+  return config;
 }
 
 /// One rank: its memory, its stream, its calls.
@@ -188,13 +201,13 @@ class Soaker {
   }
 
   void run_group(const Case& c, std::uint64_t number) {
-    Group group = make_group(c, rank_);
+    Group group = make_group(c, rank_, config_of(c));
     const Reference reference(c, 0);
     compare_with_reference(group, reference);
     const std::int64_t until = std::min(options_.calls, calls_ + kCallsPerGroup);
     int looked = 0;
     for (std::uint64_t i = 0; calls_ < until; ++i) {
-      const Plan plan = draw_plan(hash(options_.seed, 2, number, i), rank_.rank, rank_.size);
+      const Plan plan = draw_plan(hash(options_.seed, 2, number, i), rank_.rank, rank_.size, options_.mode);
       one_round(group, plan);
       if (++looked % kRoundsPerLook == 0) look(group);
     }
@@ -229,7 +242,7 @@ class Soaker {
     send.topk_ids = Tensor::contiguous(inputs_.ids, DType::kInt32, {call.own_tokens(), call.top_k});
     send.topk_weights = Tensor::contiguous(inputs_.weights, DType::kFp32, {call.own_tokens(), call.top_k});
     send.stream = stream_;
-    DispatchResult arrived = group.dispatch(send);
+    DispatchResult arrived = plan.apart ? group.dispatch_send(send).receive() : group.dispatch(send);
     check_arrivals(call, arrived, report_, stream_);
     ++calls_;
     if (plan.cached) {
@@ -256,7 +269,7 @@ class Soaker {
       back.weights = Tensor::contiguous(inputs_.weights, DType::kFp32, {call.own_tokens(), call.top_k});
     back.num_sms = plan.combine_sms;
     back.stream = stream_;
-    const CombineResult returned = group.combine(back);
+    const CombineResult returned = plan.apart ? group.combine_send(back).receive() : group.combine(back);
     check_sums(call, returned.out, report_, stream_);
     ++calls_;
   }
@@ -290,6 +303,12 @@ Options parse(int argc, char** argv) {
   for (int i = 1; i < argc; i += 2) {
     require(i + 1 < argc, fmt::format("{} wants a value", argv[i]));
     const std::string name = argv[i];
+    if (name == "--mode") {
+      options.mode = argv[i + 1];
+      require(options.mode == "mixed" || options.mode == "throughput" || options.mode == "latency",
+              fmt::format("--mode is mixed, throughput or latency, not {}", options.mode));
+      continue;
+    }
     const std::int64_t value = std::stoll(argv[i + 1]);
     if (name == "--calls") {
       options.calls = value;

@@ -1,0 +1,92 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernels of a combine in latency mode: its steps one after the other, or each half in a kernel of its own.
+#include "cuda/kernels.h"
+#include "cuda/latency/combine_recv.cuh"
+
+namespace ferry::cuda {
+namespace latency {
+namespace {
+
+extern __shared__ __align__(128) std::byte shared_bytes[];
+
+/// Sends; false if the call ends here. All threads of a block.
+template <DType kDType>
+__device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
+  auto* rank_of_slot = reinterpret_cast<std::int32_t*>(shared_bytes);
+  const bool last_warp = blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1;
+  ReturnSender<kDType> sender(a, rank_of_slot);
+  // What needs no other load is asked for first, all of it; then comes the first wait.
+  sender.start();
+  Credits credits(a.group, LatencyKind::kCombine);
+  if (threadIdx.x == 0) begin_call(a.group, LatencyKind::kCombine, epochs);
+  if (last_warp) give_credits(a.group);
+  for (int slot = static_cast<int>(threadIdx.x); slot < a.num_slots; slot += static_cast<int>(blockDim.x))
+    rank_of_slot[slot] = a.handle.rank_of_slot[slot];
+  __syncthreads();
+  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kCombine, epochs);
+  if (!credits.wait(FaultStep::kCombineSend, epochs)) return false;
+  if (last_warp) send_notes(a, epochs);
+  if (weights_go_ahead(a)) send_weights_ahead(a, epochs);
+  return sender.send_all(epochs);
+}
+
+/// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
+template <DType kDType>
+__device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good) {
+  auto* terms = reinterpret_cast<ReturnTerms*>(shared_bytes);
+  ReturnSummer<kDType> summer(a, terms[threadIdx.x / 32]);
+  __syncthreads();  // what sending kept in this memory is not needed any more
+  if (good && !has_failed(a.group, epochs.now)) {
+    if (blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs);
+    summer.sum_all(epochs);
+  }
+  // Also after a failure: peers need not wait for a rank that reads nothing any more.
+  file_read(a.group, LatencyKind::kCombine, epochs);
+}
+
+template <DType kDType, Phase kPhase>
+__global__ void __launch_bounds__(kLatencyThreads) latency_combine_kernel(const __grid_constant__ CombineArgsOnDevice a) {
+  __shared__ Epochs epochs;
+  bool good = true;
+  if constexpr (kPhase == Phase::kReceive) {
+    resume_call(a.group, LatencyKind::kCombine, epochs);
+  } else {
+    good = send<kDType>(a, epochs);
+  }
+  if constexpr (kPhase != Phase::kSend) receive<kDType>(a, epochs, good);
+}
+
+const void* kernel_of(DType dtype, Phase phase) {
+  const void* kernel = nullptr;
+  with_dtype(dtype, [&]<DType kDType>() {
+    kernel = phase == Phase::kSend      ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kSend>)
+             : phase == Phase::kReceive ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kReceive>)
+                                        : reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kWhole>);
+  });
+  return kernel;
+}
+
+}  // namespace
+}  // namespace latency
+
+std::size_t latency_combine_shared_bytes(const LatencySize& size, int warps) {
+  return std::max(static_cast<std::size_t>(size.num_slots) * sizeof(std::int32_t),
+                  static_cast<std::size_t>(warps) * sizeof(latency::ReturnTerms));
+}
+
+void launch_latency_combine(const CombineArgsOnDevice& args, Phase phase, const Launch& launch, cudaStream_t stream) {
+  void* arguments[] = {const_cast<CombineArgsOnDevice*>(&args)};
+  cudaLaunchKernel(latency::kernel_of(args.dtype, phase), dim3(static_cast<unsigned>(launch.blocks)),
+                   dim3(static_cast<unsigned>(launch.threads)), arguments, launch.shared_bytes, stream);
+}
+
+void prepare_latency_combine(int dynamic_bytes) {
+  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
+    for (const Phase phase : {Phase::kSend, Phase::kReceive, Phase::kWhole})
+      prepare_kernel(latency::kernel_of(dtype, phase), dynamic_bytes);
+  }
+}
+
+}  // namespace ferry::cuda

@@ -1,0 +1,173 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernels of a dispatch in latency mode: its steps one after the other, or each half in a kernel of its own.
+#include "cuda/kernels.h"
+#include "cuda/latency/dispatch_recv.cuh"
+#include "cuda/latency/dispatch_send.cuh"
+
+namespace ferry::cuda {
+namespace latency {
+namespace {
+
+extern __shared__ __align__(128) std::byte shared_bytes[];
+
+/// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
+__device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epochs) {
+  __shared__ int bad;
+  const int warp = static_cast<int>(threadIdx.x) / 32, warps = static_cast<int>(blockDim.x) / 32;
+  RoutingMemory routing;
+  at = routing.lay_out(at, a.group.placement.num_experts, a.group.placement.num_slots, a.group.num_ranks,
+                       a.num_tokens * a.top_k);
+  Router router(a, routing);
+  DispatchSender sender(a, routing, reinterpret_cast<std::uint32_t*>(at) + warp * kScaleWords, router);
+  // What needs no other load is asked for first, all of it; then comes the first wait.
+  sender.start();
+  Manifest manifest(a, routing);
+  Credits credits(a.group, LatencyKind::kDispatch);
+  if (threadIdx.x == 0) {
+    begin_call(a.group, LatencyKind::kDispatch, epochs);
+    bad = Router::kNone;
+  }
+  if (blockIdx.x == gridDim.x - 1 && warp == warps - 1) give_credits(a.group);
+  router.start();
+  __syncthreads();
+  if (const int mine = router.find_slots(); mine != Router::kNone) atomicMin(&bad, mine);
+  __syncthreads();
+  router.number();
+  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
+  if (!credits.wait(FaultStep::kDispatchSend, epochs)) return false;
+  manifest.send_all(epochs, bad);
+  if (bad == Router::kNone) sender.send_all(epochs);
+  if (a.write_handle && blockIdx.x == 0) {
+    for (int rank = static_cast<int>(threadIdx.x); rank < a.group.num_ranks; rank += static_cast<int>(blockDim.x)) {
+      std::int32_t choices = 0;
+      for (int slot = a.group.placement.first_slot[rank]; slot < a.group.placement.first_slot[rank + 1]; ++slot)
+        choices += routing.slot_counts[slot];
+      a.handle.choices_to[rank] = choices;
+      a.handle.tokens_to[rank] = routing.rank_counts[rank];
+    }
+    for (int slot = static_cast<int>(threadIdx.x); slot < a.group.placement.num_slots; slot += static_cast<int>(blockDim.x))
+      a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
+  }
+  return true;
+}
+
+/// Counts and offsets of what came, for the handle, the result and the host; by one block.
+__device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory& m, bool good) {
+  const HandleArgs& h = a.handle;
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), ranks = a.group.num_ranks;
+  if (a.write_handle) {
+    for (int r = tid; r <= ranks; r += threads) h.source_offsets[r] = good ? m.row_starts[r] : 0;
+    for (int e = tid; e <= a.num_local; e += threads) {
+      if (e < a.num_local) h.expert_counts[e] = good ? m.expert_counts[e] : 0;
+      const bool padded = a.shape.layout == Layout::kExpertPadded;
+      h.expert_offsets[e] = good && padded ? static_cast<std::int32_t>(e * a.shape.capacity) : 0;
+    }
+    if (tid == 0) {
+      std::int32_t to_node = 0;
+      for (int r = 0; r < ranks; ++r) to_node += h.tokens_to[r];
+      h.tokens_to_node[0] = to_node;
+    }
+  }
+  const std::int64_t rows = good ? m.row_starts[ranks] : 0;
+  if (tid == 0) *a.num_rows = rows;
+  if (a.counts == nullptr) return;
+  __syncthreads();
+  auto* out = reinterpret_cast<volatile std::int32_t*>(a.counts + 1);
+  for (int i = tid; i <= ranks; i += threads) out[i] = h.source_offsets[i];
+  for (int i = tid; i < a.num_local; i += threads) out[ranks + 1 + i] = h.expert_counts[i];
+  for (int i = tid; i <= a.num_local; i += threads) out[ranks + 1 + a.num_local + i] = h.expert_offsets[i];
+  __threadfence_system();
+  __syncthreads();
+  if (tid != 0) return;
+  volatile HostCounts* counts = a.counts;
+  counts->num_rows = rows;
+  counts->num_expert_rows = h.expert_offsets[a.num_local];
+  counts->failed = good ? 0 : 1;
+  __threadfence_system();
+  counts->ticket = a.ticket;
+}
+
+/// A call that failed leaves counts of 0. Whoever fails does it, and the last block once it has written
+/// counts: one of the two comes last.
+__device__ void clear_counts(const LatencyDispatchArgs& a) {
+  __threadfence();
+  if (threadIdx.x == 0) *a.num_rows = 0;
+  if (!a.write_handle) return;
+  for (int r = static_cast<int>(threadIdx.x); r <= a.group.num_ranks; r += static_cast<int>(blockDim.x))
+    a.handle.source_offsets[r] = 0;
+  for (int e = static_cast<int>(threadIdx.x); e < a.num_local; e += static_cast<int>(blockDim.x)) a.handle.expert_counts[e] = 0;
+}
+
+/// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
+__device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good) {
+  ArrivalMemory memory;
+  memory.lay_out(at, a.group.num_ranks, a.num_local);
+  Arrivals arrivals(a, memory);
+  __syncthreads();  // what sending kept in this memory is not needed any more
+  good = __syncthreads_and(good && !has_failed(a.group, epochs.now)) != 0 && arrivals.read(epochs);
+  if (blockIdx.x == gridDim.x - 1) write_arrivals(a, memory, good);  // the first blocks have rows to take
+  DispatchReceiver receiver(a, memory, arrivals, epochs);
+  good = good && receiver.take_all();
+  good = __syncthreads_and(good) != 0;
+  if (good) {
+    receiver.clear_rest(arrivals.num_rows());
+    if (blockIdx.x == gridDim.x - 1) good = !has_failed(a.group, epochs.now);
+  }
+  if (!good) {
+    receiver.clear_rest(0);
+    clear_counts(a);
+  }
+  file_read(a.group, LatencyKind::kDispatch, epochs);
+}
+
+template <Phase kPhase>
+__global__ void __launch_bounds__(kLatencyThreads, 2) latency_dispatch_kernel(const __grid_constant__ LatencyDispatchArgs a) {
+  __shared__ Epochs epochs;
+  const auto at = reinterpret_cast<std::size_t>(shared_bytes);
+  bool good = true;
+  if constexpr (kPhase == Phase::kReceive) {
+    resume_call(a.group, LatencyKind::kDispatch, epochs);
+  } else {
+    good = send(a, at, epochs);
+  }
+  if constexpr (kPhase != Phase::kSend) receive(a, at, epochs, good);
+}
+
+const void* kernel_of(Phase phase) {
+  switch (phase) {
+    case Phase::kSend:
+      return reinterpret_cast<const void*>(latency_dispatch_kernel<Phase::kSend>);
+    case Phase::kReceive:
+      return reinterpret_cast<const void*>(latency_dispatch_kernel<Phase::kReceive>);
+    case Phase::kWhole:
+      break;
+  }
+  return reinterpret_cast<const void*>(latency_dispatch_kernel<Phase::kWhole>);
+}
+
+}  // namespace
+}  // namespace latency
+
+std::size_t latency_dispatch_shared_bytes(const LatencySize& size, int warps) {
+  latency::RoutingMemory routing;
+  const std::size_t send = routing.lay_out(0, size.num_experts, size.num_slots, size.num_ranks, size.choices) +
+                           static_cast<std::size_t>(warps) * latency::kScaleWords * sizeof(std::uint32_t);
+  latency::ArrivalMemory arrivals;
+  const std::size_t receive = arrivals.lay_out(0, size.num_ranks, size.num_local);
+  return std::max(send, receive);
+}
+
+void launch_latency_dispatch(const LatencyDispatchArgs& args, Phase phase, const Launch& launch, cudaStream_t stream) {
+  void* arguments[] = {const_cast<LatencyDispatchArgs*>(&args)};
+  cudaLaunchKernel(latency::kernel_of(phase), dim3(static_cast<unsigned>(launch.blocks)),
+                   dim3(static_cast<unsigned>(launch.threads)), arguments, launch.shared_bytes, stream);
+}
+
+void prepare_latency_dispatch(int dynamic_bytes) {
+  for (const Phase phase : {Phase::kSend, Phase::kReceive, Phase::kWhole})
+    prepare_kernel(latency::kernel_of(phase), dynamic_bytes);
+}
+
+}  // namespace ferry::cuda
