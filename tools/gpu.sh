@@ -9,7 +9,8 @@
 #   faults    the fault suite: late ranks, mismatches, bad ids, overflows, abort, new groups afterwards
 #   litmus    the order of rows and signals between two GPUs, with all fences and without
 #   soak      very many random calls, every one compared (FERRY_SOAK_CALLS, 100000)
-#   mutants   programs with a fence taken out, made by tools/mutate_fences.py --mutants DIR (FERRY_MUTANTS, build/mutants)
+#   mutants   programs with a fence, wait or credit taken out, made beside the build; mutants=REGEX chooses by name or file (a dot for
+#             a space), FERRY_MUTANTS_SECONDS bounds the time they run (240)
 #   python    the Python module for the python3 at hand, in build/gpu/python, and its tests with PyTorch's tensors
 #   ptx       the conformance suite, as threads, from code that a driver compiles for the GPU at hand from compute_80
 #   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
@@ -57,7 +58,7 @@ compile() {
   where=$(prefix) || exit 1
   command -v ninja >/dev/null && generator=(-G Ninja)
   cmake -S . -B "$folder" "${generator[@]}" -DCMAKE_BUILD_TYPE=Release -DFERRY_CUDA=ON -DFERRY_TESTS=ON -DFERRY_EXAMPLES=OFF \
-    -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" "${cmake_options[@]}" --log-level=WARNING >"$folder.log" 2>&1 ||
+    -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DFERRY_CUDA_ARCHITECTURES="$architectures" -DCMAKE_PREFIX_PATH="$where" "${cmake_options[@]}" --log-level=WARNING >"$folder.log" 2>&1 ||
     { tail -20 "$folder.log" >&2; give_up "configuring failed; if a package is missing: make bundle, and take .bundle/ along"; }
   cmake --build "$folder" --parallel "$(nproc)" --target "$@" >"$folder.log" 2>&1 || { tail -30 "$folder.log" >&2; give_up "building failed"; }
 }
@@ -99,7 +100,7 @@ cases() {
 step_test() {
   need_gpu
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
-  conformance all threads "$out" 240 '*Chosen*:Seeds*'
+  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake'
   conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
 }
 
@@ -135,9 +136,18 @@ step_soak() {
   program soak 280 --calls "${FERRY_SOAK_CALLS:-100000}"
 }
 
+# step_mutants [REGEX]
 step_mutants() {
+  need_tools cmake nvcc python3 strip
   need_gpu
-  bash tools/run_mutants.sh "${FERRY_MUTANTS:-build/mutants}" || failed+=("mutants")
+  [ -f "$out/compile_commands.json" ] || give_up "$out is missing: tools/gpu.sh build mutants"
+  if ! python3 tools/mutate_fences.py --mutants "$out/mutants" --build "$out" --jobs "$(nproc)" --only "${1:-}" >"$out/mutants.log" 2>&1; then
+    tail -5 "$out/mutants.log" >&2
+    failed+=("building mutants")
+    return
+  fi
+  say "mutants: $(grep -c '^built' "$out/mutants.log") built"
+  bash tools/run_mutants.sh "$out/mutants" . "${FERRY_MUTANTS_SECONDS:-240}" || failed+=("mutants")
 }
 
 step_python() {
@@ -215,8 +225,9 @@ step_measure() {
 for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
+      mutants=*) step_mutants "${word#mutants=}" ;;
       build | test | graphs | faults | litmus | soak | mutants | python | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,18s/^# \?//p' "$0" >&2; exit 2 ;;
+      *) sed -n '5,19s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done

@@ -13,16 +13,22 @@ folder where a GPU is (tools/gpu.sh mutants).
     tools/mutate_fences.py --only 'combine'    those whose name or file matches
     tools/mutate_fences.py --check             only see that every mutation still fits the source
     tools/mutate_fences.py --markdown          print the table of docs/design/fences.md
-    tools/mutate_fences.py --mutants DIR       build the programs of cuda.toml (--only chooses), a minute or two each
+    tools/mutate_fences.py --mutants DIR       build the programs of cuda.toml (--only chooses), beside a build of this
+                                               tree: --build names one, such as build/gpu of tools/gpu.sh
 """
 
 import argparse
+import concurrent.futures
+import functools
+import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from dataclasses import dataclass
@@ -39,7 +45,7 @@ HOST_FLAGS = (
     "-DFERRY_SANITIZE=thread",
     "-DFERRY_CUDA=OFF",
 )
-DEVICE_FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DFERRY_CUDA=ON")
+DEVICE_FLAGS = ("-DCMAKE_BUILD_TYPE=Release", "-DFERRY_CUDA=ON", "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON")
 
 
 class Wrong(Exception):
@@ -228,33 +234,103 @@ def check_baseline(bench, mutations):
             raise Wrong(f"{program} fails without any mutation: {failed}")
 
 
+class DeviceBench:
+    """A build that stays as it is: what a mutation changes is compiled beside it and linked before the library."""
+
+    def __init__(self, build, jobs):
+        self.build_dir, self.jobs = build.resolve(), jobs
+        commands = json.loads((build / "compile_commands.json").read_text())
+        self.commands = {Path(c["file"]): c for c in commands if Path(c["file"]).is_relative_to(ROOT / "src")}
+
+    def program(self, name):
+        return self.build_dir / "tests" / name
+
+    def link_command(self, program):
+        """The folder and the command that links a program, for either of CMake's generators."""
+        script = self.build_dir / f"tests/CMakeFiles/{program}.dir/link.txt"
+        if script.exists():
+            return script.parent.parent.parent, script.read_text().strip()
+        listed = subprocess.run(
+            ["ninja", "-C", str(self.build_dir), "-t", "commands", f"tests/{program}"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        return self.build_dir, listed.strip().split("\n")[-1]
+
+    def sources_with(self, changed):
+        """The sources of the library that are `changed` or include it, directly or not."""
+
+        @functools.cache
+        def includes(file):
+            found = re.findall(r'^#include "(.+)"', (ROOT / file).read_text(), re.M)
+            near = [Path("src") / name for name in found]
+            return {name for name in near if (ROOT / name).is_file()}
+
+        def reaches(file, seen):
+            if file == changed:
+                return True
+            seen.add(file)
+            return any(reaches(name, seen) for name in includes(file) if name not in seen)
+
+        return [file for file in self.commands if reaches(file.relative_to(ROOT), set())]
+
+    def mutant(self, mutation, program):
+        """Writes `program` with the mutation."""
+        with tempfile.TemporaryDirectory(prefix="ferry-mutant-") as work:
+            tree = Path(work) / "src"
+            shutil.copytree(ROOT / "src", tree)
+            target = Path(work) / mutation.file
+            target.write_text(mutation.applied(target.read_text()))
+            objects = []
+            for source in self.sources_with(Path(mutation.file)):
+                entry = self.commands[source]
+                words = shlex.split(entry["command"].replace(str(ROOT / "src"), str(tree)))
+                objects.append(str(Path(work) / f"{len(objects)}.o"))
+                words[words.index("-o") + 1] = objects[-1]
+                self.call(mutation, words, entry["directory"])
+            folder, command = self.link_command(program.name.split("-", 1)[1])
+            words = [word for word in shlex.split(command) if word not in (":", "&&")]
+            at = words.index("-o")
+            words[at : at + 2] = [*objects, "-s", "-o", str(program)]
+            self.call(mutation, words, folder)
+
+    def call(self, mutation, words, folder):
+        output, status = run(words, 600, cwd=folder)
+        if status != 0:
+            raise Wrong(f"{mutation.name}: does not compile:\n{output[-3000:]}")
+
+    def check_pattern(self, program, pattern):
+        if not program.endswith("_tests"):
+            return
+        listed, _ = run([str(self.program(program)), "--gtest_list_tests", f"--gtest_filter={pattern}"], 60)
+        if not re.search(r"^  \S", listed, re.M):
+            raise Wrong(f"{program}: no test matches {pattern}")
+
+
 def build_mutants(bench, mutations, folder):
     """The program of each mutation, the unchanged ones first, and list.tsv, which says how to run them."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-
-    def keep(label, program, pattern, expect, limit_s, name):
-        file = f"{label}-{program}"
-        if not (folder / file).exists() or label != "whole":
-            subprocess.run(["strip", "-o", folder / file, bench.build_dir / "tests" / program], check=True)
-        lines.append("\t".join([file, pattern, expect.replace(" ", "-"), str(limit_s), name]))
-
     for file in folder.glob("*"):
         file.unlink()
-    bench.build({mutation.program for mutation in mutations})
+    lines = []
     for program, pattern in sorted({(m.program, m.filter) for m in mutations}):
-        keep("whole", program, pattern, "passes", 60, "nothing")
-    for number, mutation in enumerate(mutations):
-        path = bench.tree / mutation.file
-        before = path.read_text()
-        path.write_text(mutation.applied(before))
-        try:
-            bench.build({mutation.program})
-        finally:
-            path.write_text(before)
-        keep(f"{number:02}", mutation.program, mutation.filter, mutation.expect, mutation.limit_s, mutation.name)
-        print(f"built {number + 1} of {len(mutations)}: {mutation.name}", flush=True)
-        (folder / "list.tsv").write_text("\n".join(lines) + "\n")
+        bench.check_pattern(program, pattern)
+        file = f"whole-{program}"
+        subprocess.run(["strip", "-o", folder / file, bench.program(program)], check=True)
+        lines.append([file, pattern, "passes", "60", "nothing"])
+    with concurrent.futures.ThreadPoolExecutor(bench.jobs) as pool:
+        building = {}
+        for number, mutation in enumerate(mutations):
+            file = f"{number:02}-{mutation.program}"
+            lines.append(
+                [file, mutation.filter, mutation.expect.replace(" ", "-"), str(mutation.limit_s), mutation.name]
+            )
+            building[pool.submit(bench.mutant, mutation, (folder / file).resolve())] = mutation.name
+        for number, done in enumerate(concurrent.futures.as_completed(building)):
+            done.result()
+            print(f"built {number + 1} of {len(mutations)}: {building[done]}", flush=True)
+    (folder / "list.tsv").write_text("".join("\t".join(line) + "\n" for line in lines))
 
 
 def print_markdown(mutations):
@@ -295,16 +371,20 @@ def main():
     if options.check:
         return 0
 
-    work = options.work / "cuda" if options.mutants else options.work
-    tree, build = options.tree or work / "tree", options.build or work / "build"
+    if options.mutants:
+        build = options.build or options.work / "cuda"
+        if not options.build:
+            whole = Bench(ROOT, build, options.jobs, DEVICE_FLAGS)
+            whole.configure()
+            whole.build({m.program for m in chosen})
+        build_mutants(DeviceBench(build, options.jobs), chosen, options.mutants)
+        return 0
+    tree, build = options.tree or options.work / "tree", options.build or options.work / "build"
     if tree.resolve() == ROOT:
         raise Wrong("--tree must be a copy: its files are changed")
     copy_tree(ROOT, tree)
-    bench = Bench(tree, build, options.jobs, DEVICE_FLAGS if options.mutants else HOST_FLAGS)
+    bench = Bench(tree, build, options.jobs, HOST_FLAGS)
     bench.configure()
-    if options.mutants:
-        build_mutants(bench, chosen, options.mutants)
-        return 0
     bench.build({m.program for m in chosen})
     if not options.no_baseline:
         check_baseline(bench, chosen)

@@ -26,10 +26,10 @@ struct GroupLimits {
   int num_experts = 0;                    ///< global experts of the default placement
   std::int64_t max_tokens = 4096;         ///< per rank and call, throughput mode
   std::int64_t max_latency_tokens = 128;  ///< per rank and call, latency mode; 0 = no latency mode
-  int max_top_k = 8;
-  std::int64_t hidden = 7168;    ///< widest row, in elements of the widest payload dtype below
-  DType dtype = DType::kBf16;    ///< widest payload and combine dtype
-  std::int64_t extra_bytes = 0;  ///< per token, for payload blocks beyond the row and its fp8 scales
+  int max_top_k = 8;                      ///< choices per token, up to 1024; a call of the cuda backend takes up to 128
+  std::int64_t hidden = 7168;             ///< widest row, in elements of the widest payload dtype below
+  DType dtype = DType::kBf16;             ///< widest payload and combine dtype
+  std::int64_t extra_bytes = 0;           ///< per token, for payload blocks beyond the row and its fp8 scales
   std::int64_t recv_rows =
       0;  ///< rows of the receive window, throughput mode; 0 = worst case (for alignments up to 128)
   /// cuda backend: widest rows that owned dispatch results may hold together in memory that peers write into; a result that finds
@@ -90,6 +90,7 @@ struct GroupStatistics {
   std::uint64_t epoch = 0;            ///< calls begun
   std::uint32_t membership = 0;       ///< changes of membership
   std::int64_t window_bytes = 0;      ///< of this rank
+  std::string device_memory;          ///< how ranks map each other's device memory; empty on the host backend
   std::vector<std::int64_t> wait_ns;  ///< [R] time the host spent waiting for each rank
   std::uint64_t network_commands = 0;
   std::uint64_t network_bytes = 0;
@@ -168,8 +169,10 @@ class Group {
   /// cuda backend: where the experts may write their results, so that combine reads them where they are and copies nothing:
   /// [rows, elements] of `dtype` for the layout of the handle's dispatch (expert_padded: [E_local, capacity, elements]); rows lie
   /// side by side, each padded to 16 bytes. Valid until this rank starts the dispatch `num_flights` after the handle's. Throws
-  /// Error(unsupported) on the host backend, which copies nothing anyway.
-  Tensor combine_input(const Handle& handle, DType dtype, std::int64_t elements) const;
+  /// Error(unsupported) on the host backend, which copies nothing anyway. The memory is mapped as long as the group has these
+  /// windows, and as long as `owner`, if given, is kept.
+  Tensor combine_input(const Handle& handle, DType dtype, std::int64_t elements,
+                       std::shared_ptr<const void>* owner = nullptr) const;
 
   /// Leaves `rank` out from the next call on: nothing is sent to it, nothing awaited, its part is left out. All remaining ranks
   /// must make the same changes before the same call. A rank left out that goes on by itself gets errors and harms nobody.

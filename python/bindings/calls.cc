@@ -8,10 +8,12 @@ namespace nb = nanobind;
 
 namespace ferry::python {
 
-Tensor CallInputs::read(nb::handle value, const std::string& function, const std::string& argument, Access access) {
+Tensor CallInputs::read(nb::handle value, const std::string& function, const std::string& argument, Access access,
+                        std::shared_ptr<const void>* owner) {
   const Device& home = place_.device;
   Array array = read_array(value, {function, argument, home}, access);
   if (home.is_gpu()) streams_.look_at(value, array.place.stream, home.id);
+  if (owner != nullptr) *owner = array.owner;
   owners_.push_back(std::move(array.owner));
   return array.tensor;
 }

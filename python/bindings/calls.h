@@ -37,8 +37,9 @@ class CallInputs {
   explicit CallInputs(const Device& home) : place_{home, {}} {}
 
   /// Throws as read_array does; also for memory of another device than the group's.
+  /// `owner`, if given, gets what keeps the memory.
   Tensor read(nanobind::handle value, const std::string& function, const std::string& argument,
-              Access access = Access::kRead);
+              Access access = Access::kRead, std::shared_ptr<const void>* owner = nullptr);
   /// The stream that was given, else the one that the arrays go by; null on the host backend. Once all arrays were read.
   void* choose_stream(const std::string& function, const std::optional<StreamLike>& given);
   /// Where the results of the call lie.
@@ -57,6 +58,7 @@ struct DispatchInputs : CallInputs {
   DispatchArgs args;
   Handle handle;
   std::optional<Placement> placement;
+  std::shared_ptr<const void> handle_memory_owner;
 };
 
 /// CombineArgs and whatever they point to.

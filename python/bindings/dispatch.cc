@@ -48,8 +48,10 @@ or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks 
 rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
 several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
 would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
-group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend. timeout:
-seconds, of every wait of this call; None: the group's.
+group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend.
+handle_memory: an array without gaps, of any dtype of Ferry, that lends the handle its memory: handle_bytes(...) bytes, at
+a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
+be written until then. timeout: seconds, of every wait of this call; None: the group's.
 
 With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
 cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -80,6 +82,7 @@ struct Given {
   const std::optional<ArrayLike>& topk_weights;
   const std::optional<Handle>& handle;
   const std::optional<Placement>& placement;
+  const std::optional<ArrayLike>& handle_memory;
 };
 
 /// The plain arguments of a dispatch.
@@ -107,6 +110,20 @@ void read_payload(DispatchInputs& inputs, nb::handle payload, const std::string&
   }
 }
 
+void read_handle_memory(DispatchInputs& inputs, nb::handle memory, const std::string& function) {
+  const Tensor tensor = inputs.read(memory, function, "handle_memory", Access::kWrite, &inputs.handle_memory_owner);
+  std::int64_t side_by_side = 1;
+  for (int d = tensor.ndim - 1; d >= 0; --d) {
+    const auto i = static_cast<std::size_t>(d);
+    if (tensor.shape[i] > 1 && tensor.strides[i] != side_by_side)
+      refuse(function, "handle_memory", "an array with gaps, or in another order", "a contiguous array");
+    side_by_side *= tensor.shape[i];
+  }
+  const std::size_t num_bytes = static_cast<std::size_t>(tensor.num_elements()) * dtype_bytes(tensor.dtype);
+  if (num_bytes == 0) refuse(function, "handle_memory", "an empty array", "at least Group.handle_bytes bytes, or None");
+  inputs.args.handle_memory = {static_cast<std::byte*>(tensor.data), num_bytes};
+}
+
 std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given,
                                             const Options& options) {
   auto inputs = std::make_shared<DispatchInputs>(group.home);
@@ -122,6 +139,7 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
     inputs->placement = given.placement;
     args.placement = &*inputs->placement;
   }
+  if (given.handle_memory) read_handle_memory(*inputs, given.handle_memory->value, function);
   args.mode = parse_mode(function, options.mode);
   args.layout = parse_layout(function, options.layout);
   args.codec = parse_codec(function, options.codec);
@@ -149,8 +167,9 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::string mode, std::string layout, std::string codec, int scale_block, int alignment,
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
-                      const std::optional<StreamLike>& stream, std::optional<double> timeout) {
-        const Given given{payload.value, topk_ids, topk_weights, handle, placement};
+                      const std::optional<ArrayLike>& handle_memory, const std::optional<StreamLike>& stream,
+                      std::optional<double> timeout) {
+        const Given given{payload.value, topk_ids, topk_weights, handle, placement, handle_memory};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,
                               renormalise,     host_counts,       num_sms,          stream,
@@ -160,8 +179,8 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
       "payload"_a, "topk_ids"_a = nb::none(), "topk_weights"_a = nb::none(), nb::kw_only(), "handle"_a = nb::none(),
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
-      "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "stream"_a = nb::none(),
-      "timeout"_a = nb::none(), doc);
+      "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "handle_memory"_a = nb::none(),
+      "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
 }
 
 /// Counts that the host waits for would be written by work that is captured and does not run.
@@ -176,12 +195,24 @@ void check_capture(const char* function, const DispatchInputs& inputs) {
   if (waits_for_graph(inputs)) refuse(function, "host_counts", kCaptured, "False");
 }
 
+/// The handle keeps the memory that it was lent, and the group remembers which stream wrote its result.
+void finish(PyDispatchResult& made, const DispatchInputs& inputs, GroupUse& use) {
+  Handle& handle = made.result.handle;
+  const std::span<std::byte> bytes = handle.mutable_bytes();
+  if (bytes.data() == inputs.args.handle_memory.data())
+    handle = Handle(inputs.handle_memory_owner, bytes, handle.shadow());
+  if (made.place.stream) use.streams.remember(handle, *made.place.stream);
+}
+
 PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch");
   check_capture("ferry.Group.dispatch", *inputs);
   PyDispatchResult result{.result = {}, .place = inputs->place()};
-  nb::gil_scoped_release release;
-  result.result = self.group->dispatch(inputs->args);
+  {
+    nb::gil_scoped_release release;
+    result.result = self.group->dispatch(inputs->args);
+  }
+  finish(result, *inputs, *self.use);
   return result;
 }
 
@@ -200,8 +231,11 @@ PyDispatchResult receive(PyPendingDispatch& self) {
   const auto turn = self.use->enter("ferry.PendingDispatch.receive");
   PyDispatchResult result{.result = {}, .place = self.call->inputs->place()};
   self.call->is_received = true;
-  nb::gil_scoped_release release;
-  result.result = self.call->pending.receive();
+  {
+    nb::gil_scoped_release release;
+    result.result = self.call->pending.receive();
+  }
+  finish(result, *self.call->inputs, *self.use);
   return result;
 }
 

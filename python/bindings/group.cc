@@ -10,12 +10,14 @@
 
 #include <optional>
 
+#include "arrays.h"
 #include "bindings.h"
 #include "calls.h"
 #include "config.h"
 #include "cuda_calls.h"
 #include "errors.h"
 #include "meeting.h"
+#include "values.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -46,6 +48,19 @@ After an Error with code "timeout", "peer_lost", "mismatch" or "overflow" the ca
 group goes on with the next call; "invalid_argument" found before the call leaves the group as it was. If only some
 ranks made or failed a call, they may be out of step: their next calls end in named errors until the membership
 changes or another group is made. A group is a context manager that closes itself.)";
+
+constexpr const char* kCombineInputDoc = R"(Where the experts may write their results, so that combine reads them where
+they are and copies nothing; backend="cuda".
+
+handle: of the dispatch whose rows come back. dtype: "bf16", "fp16" or "fp32". elements: H, of a row. Returns an Array on
+the group's GPU in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H],
+rows padded to 16 bytes; after host_counts=False N and Nx are the capacity. Nothing is copied where all of it is given to
+combine: the Array, or a tensor made of it (torch.from_dlpack), on whose stream the call then goes.
+
+What lies there is unspecified until it is written. Its contents belong to this call until the rank starts the dispatch
+num_flights after the handle's; the memory stays mapped as long as the Array lives. The Array goes by the stream of the
+dispatch: taking it on another one (__dlpack__) orders the two. Local; the host waits for nothing. Raises Error:
+"unsupported" on the host backend, where combine reads any array in place; "invalid_argument".)";
 
 constexpr const char* kInitSignature =
     "def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: "
@@ -111,6 +126,14 @@ std::vector<StepTrace> last_trace(PyGroup& self) {
   return self.group->last_trace();
 }
 
+Array combine_input(PyGroup& self, const Handle& handle, const std::string& dtype, std::int64_t elements) {
+  constexpr const char* kFunction = "ferry.Group.combine_input";
+  const auto turn = self.use->enter(kFunction);
+  std::shared_ptr<const void> owner;
+  const Tensor input = self.group->combine_input(handle, parse_dtype(kFunction, "dtype", dtype), elements, &owner);
+  return {.tensor = input, .owner = std::move(owner), .place = {self.home, self.use->streams.of(handle)}};
+}
+
 void close(PyGroup& self) {
   const auto turn = self.use->enter("ferry.Group.close");
   self.group->close();
@@ -157,6 +180,7 @@ void bind_group(nb::module_& module) {
       "count of calls.");
   def_exclusive(group, "check", &Group::check,
                 "Raises the fault of an earlier call that was not raised yet, or Error(\"aborted\").");
+  group.def("combine_input", &combine_input, "handle"_a, "dtype"_a, "elements"_a, kCombineInputDoc);
   group.def("masked", &masked, "[R] True for ranks that are left out.")
       .def(
           "abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),

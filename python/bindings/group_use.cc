@@ -26,6 +26,18 @@ void OneAtATime::leave() noexcept {
   }
 }
 
+void HandleStreams::remember(const Handle& handle, const Stream& stream) {
+  entries_.push_back({handle.shadow(), stream});
+  if (entries_.size() > most_) entries_.pop_front();
+}
+
+std::optional<Stream> HandleStreams::of(const Handle& handle) const {
+  for (const Entry& entry : entries_) {
+    if (handle.shadow() && entry.handle.lock() == handle.shadow()) return entry.stream;
+  }
+  return std::nullopt;
+}
+
 void GroupUse::retain(std::shared_ptr<void> arguments) {
   retained_.push_back({num_combines_ + static_cast<std::uint64_t>(num_flights_) + 1, std::move(arguments)});
 }

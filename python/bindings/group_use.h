@@ -10,8 +10,12 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "ferry/handle.h"
+#include "streams.h"
 
 namespace ferry::python {
 
@@ -43,10 +47,28 @@ class OneAtATime {
   std::vector<std::shared_ptr<void>> dropped_;
 };
 
+/// Which stream wrote the results of the last dispatches, by their handles. As many as have a combine input.
+class HandleStreams {
+ public:
+  explicit HandleStreams(int num_flights) : most_(static_cast<std::size_t>(num_flights)) {}
+  void remember(const Handle& handle, const Stream& stream);
+  std::optional<Stream> of(const Handle& handle) const;
+
+ private:
+  struct Entry {
+    std::weak_ptr<HandleShadow> handle;
+    Stream stream;
+  };
+  std::size_t most_;
+  std::deque<Entry> entries_;
+};
+
 /// The shared state of a Python group, its pending calls and their arguments.
 class GroupUse : public OneAtATime {
  public:
-  explicit GroupUse(int num_flights) : num_flights_(num_flights) {}
+  explicit GroupUse(int num_flights) : streams(num_flights), num_flights_(num_flights) {}
+
+  HandleStreams streams;
 
   /// A combine that was dropped before it was received: the group finishes it when it needs the flight again and may
   /// write its `out` and read its biases then, so these stay until so many more combines were sent.

@@ -76,6 +76,10 @@ void bind_plans(nb::module_& module) {
       .def_ro("epoch", &GroupStatistics::epoch, "Calls begun.")
       .def_ro("membership", &GroupStatistics::membership, "Changes of membership.")
       .def_ro("window_bytes", &GroupStatistics::window_bytes, "Of this rank.")
+      .def_ro(
+          "device_memory", &GroupStatistics::device_memory,
+          "How ranks map each other's device memory: by fabric handles, or by file descriptors and why. Empty on the "
+          "host backend.")
       .def_ro("wait_ns", &GroupStatistics::wait_ns, "[R] time spent waiting for each rank.")
       .def_ro("network_commands", &GroupStatistics::network_commands)
       .def_ro("network_bytes", &GroupStatistics::network_bytes);

@@ -427,6 +427,12 @@ class GroupStatistics:
         """Of this rank."""
 
     @property
+    def device_memory(self) -> str:
+        """
+        How ranks map each other's device memory: by fabric handles, or by file descriptors and why. Empty on the host backend.
+        """
+
+    @property
     def wait_ns(self) -> list[int]:
         """[R] time spent waiting for each rank."""
 
@@ -667,7 +673,7 @@ class Group:
         The network that was chosen, "loopback"; "none" if all ranks are in one node.
         """
 
-    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> DispatchResult:
+    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what
         arrived here.
@@ -683,8 +689,10 @@ class Group:
         rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
         several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
         would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
-        group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend. timeout:
-        seconds, of every wait of this call; None: the group's.
+        group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend.
+        handle_memory: an array without gaps, of any dtype of Ferry, that lends the handle its memory: handle_bytes(...) bytes, at
+        a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
+        be written until then. timeout: seconds, of every wait of this call; None: the group's.
 
         With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
         cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -697,7 +705,7 @@ class Group:
         "overflow", "timeout", "peer_lost", "mismatch", "aborted".
         """
 
-    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingDispatch:
+    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingDispatch:
         """
         The first half of dispatch, with the same arguments: returns a PendingDispatch
         as soon as the rows are sent. receive() goes on with the same stream.
@@ -707,7 +715,7 @@ class Group:
         """
 
     @overload
-    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
+    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
@@ -716,7 +724,7 @@ class Group:
     def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> int:
+    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
     def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
@@ -757,6 +765,22 @@ class Group:
     def check(self) -> None:
         """
         Raises the fault of an earlier call that was not raised yet, or Error("aborted").
+        """
+
+    def combine_input(self, handle: Handle, dtype: str, elements: int) -> Array:
+        """
+        Where the experts may write their results, so that combine reads them where
+        they are and copies nothing; backend="cuda".
+
+        handle: of the dispatch whose rows come back. dtype: "bf16", "fp16" or "fp32". elements: H, of a row. Returns an Array on
+        the group's GPU in the layout of the dispatch: rank_major [N, H], expert_major [Nx, H], expert_padded [E_local, C, H],
+        rows padded to 16 bytes; after host_counts=False N and Nx are the capacity. Nothing is copied where all of it is given to
+        combine: the Array, or a tensor made of it (torch.from_dlpack), on whose stream the call then goes.
+
+        What lies there is unspecified until it is written. Its contents belong to this call until the rank starts the dispatch
+        num_flights after the handle's; the memory stays mapped as long as the Array lives. The Array goes by the stream of the
+        dispatch: taking it on another one (__dlpack__) orders the two. Local; the host waits for nothing. Raises Error:
+        "unsupported" on the host backend, where combine reads any array in place; "invalid_argument".
         """
 
     def masked(self) -> list[bool]:

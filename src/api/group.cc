@@ -83,7 +83,8 @@ std::size_t Group::handle_bytes(const DispatchArgs& args) const {
   return static_cast<std::size_t>(most_handle_bytes(group, call));
 }
 
-Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elements) const {
+Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elements,
+                            std::shared_ptr<const void>* owner) const {
   constexpr const char* kFunction = "ferry::Group::combine_input";
   const GroupState& group = state(kFunction);
   group.require_open(kFunction);
@@ -93,7 +94,9 @@ Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elem
   const std::int64_t most = group.windows().layout.max_return_bytes() / static_cast<std::int64_t>(dtype_bytes(dtype));
   if (elements < 1 || elements > most)
     refuse(kFunction, "elements", fmt::to_string(elements), fmt::format("1 to {} (limits.hidden and dtype)", most));
-  return group.backend->combine_input(group.windows(), handle, dtype, elements);
+  const Tensor input = group.backend->combine_input(group.windows(), handle, dtype, elements);
+  if (owner != nullptr) *owner = group.keep_windows();
+  return input;
 }
 
 void Group::mask(int rank) {

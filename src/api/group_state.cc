@@ -377,6 +377,7 @@ GroupStatistics GroupState::statistics() const {
   statistics.epoch = counters_.epoch;
   statistics.membership = windows_ ? windows_->membership.number : 0;
   statistics.window_bytes = windows_ ? windows_->layout.total_bytes() : 0;
+  if (runtime->device_memories) statistics.device_memory = runtime->device_memories->describe();
   statistics.wait_ns = runtime->wait_ns;
   if (runtime->engine) {
     const net::Statistics network = runtime->engine->statistics();

@@ -42,6 +42,8 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   GroupStatistics statistics() const;
   /// The windows as they are now.
   const Windows& windows() const { return *windows_; }
+  /// What keeps them mapped.
+  std::shared_ptr<const void> keep_windows() const { return windows_; }
   void require_open(const char* function) const;
 
   const GroupConfig config;

@@ -37,6 +37,7 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.signals = list.add("device signals", out.signal_stride * out.num_ranks);
   out.notes =
       list.add("combine notes", static_cast<std::int64_t>(sizeof(CombineNote)) * out.num_ranks * out.num_flights);
+  out.copied = list.add("device copies", DeviceLayout::kCopyParts * 8 * out.num_ranks * out.num_flights);
   const std::int64_t num_slots = std::max(limits.max_slots, placement.num_slots());
   out.counts_stride = wire::padded(static_cast<std::int64_t>(sizeof(CountWord)) *
                                    (DeviceLayout::kNoteWords + out.num_ranks + num_slots));

@@ -18,10 +18,11 @@ namespace ferry {
 
 /// Signals between devices; each writer has one 64-bit word of each and of each flight in the reader's window.
 enum class DeviceSignal : std::uint8_t {
-  kDispatchRows,    ///< the writer has stored all its rows for this rank
-  kCombineWeights,  ///< the weights that the writer sends ahead are here
-  kCombineReady,    ///< the writer's rows may be read; its CombineNote says where
-  kCombineRead,     ///< the writer has read this rank's rows
+  kDispatchRows,      ///< the writer has stored all its rows for this rank
+  kDispatchProgress,  ///< expert layouts: its rows for this rank before this one are here
+  kCombineWeights,    ///< the weights that the writer sends ahead are here
+  kCombineReady,      ///< the writer's rows may be read; its CombineNote says where
+  kCombineRead,       ///< the writer has read this rank's rows
   kNumSignals,
 };
 
@@ -50,12 +51,14 @@ static_assert(sizeof(CountWord) == 8);
 struct DeviceLayout {
   static constexpr int kNoteWords = static_cast<int>(sizeof(DispatchNote) / 4);
   static constexpr std::int64_t kLineBytes = 128;  ///< two writers never share a line
+  static constexpr int kCopyParts = 8;             ///< a source's rows are copied in so many interleaved parts
 
   std::int64_t num_ranks = 0, num_flights = 0;
   std::int64_t recv_rows = 0;    ///< capacity of a receive region
   std::int64_t recv_tokens = 0;  ///< most (token, this rank) pairs
   std::int64_t signals = 0, signal_stride = 0;
   std::int64_t notes = 0;
+  std::int64_t copied = 0;
   std::int64_t counts = 0, counts_stride = 0;
   // First flight's region, and the step to the next flight's.
   std::int64_t recv = 0, recv_stride = 0;
@@ -74,6 +77,10 @@ struct DeviceLayout {
   }
   FERRY_HD std::int64_t note_at(int flight, int writer) const {
     return notes + (flight * num_ranks + writer) * static_cast<std::int64_t>(sizeof(CombineNote));
+  }
+  /// uint64[kCopyParts]: how far the owner has copied the rows of `source` before all had arrived.
+  FERRY_HD std::int64_t copied_at(int flight, int source) const {
+    return copied + (flight * num_ranks + source) * static_cast<std::int64_t>(kCopyParts * sizeof(std::uint64_t));
   }
   /// CountWord[kNoteWords] of a DispatchNote, then of int32 tokens[R], choices[S].
   FERRY_HD std::int64_t counts_at(int parity, int writer) const {

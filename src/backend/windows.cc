@@ -28,6 +28,8 @@ struct NoticeHeader {
   CallCounters counters;
   std::uint64_t config_digest = 0;
   std::uint64_t num_ranks = 0;
+  std::uint64_t has_fabric_handle = 0;
+  FabricHandle fabric_handle{};  ///< of the sender's device memory
 };
 
 struct MembershipNotice {
@@ -112,6 +114,9 @@ class WindowOpener {
     if (runtime_.device_memories) {
       windows_.device_[static_cast<std::size_t>(runtime_.rank)] =
           runtime_.device_memories->allocate(static_cast<std::size_t>(runtime_.device_layout.total_bytes));
+      const auto& fabric = windows_.device_[static_cast<std::size_t>(runtime_.rank)]->fabric_handle();
+      header_.has_fabric_handle = fabric ? 1 : 0;
+      header_.fabric_handle = fabric.value_or(FabricHandle{});
     }
     send_notices();
     const auto deadline = std::chrono::steady_clock::now() + timeout_;
@@ -181,7 +186,7 @@ class WindowOpener {
       if (theirs.header.number < header_.number) continue;
       check_agreement(peer, theirs);
       adopt(peer, notice->memory, theirs.description);
-      adopt_device(peer, notice->device);
+      adopt_device(peer, notice->device, theirs.header);
       windows_.first_epoch = std::max(windows_.first_epoch, theirs.header.counters.epoch);
       return true;
     }
@@ -219,7 +224,7 @@ class WindowOpener {
     windows_.remote_[index] = runtime_.engine->open(peer, description, memory);
   }
 
-  void adopt_device(int peer, const std::shared_ptr<Shareable>& shared) {
+  void adopt_device(int peer, const std::shared_ptr<Shareable>& shared, const NoticeHeader& header) {
     if (!runtime_.device_memories || runtime_.topology.node_of(peer) != runtime_.topology.node_of(runtime_.rank))
       return;
     if (!shared) {
@@ -230,8 +235,10 @@ class WindowOpener {
       error.peers.push_back({.rank = peer});
       throw error;
     }
+    std::optional<FabricHandle> fabric;
+    if (header.has_fabric_handle != 0) fabric = header.fabric_handle;
     windows_.device_[static_cast<std::size_t>(peer)] =
-        runtime_.device_memories->map(*shared, static_cast<std::size_t>(runtime_.device_layout.total_bytes));
+        runtime_.device_memories->map(*shared, fabric, static_cast<std::size_t>(runtime_.device_layout.total_bytes));
   }
 
   [[noreturn]] void fail(ErrorCode code, const std::vector<int>& peers, const char* why) const {

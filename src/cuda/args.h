@@ -15,7 +15,11 @@
 namespace ferry::cuda {
 
 inline constexpr int kMaxFlights = 64;
-inline constexpr int kMaxTopK = 32;  ///< a token's choices are the lanes of one warp
+inline constexpr int kMostChunks = 16;  ///< of a dispatch's tokens, for which it reports progress
+inline constexpr int kMaxTopK = 32;     ///< a token's choices are the lanes of one warp
+/// With more choices than lanes, up to so many, kernels of their own take them in chunks of 32 (throughput mode). What bounds
+/// them: combine_recv keeps where the rows of some tokens ahead lie in shared memory, for each warp.
+inline constexpr int kWideTopK = 128;
 
 /// Which part of a call a fault happened in; dispatch_send of throughput mode names route, whose words it looks at again.
 enum class FaultStep : std::int32_t { kRoute, kDispatchSend, kDispatchRecv, kCombineSend, kCombineRecv };
@@ -29,7 +33,7 @@ struct Fault {
   FaultKind kind = FaultKind::kNone;  ///< written last
   FaultStep step = FaultStep::kRoute;
   std::int32_t peer = -1;
-  std::int32_t unused = 0;
+  std::int32_t expert = -1;  ///< of an overflow of its capacity
   std::uint64_t epoch = 0, seen = 0, wanted = 0;
   std::int64_t where = 0, value = 0;  ///< row and id of a bad id; rows needed and capacity of an overflow
 };
@@ -56,6 +60,10 @@ struct DeviceState {
   std::uint32_t fault_taken = 0;
   std::uint32_t barrier_count = 0, barrier_round = 0;
   std::uint32_t blocks_done = 0;
+  // Of dispatch_send in expert layouts: warps that have stored their tokens of each chunk (cleared by route), and blocks that
+  // have sent all that they had for peers.
+  std::uint32_t chunk_warps[kMostChunks] = {};
+  std::uint32_t sending_blocks_done = 0;
   // Latency mode, by kind (LatencyKind) and flight: the last call, the last one that was read here, and what the peers know of that.
   std::uint32_t blocks_begun = 0;
   std::uint64_t latency_epoch[2][kMaxFlights] = {};
@@ -140,6 +148,8 @@ struct SendArgs {
   std::int32_t top_k = 0, num_blocks = 0, row_bytes = 0;
   std::int32_t own_blocks =
       0;  ///< of the grid, for this rank's rows for itself; 0, as with a codec: every block does both
+  bool own_everywhere =
+      false;  ///< expert layouts: a row that stays on this rank goes to each of its choices, not the first alone
   Codec codec = Codec::kNone;
   std::int32_t scale_block = 128;
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data

@@ -23,10 +23,11 @@ constexpr int kDepth = 4, kVectors = 7;
 using Fetched = FetchMemory<kDepth, kVectors>;
 constexpr int kPieceBytes = Fetched::kPieceBytes;
 
-/// The rows of one token in the order of the sum.
+/// The rows of one token in the order of the sum, at most kMost.
+template <int kMost>
 struct Terms {
-  const std::byte* rows[kMaxTopK];
-  float weights[kMaxTopK];
+  const std::byte* rows[kMost];
+  float weights[kMost];
   int count;
 };
 /// Tokens whose rows may have been asked for and not yet used: short rows are one piece.
@@ -38,9 +39,10 @@ struct RankRows {
   std::int64_t stride;
 };
 
+template <int kMost>
 struct alignas(128) WarpMemory {
   Fetched fetched;
-  Terms terms[kTokensAhead];
+  Terms<kMost> terms[kTokensAhead];
 };
 
 /// Refuses peers that are in another call or gave other arguments; keeps where the rows of the others are. All threads of a
@@ -70,14 +72,16 @@ __device__ bool read_notes(const CombineArgsOnDevice& a, std::uint64_t epoch, Ra
 }
 
 /// kPlain: sums of rows as they are, without weight, bias or a second stage. Most calls; its code is a tenth of the other's.
-template <DType kDType, bool kPlain>
+/// kMost: choices of a token; with more than lanes they are looked at 32 at a time.
+template <DType kDType, bool kPlain, int kMost>
 class TokenSummer {
  public:
+  static constexpr bool kWide = kMost > kMaxTopK;
   using Vector = Sixteen<kDType>;
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ TokenSummer(const CombineArgsOnDevice& args, WarpMemory& memory, const RankRows* ranks)
+  __device__ TokenSummer(const CombineArgsOnDevice& args, WarpMemory<kMost>& memory, const RankRows* ranks)
       : a_(args),
         ranks_(ranks),
         ring_(memory.fetched),
@@ -91,7 +95,7 @@ class TokenSummer {
   __device__ void sum_all() {
     const std::int64_t first = static_cast<std::int64_t>(threadIdx.x / 32) * gridDim.x + blockIdx.x;
     Cursor ask{first}, go{first};
-    next_ = choice_of(first);
+    if constexpr (!kWide) next_ = choice_of(first, lane_);
     unsigned asked = 0;
     for (unsigned piece = 0; go.token < a_.num_tokens; ++piece) {
       for (; asked < piece + kDepth - 1; ++asked) {
@@ -99,7 +103,13 @@ class TokenSummer {
           ring_.ask(asked, nullptr, 0);
           continue;
         }
-        if (ask.is_first()) find_terms(ask);
+        if (ask.is_first()) {
+          if constexpr (kWide) {
+            find_wide_terms(ask);
+          } else {
+            find_terms(ask);
+          }
+        }
         bring(ask, asked);
         advance(ask);
       }
@@ -119,7 +129,7 @@ class TokenSummer {
     int term = 0;
     __device__ bool is_first() const { return offset == 0 && term == 0; }
   };
-  __device__ Terms& terms_of(const Cursor& at) const { return terms_[at.number % kTokensAhead]; }
+  __device__ Terms<kMost>& terms_of(const Cursor& at) const { return terms_[at.number % kTokensAhead]; }
   __device__ void advance(Cursor& at) const {
     if (++at.term < terms_of(at).count) return;
     at.term = 0;
@@ -131,14 +141,14 @@ class TokenSummer {
   }
 
   __device__ void bring(const Cursor& at, unsigned piece) {
-    const Terms& terms = terms_of(at);
+    const Terms<kMost>& terms = terms_of(at);
     if (terms.count == 0) return ring_.ask(piece, nullptr, 0);
     ring_.ask(piece, terms.rows[at.term] + at.offset, min(kPieceBytes, row_bytes_ - at.offset));
   }
 
   /// Adds a piece to the sums; the last row of a run ends them.
   __device__ void use(const Cursor& at, unsigned piece) {
-    const Terms& terms = terms_of(at);
+    const Terms<kMost>& terms = terms_of(at);
     const int count = terms.count;
     const bool by_node = !kPlain && a_.reduction.group == Reduction::Group::kNode;
     if (kPlain && at.term == 0 && count > 0) {
@@ -206,10 +216,10 @@ class TokenSummer {
     std::int32_t rank = -1, row = 0, token = 0;
     float weight = 1.0f;
   };
-  __device__ Choice choice_of(std::int64_t token) const {
+  __device__ Choice choice_of(std::int64_t token, int k) const {
     Choice out;
-    if (token >= a_.num_tokens || lane_ >= a_.top_k) return out;
-    const std::int64_t at = token * a_.top_k + lane_;
+    if (token >= a_.num_tokens || k >= a_.top_k) return out;
+    const std::int64_t at = token * a_.top_k + k;
     const bool flat = a_.reduction.group == Reduction::Group::kChoice;
     out.rank = a_.handle.ranks[at];
     out.token = a_.handle.tokens[at];
@@ -217,17 +227,17 @@ class TokenSummer {
     if (!flat || a_.weigh == CombineArgsOnDevice::Weigh::kNone) return out;
     out.weight = a_.weigh == CombineArgsOnDevice::Weigh::kFromDispatch
                      ? a_.handle.weights[at]
-                     : a_.weights[token * a_.weights_stride[0] + lane_ * a_.weights_stride[1]];
+                     : a_.weights[token * a_.weights_stride[0] + k * a_.weights_stride[1]];
     return out;
   }
 
   /// Lane k looks at choice k: which row it brings, and at which place of the sum.
   __device__ void find_terms(const Cursor& cursor) {
     const std::int64_t token = cursor.token;
-    Terms& terms = terms_of(cursor);
+    Terms<kMost>& terms = terms_of(cursor);
     const std::int64_t at = token * a_.top_k + lane_;
     const Choice choice = next_;
-    next_ = choice_of(token + step_);
+    next_ = choice_of(token + step_, lane_);
     const std::int32_t rank = choice.rank;
     const bool live = rank >= 0 && ranks_[rank].base != nullptr;
     const unsigned before = (1u << lane_) - 1;
@@ -254,16 +264,55 @@ class TokenSummer {
       terms.rows[place] = ranks_[rank].base + choice.row * ranks_[rank].stride;
       terms.weights[place] = choice.weight;
     }
-    if (a_.out_weights != nullptr && lane_ < a_.top_k) {
-      float value = 0.0f;
-      if (live) {
-        value += load_relaxed(reinterpret_cast<const float*>(a_.group.windows[rank] + a_.group.layout.combine_weights +
-                                                             a_.group.flight * a_.group.layout.combine_weights_stride) +
-                              static_cast<std::int64_t>(choice.token) * a_.top_k + lane_);
-      }
-      a_.out_weights[at] = value;
-    }
+    if (a_.out_weights != nullptr && lane_ < a_.top_k) a_.out_weights[at] = returned_weight(choice, lane_);
     __syncwarp();
+  }
+  /// The combined weight that choice k brings.
+  __device__ float returned_weight(const Choice& choice, int k) const {
+    if (choice.rank < 0 || ranks_[choice.rank].base == nullptr) return 0.0f;
+    const auto* weights =
+        reinterpret_cast<const float*>(a_.group.windows[choice.rank] + a_.group.layout.combine_weights +
+                                       a_.group.flight * a_.group.layout.combine_weights_stride);
+    return 0.0f + load_relaxed(weights + static_cast<std::int64_t>(choice.token) * a_.top_k + k);
+  }
+
+  /// kWide. Every choice a term; or a term per rank: ranks ascending, or in the order of their last choices.
+  __device__ void find_wide_terms(const Cursor& cursor) {
+    Terms<kMost>& terms = terms_of(cursor);
+    const std::int64_t token = cursor.token;
+    const bool by_rank = a_.reduction.group != Reduction::Group::kChoice;
+    const bool ascending = by_rank && a_.reduction.order == Reduction::Order::kAscending;
+    const std::int32_t* ranks = a_.handle.ranks + token * a_.top_k;
+    int count = 0;
+    __syncwarp();
+    for (int begin = 0; begin < a_.top_k; begin += 32) {
+      const int k = begin + lane_;
+      const Choice choice = choice_of(token, k);
+      bool brings = choice.rank >= 0 && ranks_[choice.rank].base != nullptr;
+      int place = 0;  // ascending: that of the rank; else that among those which bring a term
+      for (int other = 0; other < a_.top_k && by_rank; ++other) {
+        if (ranks[other] == choice.rank && (ascending ? other < k : other > k)) brings = false;
+      }
+      for (int rank = 0; ascending && brings && rank < choice.rank; ++rank) place += is_wanted(ranks, rank) ? 1 : 0;
+      const unsigned bringing = __ballot_sync(kAll, brings);
+      if (!ascending) place = count + __popc(bringing & ((1u << lane_) - 1));
+      count += __popc(bringing);
+      if (brings) {
+        terms.rows[place] = ranks_[choice.rank].base + choice.row * ranks_[choice.rank].stride;
+        terms.weights[place] = choice.weight;
+      }
+      if (a_.out_weights != nullptr && k < a_.top_k) a_.out_weights[token * a_.top_k + k] = returned_weight(choice, k);
+    }
+    if (lane_ == 0) terms.count = count;
+    __syncwarp();
+  }
+  /// A choice of the token goes to this rank, which takes part.
+  __device__ bool is_wanted(const std::int32_t* ranks, int rank) const {
+    if (ranks_[rank].base == nullptr) return false;
+    for (int k = 0; k < a_.top_k; ++k) {
+      if (ranks[k] == rank) return true;
+    }
+    return false;
   }
 
   /// A stage begins at bias0 + bias1, not at 0 + bias0: a negative zero stays one.
@@ -293,7 +342,7 @@ class TokenSummer {
   const RankRows* ranks_;
   Choice next_;  ///< of the token after the last one asked for: its latency is hidden behind rows
   FetchRing<Fetched> ring_;
-  Terms* terms_;
+  Terms<kMost>* terms_;
   const int lane_;
   const std::int64_t step_;
   const int row_bytes_;
@@ -303,7 +352,7 @@ class TokenSummer {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
-template <DType kDType>
+template <DType kDType, int kMost>
 __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
     combine_recv_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   const DeviceState& state = *a.group.state;
@@ -317,14 +366,15 @@ __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
     }
   }
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineReady, total_of(epoch));
-  auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + blockDim.x / 32 * sizeof(WarpMemory));
+  auto* ranks = reinterpret_cast<RankRows*>(shared_bytes + blockDim.x / 32 * sizeof(WarpMemory<kMost>));
   good = good && read_notes(a, epoch, ranks);
   if (good) {
-    WarpMemory& memory = reinterpret_cast<WarpMemory*>(shared_bytes)[threadIdx.x / 32];
-    if (a.reduction.group == Reduction::Group::kRank && a.bias[0] == nullptr && a.bias[1] == nullptr) {
-      TokenSummer<kDType, true>(a, memory, ranks).sum_all();
+    auto& memory = reinterpret_cast<WarpMemory<kMost>*>(shared_bytes)[threadIdx.x / 32];
+    const bool plain = a.reduction.group == Reduction::Group::kRank && a.bias[0] == nullptr && a.bias[1] == nullptr;
+    if (plain && kMost <= kMaxTopK) {
+      TokenSummer<kDType, kMost <= kMaxTopK, kMost>(a, memory, ranks).sum_all();
     } else {
-      TokenSummer<kDType, false>(a, memory, ranks).sum_all();
+      TokenSummer<kDType, false, kMost>(a, memory, ranks).sum_all();
     }
   }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
@@ -336,20 +386,24 @@ __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
 
 }  // namespace
 
-std::size_t combine_shared_bytes(int warps, int num_ranks) {
-  return static_cast<std::size_t>(warps) * sizeof(WarpMemory) + static_cast<std::size_t>(num_ranks) * sizeof(RankRows);
+std::size_t combine_shared_bytes(int warps, int num_ranks, int top_k) {
+  const std::size_t memory = top_k > kMaxTopK ? sizeof(WarpMemory<kWideTopK>) : sizeof(WarpMemory<kMaxTopK>);
+  return static_cast<std::size_t>(warps) * memory + static_cast<std::size_t>(num_ranks) * sizeof(RankRows);
 }
 
 void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream) {
   with_dtype(args.dtype, [&]<DType kDType>() {
-    combine_recv_kernel<kDType><<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+    const auto kernel =
+        args.top_k > kMaxTopK ? combine_recv_kernel<kDType, kWideTopK> : combine_recv_kernel<kDType, kMaxTopK>;
+    kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
   });
 }
 
 void prepare_combine_recv(int dynamic_bytes) {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
     with_dtype(dtype, [&]<DType kDType>() {
-      prepare_kernel(reinterpret_cast<const void*>(combine_recv_kernel<kDType>), dynamic_bytes);
+      prepare_kernel(reinterpret_cast<const void*>(combine_recv_kernel<kDType, kMaxTopK>), dynamic_bytes);
+      prepare_kernel(reinterpret_cast<const void*>(combine_recv_kernel<kDType, kWideTopK>), dynamic_bytes);
     });
   }
 }

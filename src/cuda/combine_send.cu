@@ -30,25 +30,28 @@ struct WarpShare {
   std::int64_t step = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
 };
 
-/// Stores the weights of this rank's tokens at the ranks that sum their rows, in the order of the rows there.
+/// Stores the weights of this rank's tokens at the ranks that sum their rows, in the order of the rows there. Choices 32 at a
+/// time: a rank that has choices in several of these groups gets the weights again with each.
 __device__ void send_weights_ahead(const CombineArgsOnDevice& a) {
   const WarpShare share;
   for (std::int64_t t = share.first; t < a.num_tokens; t += share.step) {
-    const std::int64_t at = t * a.top_k + share.lane;
-    const std::int32_t rank = share.lane < a.top_k ? a.handle.ranks[at] : -1;
-    const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - share.lane);
-    const bool first = rank >= 0 && (same & ((1u << share.lane) - 1)) == 0 && a.group.windows[rank] != nullptr;
-    const std::int32_t row = first ? a.handle.tokens[at] : -1;
-    const float weight =
-        share.lane < a.top_k ? a.weights[t * a.weights_stride[0] + share.lane * a.weights_stride[1]] : 0.0f;
-    for (unsigned left = __ballot_sync(kAll, first); left != 0; left &= left - 1) {
-      const int lane = __ffs(static_cast<int>(left)) - 1;
-      const std::int32_t to_rank = __shfl_sync(kAll, rank, lane);
-      const std::int64_t to_row = __shfl_sync(kAll, row, lane);
-      auto* to = reinterpret_cast<float*>(a.group.windows[to_rank] + a.group.layout.weights_ahead +
-                                          a.group.flight * a.group.layout.weights_ahead_stride) +
-                 to_row * a.top_k;
-      if (share.lane < a.top_k) to[share.lane] = weight;
+    for (int begin = 0; begin < a.top_k; begin += 32) {
+      const int choice = begin + share.lane;
+      const std::int64_t at = t * a.top_k + choice;
+      const std::int32_t rank = choice < a.top_k ? a.handle.ranks[at] : -1;
+      const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - share.lane);
+      const bool first = rank >= 0 && (same & ((1u << share.lane) - 1)) == 0 && a.group.windows[rank] != nullptr;
+      const std::int32_t row = first ? a.handle.tokens[at] : -1;
+      for (unsigned left = __ballot_sync(kAll, first); left != 0; left &= left - 1) {
+        const int lane = __ffs(static_cast<int>(left)) - 1;
+        const std::int32_t to_rank = __shfl_sync(kAll, rank, lane);
+        const std::int64_t to_row = __shfl_sync(kAll, row, lane);
+        auto* to = reinterpret_cast<float*>(a.group.windows[to_rank] + a.group.layout.weights_ahead +
+                                            a.group.flight * a.group.layout.weights_ahead_stride) +
+                   to_row * a.top_k;
+        for (int k = share.lane; k < a.top_k; k += 32)
+          to[k] = a.weights[t * a.weights_stride[0] + k * a.weights_stride[1]];
+      }
     }
   }
 }
@@ -164,6 +167,71 @@ __device__ void copy_rows(const CombineArgsOnDevice& a) {
   }
 }
 
+/// What a received token with more choices than lanes knows about one of them.
+struct WideChoices {
+  const CombineArgsOnDevice& a;
+  const RowSource16& rows;
+  wire::TokenMeta record;
+  std::int64_t n;
+
+  __device__ bool is_mine(int k) const {
+    const std::int32_t slot = record.slots()[k];
+    return slot >= 0 && a.handle.rank_of_slot[slot] == a.group.rank;
+  }
+  __device__ float weight(int k) const {
+    return weights_go_ahead(a) ? load_relaxed(rows.weights_ahead(n) + k) : record.weights()[k];
+  }
+};
+
+/// As sum_choices.
+template <DType kDType>
+__device__ void sum_wide_choices(const WideChoices& choices, std::byte* to, int lane) {
+  constexpr int kCount = Elements<kDType>::kCount;
+  const CombineArgsOnDevice& a = choices.a;
+  for (std::int64_t column = lane * kCount; column < a.hidden; column += 32 * kCount) {
+    const int count = static_cast<int>(min(static_cast<std::int64_t>(kCount), a.hidden - column));
+    Sums<kDType> sums;
+    for (int k = 0; k < a.top_k; ++k) {
+      if (!choices.is_mine(k)) continue;
+      const auto value =
+          Sixteen<kDType>::load(choices.rows.x_row(choices.record.rows()[k]) + column * (16 / kCount), count);
+      if (a.weigh != CombineArgsOnDevice::Weigh::kNone) {
+        sums.add_weighted(value, choices.weight(k));
+      } else {
+        sums.add(value);
+      }
+    }
+    sums.round().store(to + column * (16 / kCount), kCount);
+  }
+}
+
+/// As make_rows, for tokens with more choices than lanes.
+template <DType kDType>
+__device__ void make_wide_rows(const CombineArgsOnDevice& a) {
+  const RowSource16 rows(a);
+  const WarpShare share;
+  const std::int64_t num_rows = a.handle.source_offsets[a.group.num_ranks];
+  if (a.source == RowSource::kInPlace && a.topk_weights == nullptr) return;
+  for (std::int64_t n = share.first; n < num_rows; n += share.step) {
+    const WideChoices choices{a, rows, {a.handle.records + n * wire::TokenMeta::bytes(a.top_k), a.top_k}, n};
+    for (int k = share.lane; k < a.top_k && a.topk_weights != nullptr; k += 32) {
+      rows.combined_weights(n)[k] = choices.is_mine(k) ? combined_weight(a, n, k, choices.record.rows()[k]) : 0.0f;
+    }
+    if (a.source == RowSource::kSumChoices) {
+      sum_wide_choices<kDType>(choices, rows.sent_row(n), share.lane);
+    } else if (a.source != RowSource::kCopy || (a.own_in_place && choices.record.source_rank() == a.group.rank)) {
+      continue;
+    } else if (a.layout == Layout::kRankMajor) {
+      copy_row<kDType>(a, rows.x_row(n), rows.sent_row(n), share.lane);
+    } else {
+      for (int k = 0; k < a.top_k; ++k) {
+        const std::int32_t row = choices.record.rows()[k];
+        if (choices.is_mine(k)) copy_row<kDType>(a, rows.x_row(row), rows.sent_row(row), share.lane);
+      }
+    }
+  }
+}
+
 template <DType kDType>
 __device__ void make_rows(const CombineArgsOnDevice& a) {
   const RowSource16 rows(a);
@@ -203,7 +271,7 @@ __device__ void make_rows(const CombineArgsOnDevice& a) {
   }
 }
 
-template <DType kDType>
+template <DType kDType, bool kWide>
 __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
   bool good = wait_until_read(a.group, epoch);
@@ -217,7 +285,11 @@ __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_const
     }
     good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kCombineWeights, total_of(epoch));
   }
-  if (good) make_rows<kDType>(a);
+  if constexpr (kWide) {
+    if (good) make_wide_rows<kDType>(a);
+  } else {
+    if (good) make_rows<kDType>(a);
+  }
   __threadfence_system();
   if (!is_last_block(a.group)) return;
   const bool failed = has_failed(a.group, epoch);
@@ -232,14 +304,17 @@ __global__ void __launch_bounds__(512, 1) combine_send_kernel(const __grid_const
 
 void launch_combine_send(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream) {
   with_dtype(args.dtype, [&]<DType kDType>() {
-    combine_send_kernel<kDType><<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+    const auto kernel = args.top_k > kMaxTopK ? combine_send_kernel<kDType, true> : combine_send_kernel<kDType, false>;
+    kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
   });
 }
 
 void prepare_combine_send() {
   for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
-    with_dtype(dtype,
-               [&]<DType kDType>() { prepare_kernel(reinterpret_cast<const void*>(combine_send_kernel<kDType>), 0); });
+    with_dtype(dtype, [&]<DType kDType>() {
+      prepare_kernel(reinterpret_cast<const void*>(combine_send_kernel<kDType, false>), 0);
+      prepare_kernel(reinterpret_cast<const void*>(combine_send_kernel<kDType, true>), 0);
+    });
   }
 }
 

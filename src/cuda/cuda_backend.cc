@@ -166,8 +166,10 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
     return "host_counts cannot be had while the stream is captured, the counts come when the graph runs; set "
            "host_counts = "
            "false and read them from the result's tensors";
-  if (call.top_k > kMaxTopK) return fmt::format("the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
   const bool latency = call.args.mode == Mode::kLatency;
+  if (const int most = latency ? kMaxTopK : kWideTopK; call.top_k > most)
+    return fmt::format("the cuda backend takes top-k up to {}, not {}, in {} mode", most, call.top_k,
+                       ferry::name(call.args.mode));
   std::string reason = latency ? why_not_latency_call(call)
                                : why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
                                                 .num_experts = call.placement->num_experts()},
@@ -406,6 +408,7 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   args.top_k = call.top_k;
   args.num_blocks = call.format.num_blocks;
   args.row_bytes = static_cast<std::int32_t>(call.format.row_bytes);
+  args.own_everywhere = call.shape.layout != Layout::kRankMajor;
   args.codec = call.args.codec;
   args.scale_block = call.args.scale_block;
   std::size_t wire_block = 0, first = 0;
@@ -423,6 +426,7 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   args.has_weights = args.handle.weights != nullptr;
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   shape.num_blocks = args.num_blocks;
+  shape.own_everywhere = args.own_everywhere;
   const Launch launch = plan_dispatch_send(shape, limits_);
   // A codec is paid for each time a row is brought, so only rows that are copied as they are may be brought twice.
   if (args.codec == Codec::kNone) args.own_blocks = plan_own_blocks(shape, launch.blocks);
@@ -477,6 +481,8 @@ void CudaBackend::require_windows(const Call& call, const char* step) const {
 
 void CudaBackend::dispatch_recv(DispatchCall& call) {
   StepScope step(call, "dispatch_recv");
+  // Peers are owed nothing, and memory that the caller lent for the handle may be gone.
+  if (call.discard && call.args.mode == Mode::kThroughput) return;
   require_windows(call, "dispatch_recv");
   const DeviceScope scope(device_);
   if (call.args.mode == Mode::kLatency) return receive_latency(call);

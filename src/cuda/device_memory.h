@@ -1,8 +1,8 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Device memory for windows: the driver's virtual-memory API, whose allocations travel between processes as file descriptors
-// and are gone with the last process that holds one.
+// Device memory for windows: the driver's virtual-memory API, whose allocations travel between processes as fabric handles where
+// the platform has them, as file descriptors otherwise, and are gone with the last process that holds one.
 #pragma once
 
 #include <memory>

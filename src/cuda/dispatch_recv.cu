@@ -1,8 +1,10 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those that several local experts want; write the
-// records into the handle, and the ids and weights of the result. See the host step of this name.
+// Step 4, dispatch_recv: wait for the rows, which are in place already; copy those of peers that several local experts want,
+// unless dispatch_send has done so already; write the records into the handle, and the ids and weights of the result. See the
+// host step of this name.
+#include "cuda/device/row_progress.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
@@ -15,8 +17,9 @@ constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
 class Receiver {
  public:
-  __device__ explicit Receiver(const ReceiveArgs& args)
+  __device__ Receiver(const ReceiveArgs& args, std::uint64_t epoch)
       : a_(args),
+        epoch_(epoch),
         lane_(static_cast<int>(threadIdx.x) % 32),
         warp_(static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32),
         warps_(static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32)),
@@ -29,7 +32,13 @@ class Receiver {
     const std::int64_t bytes = wire::TokenMeta::bytes(a_.top_k);
     if (a_.write_records) copy_all(a_.handle.records, arrived_, num_rows * bytes);
     if (a_.shape.layout == Layout::kRankMajor) return take_choices(num_rows);
-    for (std::int64_t n = warp_; n < num_rows; n += warps_) take(n);
+    // dispatch_send has stored this rank's own rows at all their choices.
+    const std::int32_t* offsets = a_.handle.source_offsets + a_.group.rank;
+    const std::int64_t own = offsets[0], own_end = offsets[1];
+    for (std::int64_t n = warp_; n < num_rows; n += warps_) {
+      const bool is_own = n >= own && n < own_end;
+      if (!is_own || a_.weights != nullptr) take(n, !is_own);
+    }
   }
   /// Rows of the ids and weights beyond the real ones.
   __device__ void clear_rest(std::int64_t num_rows) {
@@ -85,7 +94,9 @@ class Receiver {
 
   /// rank_major: a thread per choice, so that the loads of many rows are in flight together.
   __device__ void take_choices(std::int64_t num_rows) const {
-    const int k = a_.top_k, rows = 32 / k, choice = lane_ % k;  // a warp takes so many rows at a time
+    const int k = a_.top_k;
+    if (k > 32) return take_wide_choices(num_rows);
+    const int rows = 32 / k, choice = lane_ % k;  // a warp takes so many rows at a time
     if (lane_ >= rows * k) return;
     const std::int64_t bytes = wire::TokenMeta::bytes(k), step = warps_ * rows;
 #pragma unroll 4
@@ -97,19 +108,39 @@ class Receiver {
     }
   }
 
-  /// Expert layouts: a warp per row; the row lies at its first choice here and is copied to the others.
-  __device__ void take(std::int64_t n) const {
+  /// The same for more choices than lanes.
+  __device__ void take_wide_choices(std::int64_t num_rows) const {
+    const int k = a_.top_k;
+    const std::int64_t bytes = wire::TokenMeta::bytes(k);
+    for (std::int64_t i = thread(); i < num_rows * k; i += threads()) {
+      const wire::TokenMeta record(arrived_ + i / k * bytes, k);
+      const std::int32_t slot = record.slots()[i % k];
+      const float weight = a_.weights != nullptr ? record.weights()[i % k] : 0.0f;
+      write_choice(i, is_mine(slot) ? slot - first_slot_ : -1, is_mine(slot) ? weight : 0.0f);
+    }
+  }
+
+  /// Expert layouts: a warp per row; it lies at its first choice here and, if it is to be, is copied to the others. 32 choices at
+  /// a time.
+  __device__ void take(std::int64_t n, bool copied) const {
     const int k = a_.top_k;
     const wire::TokenMeta record(arrived_ + n * wire::TokenMeta::bytes(k), k);
-    const std::int32_t slot = lane_ < k ? record.slots()[lane_] : -1;
-    const bool mine = is_mine(slot);
-    const std::int32_t row = mine ? record.rows()[lane_] : -1;
-    if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[lane_];
-    unsigned left = __ballot_sync(kAll, mine);
-    if (left == 0) return;
-    const std::int32_t first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
-    left &= left - 1;
-    if (left != 0) copy_row(first, row, left);
+    std::int32_t first = -1;
+    for (int begin = 0; begin < k; begin += 32) {
+      const int choice = begin + lane_;
+      const std::int32_t slot = choice < k ? record.slots()[choice] : -1;
+      const bool mine = is_mine(slot);
+      const std::int32_t row = mine ? record.rows()[choice] : -1;
+      if (mine && a_.weights != nullptr) a_.weights[row] = record.weights()[choice];
+      unsigned left = __ballot_sync(kAll, mine);
+      if (left == 0 || !copied) continue;
+      if (first < 0) {
+        first = __shfl_sync(kAll, row, __ffs(static_cast<int>(left)) - 1);
+        left &= left - 1;
+        copied = !is_copied(a_.group, epoch_, record.source_rank(), n);
+      }
+      if (left != 0 && copied) copy_row(first, row, left);
+    }
   }
 
   /// Each piece of the row is loaded once and stored at every lane of `targets`.
@@ -137,6 +168,7 @@ class Receiver {
   }
 
   const ReceiveArgs& a_;
+  const std::uint64_t epoch_;
   const int lane_;
   const std::int64_t warp_, warps_;
   const std::int32_t first_slot_;
@@ -186,7 +218,7 @@ __device__ void clear_counts(const ReceiveArgs& a) {
 
 __global__ void __launch_bounds__(1024, 1) dispatch_recv_kernel(const __grid_constant__ ReceiveArgs a) {
   const std::uint64_t epoch = a.group.state->dispatch_epoch[a.group.flight];
-  Receiver receiver(a);
+  Receiver receiver(a, epoch);
   bool good = !has_failed(a.group, epoch);
   receiver.clear_row_weights();
   good = good && wait_everybody(a.group, kStep, epoch, DeviceSignal::kDispatchRows, total_of(epoch));

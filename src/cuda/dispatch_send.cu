@@ -2,9 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Step 2, dispatch_send: a warp takes a token, brings its row in its wire form piece by piece into shared memory and stores every
-// piece at each destination, straight into the row where it belongs. Where there are SMs enough and no codec, some blocks store
-// only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. See the host step of
-// this name.
+// piece at each destination, straight into the row where it belongs: at this rank into every expert's row, at the others into the
+// first, from which they make their copies (dispatch_recv). Where there are SMs enough and no codec, some blocks store
+// only rows that stay on this rank and the others only what crosses the link; such a row is brought twice. In expert layouts the
+// former then copy rows of peers as they arrive. See the host step of this name.
+#include "cuda/device/row_progress.cuh"
 #include "cuda/device/stage.cuh"
 #include "cuda/device/wait.cuh"
 #include "cuda/kernels.h"
@@ -21,10 +23,10 @@ struct Choice {
   std::int32_t rank = -1, slot = -1, row = -1, token = -1, weight = 0;
 };
 
-/// Where a token goes: lane k holds the destination of choice k, if it is the first choice there.
+/// Where a token goes: lane k holds the destination of choice k, if it is the first choice there or all are served.
 struct Destination {
   std::byte* const* blocks = nullptr;  ///< null: none
-  std::byte* record = nullptr;
+  std::byte* record = nullptr;         ///< of the first choice there
   std::int32_t row = -1;
 };
 
@@ -86,16 +88,52 @@ __device__ bool find_receivers(const SendArgs& a, std::uint64_t epoch, const Blo
   return __syncthreads_and(good) != 0;
 }
 
+/// Where a token with more choices than lanes goes, in shared memory. All calls are made by the whole warp.
+class DestinationList {
+ public:
+  __device__ explicit DestinationList(Destination* entries) : entries_(entries), lane_(threadIdx.x % 32) {}
+  __device__ int size() const { return size_; }
+  __device__ Destination at(int i) const { return i < size_ ? entries_[i] : Destination{}; }
+
+  __device__ void clear() {
+    __syncwarp();
+    size_ = 0;
+  }
+  /// Adds the destinations that lanes have and that are the first with their `blocks`, and where it is `wanted` others, too,
+  /// without a record.
+  __device__ void add(Destination mine, bool wanted) {
+    const auto key = reinterpret_cast<unsigned long long>(mine.blocks);
+    const unsigned before = __match_any_sync(kAll, key) & ((1u << lane_) - 1);
+    bool first = key != 0 && before == 0;
+    for (int i = 0; i < size_; ++i) first = first && entries_[i].blocks != mine.blocks;
+    const bool adds = first || (key != 0 && wanted);
+    if (!first) mine.record = nullptr;
+    const unsigned adding = __ballot_sync(kAll, adds);
+    if (adds) entries_[size_ + __popc(adding & ((1u << lane_) - 1))] = mine;
+    size_ += __popc(adding);
+    __syncwarp();
+  }
+
+ private:
+  Destination* entries_;
+  const int lane_;
+  int size_ = 0;
+};
+
 /// Pieces are runs of a wire row, whatever blocks they belong to: a row of fp8 with its scales is two pieces, not three. Lane b
 /// knows block b of the payload. What costs is the length of a warp's chain of instructions per token (docs/design/cuda.md).
+/// kWide: a token has more choices than a warp has lanes; its destinations are a list then. kCopies: progress is reported, and
+/// rows that have arrived are copied.
+template <bool kWide, bool kCopies>
 class RowSender {
  public:
   __device__ RowSender(const SendArgs& args, const BlockShare& share, const Receivers& receivers, SendStages& stages,
-                       std::int32_t* records)
+                       std::int32_t* records, Destination* list)
       : a_(args),
         receivers_(receivers),
         ring_(stages),
         records_(records),
+        list_(list),
         lane_(static_cast<int>(threadIdx.x) % 32),
         record_bytes_(static_cast<int>(wire::TokenMeta::bytes(args.top_k))),
         step_(share.blocks * static_cast<int>(blockDim.x / 32)) {
@@ -115,28 +153,81 @@ class RowSender {
     in_pieces_ = __all_sync(kAll, lane_ >= args.num_blocks || mine_.data != nullptr);
   }
 
-  __device__ void send_all() {
+  /// `reports`: tells peers how far it is, in kCopies.
+  __device__ void send_all(std::uint64_t epoch, bool reports) {
+    const TokenChunks chunks(a_.num_tokens, step_);
+    int sent = 0;
     unsigned asked = 0;
     Cursor ask{first_}, go{first_};
-    Choice next = choice_of(go.token);
+    Choice next;
+    if constexpr (!kWide) next = choice_of(go.token);
     for (unsigned piece = 0; piece < total_; ++piece) {
       for (; asked < total_ && asked <= piece + SendStages::kAhead; ++asked) {
         ring_.claim();
         bring(ask, asked);
         advance(ask);
       }
-      if (go.is_first()) {
+      if (kWide && go.is_first()) {
+        find_destinations(go.token);
+        write_wide_record(go.token);
+        send_to_all([&] { store_record(); });
+      } else if (go.is_first()) {
         const Choice choice = next;
         next = choice_of(go.token + step_);
         find_destination(choice);
         send_record(go.token, choice);
       }
       ring_.wait_full(piece);
-      store(go, piece);
+      if constexpr (kWide) {
+        send_to_all([&] { store(go, piece); });
+      } else {
+        store(go, piece);
+      }
+      ring_.stored();
       advance(go);
+      if (!kCopies || !reports || !go.is_first()) continue;
+      if (const int chunk = chunks.ended_with(++sent); chunk >= 0) {
+        ring_.drain();
+        report_chunk(a_.group, epoch, a_.handle, a_.top_k, chunks, chunk);
+      }
     }
     ring_.drain();
   }
+
+  /// Row n of a peer lies at its first choice here and is copied to the others. After send_all().
+  __device__ void copy_arrived(std::int64_t n) {
+    const std::int32_t* first_slot = a_.group.placement.first_slot + a_.group.rank;
+    std::byte* const* receiver = receivers_.of(a_.group.rank);
+    const wire::TokenMeta record(receiver[0] + n * record_bytes_, a_.top_k);
+    const std::int32_t slot = lane_ < a_.top_k ? record.slots()[lane_] : -1;
+    const bool mine = slot >= first_slot[0] && slot < first_slot[1];
+    const std::int32_t row = mine ? record.rows()[lane_] : -1;
+    const unsigned choices = __ballot_sync(kAll, mine);
+    if ((choices & (choices - 1)) == 0) return;
+    const int first_lane = __ffs(static_cast<int>(choices)) - 1;
+    const std::int64_t first = __shfl_sync(kAll, row, first_lane);
+    destination_ = {};
+    if (mine && lane_ != first_lane) destination_ = {receiver + 1, nullptr, row};
+    const std::byte* from = lane_ < a_.num_blocks ? receiver[1 + lane_] + first * mine_.padded : nullptr;
+    ring_.written();  // who knows that the row is here has learned it by an ordinary load
+    unsigned asked = 0;
+    const auto pieces = static_cast<unsigned>((a_.row_bytes + SendStages::kStageBytes - 1) / SendStages::kStageBytes);
+    for (unsigned piece = 0; piece < pieces; ++piece) {
+      for (; asked < pieces && asked <= piece + SendStages::kAhead; ++asked) {
+        const Cursor at{0, static_cast<int>(asked) * SendStages::kStageBytes};
+        const Part part = part_between(at, mine_.begin, mine_.end);
+        const bool loads = from != nullptr && part.bytes > 0;
+        ring_.claim();
+        ring_.expect(total_ + asked, min(SendStages::kStageBytes, a_.row_bytes - at.offset));
+        ring_.load(total_ + asked, part.in_stage, loads ? from + part.in_block : nullptr, part.bytes);
+      }
+      ring_.wait_full(total_ + piece);
+      store({0, static_cast<int>(piece) * SendStages::kStageBytes}, total_ + piece);
+      ring_.stored();
+    }
+    total_ += pieces;
+  }
+  __device__ void drain() { ring_.drain(); }
 
  private:
   /// A place in this warp's sequence of pieces: the run of `token`'s wire row from `offset` on.
@@ -182,7 +273,6 @@ class RowSender {
         to = destination_.blocks[b] + static_cast<std::int64_t>(destination_.row) * padded + in_block;
       ring_.store(piece, in_stage, to, bytes);
     }
-    ring_.stored();
   }
 
   /// Brings a piece in its wire form into its stage.
@@ -288,26 +378,71 @@ class RowSender {
     return out;
   }
 
+  /// All choices there get their row from here.
+  __device__ bool is_everywhere(std::int32_t rank) const { return a_.own_everywhere && rank == a_.group.rank; }
+
   __device__ void find_destination(const Choice& choice) {
     const std::int32_t rank = choice.rank;
     const unsigned same = __match_any_sync(kAll, rank >= 0 ? rank : -1 - lane_);
     destination_ = {};
-    if (rank < 0 || (same & ((1u << lane_) - 1)) != 0) return;
+    const bool first = (same & ((1u << lane_) - 1)) == 0;
+    if (rank < 0 || !(first || is_everywhere(rank))) return;
     std::byte** receiver = receivers_.of(rank);
     if (receiver[0] == nullptr) return;
-    destination_ = {receiver + 1, receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_, choice.row};
+    std::byte* record = receiver[0] + static_cast<std::int64_t>(choice.token) * record_bytes_;
+    destination_ = {receiver + 1, first ? record : nullptr, choice.row};
+  }
+
+  /// kWide: the first choice at each rank, or all.
+  __device__ void find_destinations(std::int64_t token) {
+    list_.clear();
+    for (int first = 0; first < a_.top_k; first += 32) {
+      const int k = first + lane_;
+      const std::int64_t at = token * a_.top_k + k;
+      const std::int32_t rank = k < a_.top_k ? a_.handle.ranks[at] : -1;
+      std::byte** receiver = rank < 0 ? nullptr : receivers_.of(rank);
+      Destination mine;
+      if (receiver != nullptr && receiver[0] != nullptr) {
+        mine = {receiver + 1, receiver[0] + static_cast<std::int64_t>(a_.handle.tokens[at]) * record_bytes_,
+                a_.handle.rows[at]};
+      }
+      list_.add(mine, is_everywhere(rank));
+    }
+  }
+  /// kWide: calls `send` with the destinations of the list, 32 at a time.
+  template <typename Send>
+  __device__ void send_to_all(Send&& send) {
+    for (int first = 0; first < list_.size(); first += 32) {
+      destination_ = list_.at(first + lane_);
+      send();
+    }
+  }
+  /// kWide: the token's record, in shared memory.
+  __device__ void write_wide_record(std::int64_t token) {
+    const int k = a_.top_k;
+    const std::int64_t at = token * k;
+    begin_record(token);
+    for (int c = lane_; c < k; c += 32) {
+      records_[4 + c] = a_.handle.slots[at + c];
+      records_[4 + k + c] = a_.handle.rows[at + c];
+      records_[4 + 2 * k + c] = a_.handle.tokens[at + c];
+      records_[4 + 3 * k + c] = a_.has_weights ? __float_as_int(a_.handle.weights[at + c]) : 0;
+    }
+    __syncwarp();
+  }
+  __device__ void begin_record(std::int64_t token) {
+    __syncwarp();
+    if (lane_ != 0) return;
+    records_[0] = a_.group.rank;
+    records_[1] = static_cast<std::int32_t>(token);
+    records_[2] = -1;
+    records_[3] = 0;
   }
 
   /// The token's record, built in shared memory and stored by ordinary stores to every destination.
   __device__ void send_record(std::int64_t token, const Choice& choice) {
     const int k = a_.top_k;
-    __syncwarp();
-    if (lane_ == 0) {
-      records_[0] = a_.group.rank;
-      records_[1] = static_cast<std::int32_t>(token);
-      records_[2] = -1;
-      records_[3] = 0;
-    }
+    begin_record(token);
     if (lane_ < k) {
       records_[4 + lane_] = choice.slot;
       records_[4 + k + lane_] = choice.row;
@@ -315,6 +450,9 @@ class RowSender {
       records_[4 + 3 * k + lane_] = choice.weight;
     }
     __syncwarp();
+    store_record();
+  }
+  __device__ void store_record() {
     for (unsigned left = __ballot_sync(kAll, destination_.record != nullptr); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       auto* to = reinterpret_cast<std::byte*>(
@@ -329,6 +467,7 @@ class RowSender {
   const Receivers receivers_;
   StageRing<SendStages> ring_;
   std::int32_t* records_;
+  DestinationList list_;
   Destination destination_;
   Block mine_;
   const int lane_;
@@ -345,13 +484,20 @@ __device__ void finish(const GroupArgs& group, std::uint64_t epoch) {
     post(group, DeviceSignal::kDispatchRows, peer, total);
   __syncthreads();
   if (threadIdx.x != 0) return;
+  group.state->sending_blocks_done = 0;
   group.state->dispatch_epoch[group.flight] = epoch;
   group.state->exchanges += 1;
   group.state->epoch = epoch;
 }
 
+/// Entries of a warp's list of destinations.
+__host__ __device__ inline int most_destinations(int top_k) {
+  return top_k <= kMaxTopK ? 0 : top_k;
+}
+
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
+template <bool kWide, bool kCopies>
 __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_constant__ SendArgs a) {
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const int warps = static_cast<int>(blockDim.x) / 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -359,13 +505,23 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
   const int record_bytes = static_cast<int>(wire::TokenMeta::bytes(a.top_k));
   std::byte* records = shared_bytes + warps * sizeof(SendStages);
   const Receivers receivers{reinterpret_cast<std::byte**>(records + warps * record_bytes), 1 + a.num_blocks};
-  if (!has_failed(a.group, epoch)) {
-    const BlockShare share(a.own_blocks);
-    if (find_receivers(a, epoch, share, receivers)) {
-      RowSender sender(a, share, receivers, stages[warp],
-                       reinterpret_cast<std::int32_t*>(records + warp * record_bytes));
-      sender.send_all();
+  auto* lists = reinterpret_cast<Destination*>(receivers.of(a.group.num_ranks));
+  const BlockShare share(a.own_blocks);
+  // All threads alike: another block may find just now that the call is over.
+  if (!__syncthreads_or(has_failed(a.group, epoch)) && find_receivers(a, epoch, share, receivers)) {
+    RowSender<kWide, kCopies> sender(a, share, receivers, stages[warp],
+                                     reinterpret_cast<std::int32_t*>(records + warp * record_bytes),
+                                     lists + warp * most_destinations(a.top_k));
+    sender.send_all(epoch, share.peers);
+    if (kCopies && share.own) {
+      copy_arriving_rows(a.group, epoch, a.handle.source_offsets, share.block, share.blocks,
+                         static_cast<int>(gridDim.x) - share.blocks, [&](std::int64_t n) { sender.copy_arrived(n); });
+      sender.drain();
     }
+  }
+  if (kCopies && share.peers) {
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(&a.group.state->sending_blocks_done, 1u);
   }
   __threadfence_system();
   if (is_last_block(a.group)) finish(a.group, epoch);
@@ -375,16 +531,22 @@ __global__ void __launch_bounds__(512, 1) dispatch_send_kernel(const __grid_cons
 
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k) {
   return static_cast<std::size_t>(warps) *
-             (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k))) +
+             (sizeof(SendStages) + static_cast<std::size_t>(wire::TokenMeta::bytes(top_k)) +
+              static_cast<std::size_t>(most_destinations(top_k)) * sizeof(Destination)) +
          static_cast<std::size_t>(num_ranks * (1 + num_blocks)) * sizeof(std::byte*);
 }
 
 void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream_t stream) {
-  dispatch_send_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+  const auto kernel = args.top_k > kMaxTopK                        ? dispatch_send_kernel<true, false>
+                      : args.own_everywhere && args.own_blocks > 0 ? dispatch_send_kernel<false, true>
+                                                                   : dispatch_send_kernel<false, false>;
+  kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
 void prepare_dispatch_send(int dynamic_bytes) {
-  prepare_kernel(reinterpret_cast<const void*>(dispatch_send_kernel), dynamic_bytes);
+  for (const auto kernel :
+       {dispatch_send_kernel<false, false>, dispatch_send_kernel<false, true>, dispatch_send_kernel<true, false>})
+    prepare_kernel(reinterpret_cast<const void*>(kernel), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

@@ -60,7 +60,13 @@ std::string describe(const Fault& fault, int rank) {
           "{}: topk_ids of rank {} at row {} is {}, expected less than the number of experts (or negative)", where,
           fault.peer, fault.where, fault.value);
     case FaultKind::kOverflow:
-      return fmt::format("{}: rank {} needs {} rows, expected at most {} (limits.recv_rows or expert_capacity)", where,
+      if (fault.step != FaultStep::kRoute)  // latency mode, an expert of this rank
+        return fmt::format("{}: an expert of rank {} needs {} rows, expert_capacity is {}", where, fault.peer,
+                           fault.where, fault.value);
+      if (fault.expert < 0)
+        return fmt::format("{}: rank {} needs {} rows, its receive window holds {} (limits.recv_rows)", where,
+                           fault.peer, fault.where, fault.value);
+      return fmt::format("{}: expert {} on rank {} needs {} rows, expert_capacity is {}", where, fault.expert,
                          fault.peer, fault.where, fault.value);
     case FaultKind::kMismatch:
       return fmt::format("{}: rank {} gave other arguments than this rank", where, fault.peer);

@@ -25,7 +25,7 @@ inline constexpr int kStaticSharedBytes = 1024;
 std::size_t route_shared_bytes(int keys, int num_experts, int warps);
 inline constexpr int kMostCombineWarps = 12;
 /// Shared memory of combine_recv and of dispatch_send.
-std::size_t combine_shared_bytes(int warps, int num_ranks);
+std::size_t combine_shared_bytes(int warps, int num_ranks, int top_k);
 std::size_t send_shared_bytes(int warps, int num_ranks, int num_blocks, int top_k);
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream);

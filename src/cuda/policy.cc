@@ -70,8 +70,10 @@ Launch plan_dispatch_send(const CallShape& shape, const DeviceLimits& limits) {
 
 int plan_own_blocks(const CallShape& shape, int blocks) {
   if (blocks < 2 || shape.live_ranks < 2) return 0;
-  // An SM that loads what it stores: 44 GB/s into a link, 47 to 50 into its own memory (docs/design/cuda.md).
-  const double own = 1.0 / 50.0, peers = (shape.live_ranks - 1) / 44.0;
+  // An SM that loads what it stores: 44 GB/s into a link, 47 to 50 into its own memory, 58 if it stores it several times
+  // (docs/design/cuda.md). Of uniform choices so many of a token's lie on a rank that it reaches:
+  const double choices = shape.top_k / (shape.live_ranks * (1 - std::pow(1 - 1.0 / shape.live_ranks, shape.top_k)));
+  const double own = shape.own_everywhere ? choices / 58.0 : 1.0 / 50.0, peers = (shape.live_ranks - 1) / 44.0;
   const int balanced = static_cast<int>(std::lround(blocks * own / (own + peers)));
   const int share = std::max({balanced, blocks - kLinkSms, 1});
   return blocks - share >= kLeastLinkSms ? share : 0;
@@ -86,7 +88,7 @@ Launch plan_over_rows(const CallShape& shape, const DeviceLimits& limits) {
 }
 
 Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits) {
-  const auto bytes = [&](int warps) { return combine_shared_bytes(warps, shape.num_ranks); };
+  const auto bytes = [&](int warps) { return combine_shared_bytes(warps, shape.num_ranks, shape.top_k); };
   const int warps = most_warps(kMostCombineWarps, limits, bytes);
   return {.blocks = blocks_for(shape.num_tokens, 1, budget(shape, limits)),
           .threads = 32 * warps,

@@ -26,7 +26,8 @@ struct CallShape {
   int num_experts = 0;
   int num_sms = 0;  ///< the caller's budget; 0 = Ferry chooses
   int num_ranks = 1, live_ranks = 1;
-  int num_blocks = 1;  ///< of the payload on the wire
+  int num_blocks = 1;           ///< of the payload on the wire
+  bool own_everywhere = false;  ///< rows that stay on their rank are stored once per choice
 };
 
 /// Empty if route can count that many keys in shared memory.

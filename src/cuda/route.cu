@@ -81,13 +81,14 @@ struct Tables {
   }
 };
 
-/// A warp's run of tokens and its counters.
+/// A warp's run of tokens and its counters. kWide: a token has more choices than a warp has lanes, and takes several steps.
+template <bool kWide>
 class TokenRun {
  public:
   __device__ TokenRun(const RouteArgs& args, const Tables& tables, std::int32_t* counters)
       : a_(args), tables_(tables), counters_(counters) {
     lane_ = static_cast<int>(threadIdx.x) % 32;
-    per_step_ = 32 / args.top_k;
+    per_step_ = kWide ? 1 : 32 / args.top_k;
     const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * (blockDim.x / 32);
     const std::int64_t warp = static_cast<std::int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
     const std::int64_t run = (args.num_tokens + warps - 1) / warps;
@@ -98,7 +99,7 @@ class TokenRun {
 
   /// Asks for what count() begins with, and copies the weights.
   __device__ void start() {
-    if (!a_.cached) next_ = id_of(choice_at(begin_));
+    if (!a_.cached) next_ = id_of(choice_at({begin_}));
     if (a_.weights == nullptr) return;
 #pragma unroll 1
     for (std::int64_t at = begin_ * a_.top_k + lane_; at < end_ * a_.top_k; at += 32)
@@ -107,10 +108,10 @@ class TokenRun {
   /// Chooses slots; numbers each choice within its slot and each token within its rank, counting from the begin of the run.
   __device__ void count() {
 #pragma unroll 1
-    for (std::int64_t first = begin_; first < end_; first += per_step_) {
-      const Choice c = choice_at(first);
+    for (Step step{begin_}; step.token < end_; step = after(step)) {
+      const Choice c = choice_at(step);
       const std::int64_t id = next_;
-      next_ = id_of(choice_at(first + per_step_));
+      next_ = id_of(choice_at(after(step)));
       std::int32_t slot = -1;
       if (id >= a_.group.placement.num_experts) {
         atomicMin(reinterpret_cast<unsigned long long*>(&a_.group.state->bad_id),
@@ -119,7 +120,7 @@ class TokenRun {
         slot = tables_.slot_of(a_.group, static_cast<std::int32_t>(id), c.token);
       }
       const std::int32_t rank = slot < 0 ? -1 : tables_.rank_of_slot[slot];
-      const Rows rows = number(slot, rank);
+      const Rows rows = number(slot, rank, is_seen(c, rank));
       if (!c.active) continue;
       a_.handle.slots[c.at] = slot;
       a_.handle.ranks[c.at] = rank;
@@ -168,29 +169,55 @@ class TokenRun {
   struct Rows {
     std::int32_t token = -1, choice = -1;
   };
-  __device__ Choice choice_at(std::int64_t first) const {
-    const std::int64_t token = first + lane_ / a_.top_k;
-    const int k = lane_ % a_.top_k;
-    return {lane_ < per_step_ * a_.top_k && token < end_, k, token, token * a_.top_k + k};
+  /// What the lanes of a warp take together: whole tokens from this one on, or choices of it from this one on.
+  struct Step {
+    std::int64_t token;
+    int choice = 0;
+  };
+  __device__ Step after(const Step& step) const {
+    if (kWide && step.choice + 32 < a_.top_k) return {step.token, step.choice + 32};
+    return {step.token + per_step_};
+  }
+  __device__ Choice choice_at(const Step& step) const {
+    if constexpr (kWide) {
+      const int k = step.choice + lane_;
+      return {k < a_.top_k && step.token < end_, k, step.token, step.token * a_.top_k + k};
+    } else {
+      const std::int64_t token = step.token + lane_ / a_.top_k;
+      const int k = lane_ % a_.top_k;
+      return {lane_ < per_step_ * a_.top_k && token < end_, k, token, token * a_.top_k + k};
+    }
+  }
+  /// The token was counted for this rank in an earlier step: looked up in what those wrote down.
+  __device__ bool is_seen(const Choice& c, std::int32_t rank) const {
+    bool seen = false;
+    if constexpr (kWide) {
+      __syncwarp();  // what other lanes wrote
+      const std::int32_t* ranks = a_.handle.ranks + c.token * a_.top_k;
+#pragma unroll 1
+      for (int k = 0; k < c.k - lane_; ++k) seen = seen || ranks[k] == rank;
+    }
+    return seen && rank >= 0;
   }
   __device__ std::int64_t id_of(const Choice& choice) const {
     return choice.active ? id_at(a_, choice.token, choice.k) : -1;
   }
 
-  /// The number of each lane's choice in its slot and of its token at its rank, -1 without; counts both. Lanes are in order of
-  /// (token, choice).
-  __device__ Rows number(std::int32_t slot, std::int32_t rank) {
+  /// The number of each lane's choice in its slot and of its token at its rank, -1 without; counts both, the token where it was
+  /// not `seen` before. Lanes are in order of (token, choice).
+  __device__ Rows number(std::int32_t slot, std::int32_t rank, bool seen) {
     const int num_ranks = a_.group.num_ranks;
     const bool has = slot >= 0;
     const unsigned before = (1u << lane_) - 1;
     const int nobody = -1 - lane_;  // no two lanes agree about it
     const unsigned same_slot = __match_any_sync(kAll, has ? slot : nobody);
     const unsigned same_owner = __match_any_sync(kAll, has ? lane_ / a_.top_k * num_ranks + rank : nobody);
-    const bool first = has && (same_owner & before) == 0;
+    const bool first = has && !seen && (same_owner & before) == 0;
     const unsigned same_rank = __match_any_sync(kAll, first ? rank : nobody);
     std::int32_t choice = -1, token = -1;
     if (has) choice = counters_[num_ranks + slot] + __popc(same_slot & before);
     if (first) token = counters_[rank] + __popc(same_rank & before);
+    if (kWide && seen) token = counters_[rank] - 1;  // this token was the last to be counted there
     token = __shfl_sync(kAll, token, __ffs(static_cast<int>(same_owner)) - 1);
     __syncwarp();
     if (has && (same_slot & before) == 0) counters_[num_ranks + slot] += __popc(same_slot);
@@ -353,11 +380,7 @@ struct Places {
       for (int from = first; from < end && a.shape.layout != Layout::kRankMajor; from += 32) {
         const int slot = from + lane;
         const std::int64_t count = slot < end ? total[group.num_ranks + slot] : 0;
-        if (a.shape.layout == Layout::kExpertPadded && count > a.shape.capacity) {
-          fail(group, epoch,
-               {.kind = FaultKind::kOverflow, .step = kStep, .peer = rank, .where = count, .value = a.shape.capacity});
-          good = false;
-        }
+        if (a.shape.layout == Layout::kExpertPadded && count > a.shape.capacity) good = false;
         const std::int64_t extent = slot < end ? routing::expert_extent(a.shape, count) : 0;
         std::int64_t sum = extent;  // inclusive scan
         for (int step = 1; step < 32; step *= 2) {
@@ -367,18 +390,41 @@ struct Places {
         if (slot < end) base[group.num_ranks + slot] += static_cast<std::int32_t>(rows + sum - extent);
         rows += __shfl_sync(kAll, sum, 31);
       }
-      rows = max(rows, static_cast<std::int64_t>(total[rank]));
-      if (rows <= group.layout.recv_rows) continue;
-      if (lane == 0)
-        fail(group, epoch,
-             {.kind = FaultKind::kOverflow,
-              .step = kStep,
-              .peer = rank,
-              .where = rows,
-              .value = group.layout.recv_rows});
-      good = false;
+      if (max(rows, static_cast<std::int64_t>(total[rank])) > group.layout.recv_rows) good = false;
     }
-    return __syncthreads_and(good) != 0;
+    good = __syncthreads_and(good) != 0;
+    if (!good && threadIdx.x == 0) report_overflow(a, epoch);
+    return good;
+  }
+
+ private:
+  /// Names the rank, or else the expert, with the most rows, as the host does. One thread; all blocks find the same.
+  __device__ void report_overflow(const RouteArgs& a, std::uint64_t epoch) const {
+    const GroupArgs& group = a.group;
+    const PlacementArgs& p = group.placement;
+    Fault fault{.kind = FaultKind::kOverflow, .step = kStep, .value = group.layout.recv_rows};
+    for (int rank = 0; rank < group.num_ranks; ++rank) {
+      std::int64_t rows = 0;
+      for (int slot = p.first_slot[rank]; slot < p.first_slot[rank + 1] && a.shape.layout != Layout::kRankMajor; ++slot)
+        rows += routing::expert_extent(a.shape, total[group.num_ranks + slot]);
+      rows = max(rows, static_cast<std::int64_t>(total[rank]));
+      if (rows <= fault.where) continue;
+      fault.where = rows;
+      fault.peer = rank;
+    }
+    if (fault.where <= group.layout.recv_rows) {
+      const std::int32_t* counts = total + group.num_ranks;
+      int fullest = 0;
+      for (int slot = 1; slot < p.num_slots; ++slot) fullest = counts[slot] > counts[fullest] ? slot : fullest;
+      fault.where = counts[fullest];
+      fault.value = a.shape.capacity;
+      fault.peer = p.rank_of_slot[fullest];
+      for (int expert = 0; expert < p.num_experts; ++expert) {
+        for (int place = p.first_place[expert]; place < p.first_place[expert + 1]; ++place)
+          if (p.slot_of_place[place] == fullest) fault.expert = expert;
+      }
+    }
+    fail(group, epoch, fault);
   }
 };
 
@@ -457,13 +503,14 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
 
 extern __shared__ std::int32_t shared_words[];
 
+template <bool kWide>
 __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ RouteArgs a) {
   const int keys = a.group.num_ranks + a.group.placement.num_slots;
   const int warps = static_cast<int>(blockDim.x) / 32;
   const Places places{shared_words, shared_words + keys};
   std::int32_t* counters = shared_words + 2 * keys;
   const Tables tables{counters + warps * keys, counters + warps * keys + a.group.placement.num_experts};
-  TokenRun run(a, tables, counters + static_cast<int>(threadIdx.x) / 32 * keys);
+  TokenRun<kWide> run(a, tables, counters + static_cast<int>(threadIdx.x) / 32 * keys);
   run.start();
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const std::uint64_t exchange = a.group.state->exchanges + 1;
@@ -506,6 +553,7 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
   if (blockIdx.x != gridDim.x - 1) return;
   write_arrivals(a, exchange, places, !good);
   if (threadIdx.x == 0) a.group.state->bad_id = ~std::uint64_t{0};
+  if (threadIdx.x < kMostChunks) a.group.state->chunk_warps[threadIdx.x] = 0;
 }
 
 }  // namespace
@@ -517,11 +565,13 @@ std::size_t route_shared_bytes(int keys, int num_experts, int warps) {
 }
 
 void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stream) {
-  route_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
+  const auto kernel = args.top_k > kMaxTopK ? route_kernel<true> : route_kernel<false>;
+  kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
 void prepare_route(int dynamic_bytes) {
-  prepare_kernel(reinterpret_cast<const void*>(route_kernel), dynamic_bytes);
+  prepare_kernel(reinterpret_cast<const void*>(route_kernel<false>), dynamic_bytes);
+  prepare_kernel(reinterpret_cast<const void*>(route_kernel<true>), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

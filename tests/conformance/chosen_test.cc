@@ -269,6 +269,59 @@ std::vector<Named> shapes() {
   return list.all;
 }
 
+/// More choices than a warp has lanes; every case another reduction, some with several choices of a token at one expert.
+std::vector<Named> wide_tokens() {
+  List list;
+  std::uint64_t seed = 800;
+  for (const int top_k : {33, 64, 65, 100, 128}) {
+    for (const Legal& legal : kLegal) {
+      Case c = base(legal, {2, 2});
+      const bool rank_major = c.layout == Layout::kRankMajor;
+      constexpr Reduction::Group kGroups[] = {Reduction::Group::kRank, Reduction::Group::kChoice,
+                                              Reduction::Group::kNode};
+      constexpr DType kDtypes[] = {DType::kFp32, DType::kBf16};
+      c.seed = ++seed;
+      c.top_k = top_k;
+      c.num_experts = top_k + 3;
+      c.traffic = seed % 3 == 0 ? Traffic::kRepeated : Traffic::kUniform;
+      c.dropped = 0.1;
+      c.combine_dtype = kDtypes[seed % 2];
+      c.combine_weights = true;
+      c.bias0 = DType::kFp32;
+      c.reduction.group = rank_major ? Reduction::Group::kRank : kGroups[seed / 5 % 3];
+      if (c.reduction.group != Reduction::Group::kChoice && seed % 2 == 0)
+        c.reduction.order = Reduction::Order::kLastChoice;
+      if (!rank_major) c.weighting = seed % 2 == 0 ? Weighting::kGiven : Weighting::kFromDispatch;
+      list.add(fmt::format("top_k_{}_{}", top_k, text(legal)), c);
+    }
+  }
+  return list.all;
+}
+
+/// Tokens enough for several chunks, in which GPUs copy rows of expert layouts while others arrive.
+std::vector<Named> many_tokens() {
+  List list;
+  std::uint64_t seed = 900;
+  for (const int ranks : {2, 3, 4}) {
+    for (const Layout layout : {Layout::kExpertMajor, Layout::kExpertPadded}) {
+      for (const std::int64_t delay_ns : {0, 50'000}) {
+        Case c = base({Mode::kThroughput, layout}, {ranks});
+        c.seed = ++seed;
+        c.tokens = {700, 391, 833, 0};
+        c.traffic = seed % 2 == 0 ? Traffic::kZipf : Traffic::kUniform;
+        c.dropped = seed % 3 == 0 ? 0.4 : 0;
+        c.top_k = 6;
+        c.weighting = seed % 4 == 0 ? Weighting::kFromDispatch : Weighting::kNone;
+        c.max_signal_delay_ns = delay_ns;
+        c.blocks = {{DType::kBf16, 136}, {DType::kFp32, 2}};
+        c.rounds = 3;
+        list.add(fmt::format("{}_{}_delay_{}", ranks, name(layout), delay_ns), c);
+      }
+    }
+  }
+  return list.all;
+}
+
 class Chosen : public testing::TestWithParam<Named> {};
 
 TEST_P(Chosen, MatchesTheReference) {
@@ -290,6 +343,8 @@ INSTANTIATE_TEST_SUITE_P(Codecs, Chosen, testing::ValuesIn(codecs()), label);
 INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label);
 INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
+INSTANTIATE_TEST_SUITE_P(ManyTokens, Chosen, testing::ValuesIn(many_tokens()), label);
+INSTANTIATE_TEST_SUITE_P(WideTokens, Chosen, testing::ValuesIn(wide_tokens()), label);
 
 }  // namespace
 }  // namespace ferry::test

@@ -40,6 +40,11 @@ void require_code(const std::string& what, const Error& error, ErrorCode code) {
           fmt::format("{}: {} ({}), expected {}", what, error.what(), name(error.code()), name(code)));
 }
 
+void require_words(const Error& error, const std::string& words) {
+  require(std::string(error.what()).find(words) != std::string::npos,
+          fmt::format("no '{}' in: {}", words, error.what()));
+}
+
 using Body = std::function<void(Group&, const Reference&, int rank)>;
 
 void on_ranks(const Case& c, const Body& body) {
@@ -82,12 +87,27 @@ TEST(Refusals, OverflowOfTheReceiveWindow) {
         const Error error = expect_error("overflow", [&] { group.dispatch(round.dispatch_args()); });
         require_code("overflow", error, ErrorCode::kOverflow);
         require(error.needed_rows == needed, fmt::format("needed_rows is {}, expected {}", error.needed_rows, needed));
-        require(std::string(error.what()).find(std::to_string(needed)) != std::string::npos,
-                std::string("the need is missing in: ") + error.what());
+        require_words(error, fmt::format("rank 2 needs {} rows, its receive window holds 14", needed));
       }
       go_on(group, few, rank);
     });
   }
+}
+
+TEST(Refusals, MoreChoicesThanGpusTake) {
+  Case c = adapted(base(Mode::kThroughput, Layout::kRankMajor));
+  if (c.backend != "cuda") GTEST_SKIP() << "the host takes them";
+  c.top_k = 129;
+  Case fewer = c;
+  fewer.top_k = 128;
+  const Reference few(fewer, 0);
+  on_ranks(c, [&](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const Error error = expect_error("top-k", [&] { group.dispatch(round.dispatch_args()); });
+    require_code("top-k", error, ErrorCode::kUnsupported);
+    require_words(error, "takes top-k up to 128, not 129");
+    go_on(group, few, rank);
+  });
 }
 
 TEST(Refusals, OverflowOfAnExpertsCapacityInThroughputMode) {
@@ -101,6 +121,8 @@ TEST(Refusals, OverflowOfAnExpertsCapacityInThroughputMode) {
     require_code("capacity", error, ErrorCode::kOverflow);
     require(error.needed_rows == reference.fullest_expert(),
             fmt::format("needed_rows is {}, expected {}", error.needed_rows, reference.fullest_expert()));
+    require_words(error, " on rank 0 needs");
+    require_words(error, fmt::format("needs {} rows, expert_capacity is 2", reference.fullest_expert()));
     go_on(group, reference, rank);
   });
 }

@@ -52,6 +52,17 @@ TEST(CudaPolicy, SomeBlocksKeepToOwnRowsWhereTheOthersFillTheLink) {
   }
 }
 
+TEST(CudaPolicy, OwnRowsOfExpertLayoutsTakeMoreBlocks) {
+  CallShape call = shape(4096);
+  call.own_everywhere = true;
+  // On two ranks four of a token's eight rows stay: too few blocks would be left for the link.
+  for (const auto& [ranks, blocks, own] :
+       {std::tuple{2, 16, 0}, {4, 16, 8}, {8, 16, 8}, {4, 12, 4}, {4, 8, 0}, {2, 64, 56}}) {
+    call.num_ranks = call.live_ranks = ranks;
+    EXPECT_EQ(plan_own_blocks(call, blocks), own) << ranks << " ranks, " << blocks << " blocks";
+  }
+}
+
 TEST(CudaPolicy, OneTokenTakesOneBlock) {
   EXPECT_EQ(plan_route(shape(1), kH200).blocks, 1);
   EXPECT_EQ(plan_dispatch_send(shape(1), kH200).blocks, 1);
@@ -90,10 +101,12 @@ TEST(CudaPolicy, ManyRanksAndBlocksTakeFewerWarps) {
 }
 
 TEST(CudaPolicy, AnyTopKHasWholeTokensInAStep) {
-  for (int top_k = 1; top_k <= kMaxTopK; ++top_k) {
+  for (int top_k = 1; top_k <= kWideTopK; ++top_k) {
     CallShape call = shape(4096);
     call.top_k = top_k;
     EXPECT_GE(plan_route(call, kH200).blocks, 1);
+    EXPECT_GE(plan_combine_recv(call, kH200).threads, 8 * 32) << top_k;
+    EXPECT_LE(plan_combine_recv(call, kH200).shared_bytes, static_cast<std::size_t>(kH200.shared_bytes)) << top_k;
     EXPECT_LE(plan_dispatch_send(call, kH200).shared_bytes, static_cast<std::size_t>(kH200.shared_bytes)) << top_k;
   }
 }

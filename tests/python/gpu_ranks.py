@@ -221,6 +221,72 @@ class Layer:
             assert moe_cases.same_bits(to_numpy(out)[token], expected), (self.r, token, self.seed)
 
 
+def run_combine_input(rank: GpuRank) -> None:
+    """Experts that write into the combine input, as tensors and as what Ferry gave out, late and on another stream."""
+    layer = Layer(rank)
+    side = torch.cuda.Stream(rank.device)
+    rank.settle()
+    layer.check(layer.run()[1])
+    for seed, layout in enumerate(("rank_major", "expert_major", "expert_padded"), start=1):
+        for host_counts in (False, True):
+            rank.settle()
+            layer.refill(seed)
+            rank.settle()
+            arrived = rank.group.dispatch(
+                layer.x, layer.ids, layout=layout, host_counts=host_counts, num_sms=NUM_SMS, stream=side
+            )
+            given = rank.group.combine_input(arrived.handle, "bf16", 64)
+            rows = torch.from_dlpack(arrived.payload[0])
+            y = torch.from_dlpack(given)
+            assert (y.shape, y.dtype, y.device) == (rows.shape, rows.dtype, rows.device)
+            rank.settle()
+            torch.cuda._sleep(20_000_000)  # cycles
+            if layout == "rank_major":
+                chosen = (torch.from_dlpack(arrived.topk_ids) >= 0).sum(dim=1, keepdim=True)
+                torch.mul(rows, 2 * chosen.to(torch.bfloat16), out=y)
+            else:
+                torch.mul(rows, 2, out=y)
+            side.wait_stream(rank.stream)
+            if not host_counts:
+                rank.settle()  # the first time round PyTorch loads its kernels
+            # A tensor goes by the current stream, what Ferry gave out by the stream of the dispatch.
+            combined = rank.group.combine(given if host_counts else y, arrived.handle, num_sms=NUM_SMS)
+            out = torch.from_dlpack(combined.out)
+            rank.settle()
+            layer.check(out)
+    rank.settle()
+
+
+def run_lent_handles(rank: GpuRank) -> None:
+    """Handles in PyTorch's memory, which stay for as long as a call needs them, also of calls that are dropped."""
+    layer = Layer(rank)
+    options: dict[str, Any] = {"layout": "expert_major", "host_counts": False, "num_sms": NUM_SMS}
+    needed = rank.group.handle_bytes(layer.x, layer.ids, **options)
+    rank.settle()
+    layer.check(layer.run()[1])
+    for seed in range(1, 7):
+        rank.settle()
+        layer.refill(seed)
+        memory = torch.zeros(needed // 4 + 1, dtype=torch.int32, device=f"cuda:{rank.device}")
+        rank.settle()
+        pending = rank.group.dispatch_send(layer.x, layer.ids, handle_memory=memory, **options)
+        if seed % 3 == 0:
+            del pending, memory  # the group finishes the call by itself
+            continue
+        arrived = pending.receive()
+        assert arrived.handle.nbytes <= needed
+        rank.settle()
+        assert memory.count_nonzero() > 0
+        rank.settle()
+        del memory
+        y = torch.from_dlpack(arrived.payload[0]) * 2
+        out = torch.from_dlpack(rank.group.combine(y, arrived.handle, num_sms=NUM_SMS).out)
+        rank.settle()
+        layer.check(out)
+    rank.group.check()
+    rank.settle()
+
+
 def run_side_stream(rank: GpuRank) -> None:
     """Calls on a stream that is late; who takes their results on the current stream gets them when they are there."""
     layer = Layer(rank)

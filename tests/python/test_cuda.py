@@ -73,6 +73,14 @@ def test_side_stream(devices: list[int]) -> None:
     run_gpu_threads(devices, gpu_ranks.run_side_stream)
 
 
+def test_combine_input(devices: list[int]) -> None:
+    run_gpu_threads(devices, gpu_ranks.run_combine_input)
+
+
+def test_handles_in_lent_memory(devices: list[int]) -> None:
+    run_gpu_threads(devices, gpu_ranks.run_lent_handles)
+
+
 def test_graph(devices: list[int]) -> None:
     run_gpu_threads(devices, gpu_ranks.run_graph)
 
@@ -107,6 +115,7 @@ def test_results_live_as_long_as_a_tensor() -> None:
         layer = Layer(rank)
         result = rank.group.dispatch(layer.x, layer.ids, output="owned")
         owned = torch.from_dlpack(result.payload[0])
+        given = torch.from_dlpack(rank.group.combine_input(result.handle, "bf16", 64))
         window = torch.from_dlpack(rank.group.dispatch(layer.x, layer.ids).payload[0])
         handle = result.handle
         del result
@@ -121,6 +130,7 @@ def test_results_live_as_long_as_a_tensor() -> None:
         gc.collect()
         assert torch.equal(owned, expected)
         window.clone()  # stale rows, but memory
+        given.fill_(1)
         rank.stream.synchronize()
 
     alone(body)
@@ -130,6 +140,7 @@ def test_what_a_result_says() -> None:
     def body(rank: GpuRank) -> None:
         layer = Layer(rank)
         result = rank.group.dispatch(layer.x, layer.ids, layout="expert_major")
+        assert rank.group.statistics().device_memory.startswith("by ")
         rows = result.payload[0]
         assert (rows.device, rows.__dlpack_device__()) == ("cuda:0", (2, 0))
         tensor = torch.from_dlpack(rows)
@@ -187,7 +198,14 @@ def test_misuse() -> None:
         refused("require gradient", lambda: group.dispatch(x.float().requires_grad_(), ids))
         refused("stream is -1", lambda: group.dispatch(x, ids, stream=-1))
         refused("latency", lambda: group.dispatch(x, ids, mode="latency"))
+        refused("handle_memory is in host memory", lambda: group.dispatch(x, ids, handle_memory=np.zeros(1 << 20)))
+        few = torch.zeros(16, device="cuda:0")
+        refused("handle_memory is 64 bytes, expected at least", lambda: group.dispatch(x, ids, handle_memory=few))
         result = group.dispatch(x, ids, stream=side)
+        refused("dtype is uint8", lambda: group.combine_input(result.handle, "uint8", 64))
+        refused("elements is 0, expected 1 to", lambda: group.combine_input(result.handle, "bf16", 0))
+        given = torch.from_dlpack(group.combine_input(result.handle, "bf16", 64))
+        assert given.stride() == (64, 1)
         side.synchronize()
         rows = torch.from_dlpack(result.payload[0])
         refused("bias", lambda: group.combine(rows, result.handle, bias=torch.zeros_like(x, dtype=torch.float16)))

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dispatch and combine against the NumPy reference: generated cases, ranks as threads."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import ferry
@@ -211,6 +213,89 @@ def test_out_is_written_and_returned() -> None:
         assert (wide[:, :2] == -1).all() and (wide[:, 18:] == -1).all()
 
     run_ranks(2, body)
+
+
+def aligned_bytes(num_bytes: int) -> np.ndarray:
+    whole = np.zeros(num_bytes + 16, np.uint8)
+    begin = -whole.ctypes.data % 16
+    return whole[begin : begin + num_bytes]
+
+
+def test_handles_in_lent_memory() -> None:
+    """The caller's memory holds the handle, and stays for as long as anything needs it."""
+
+    def body(group: ferry.Group) -> None:
+        x = np.full((3, 16), group.rank + 1, dtype=np.float32)
+        ids = np.full((3, 1), group.rank, dtype=np.int32)
+        sent = (x, ids, np.ones((3, 1), np.float32))
+        needed = group.handle_bytes(*sent, layout="expert_major")
+        kept = []
+        for split in (False, True):
+            memory = aligned_bytes(needed)
+            gone = weakref.ref(memory)
+            if split:
+                result = group.dispatch_send(*sent, layout="expert_major", handle_memory=memory).receive()
+            else:
+                result = group.dispatch(*sent, layout="expert_major", handle_memory=memory)
+            assert bytes(result.handle) == memory.tobytes()[: result.handle.nbytes]
+            kept.append((result.handle, gone))
+            del memory, result
+        gc.collect()
+        assert all(gone() is not None for _, gone in kept)
+        handle, gone = kept.pop()
+        again = group.dispatch(2 * x, handle=handle, layout="expert_major")
+        assert np.array_equal(np.asarray(group.combine(again.payload[0], again.handle).out), 2 * x)
+        del handle
+        gc.collect()
+        assert gone() is not None, "the second dispatch shares the handle"
+        del again
+        for _ in range(group.config.num_flights):  # the group itself lets go of calls whose flights it takes again
+            other = group.dispatch(x, ids)
+            group.combine(other.payload[0], other.handle)
+        gc.collect()
+        assert gone() is None
+
+    run_ranks(2, body, num_experts=2)
+
+
+def test_memory_that_cannot_hold_a_handle() -> None:
+    def body(group: ferry.Group) -> None:
+        x, ids = np.zeros((3, 16), np.float32), np.zeros((3, 1), np.int32)
+        needed = group.handle_bytes(x, ids)
+        room = aligned_bytes(4 * needed)
+        readonly = room.copy()
+        readonly.flags.writeable = False
+        for words, memory in {
+            f"handle_memory is {needed - 16} bytes, expected at least {needed}": room[: needed - 16],
+            "at a multiple of 16 bytes": room[8:],
+            "with gaps": room[::2],
+            "in another order": room[: 2 * needed].reshape(2, needed).T,
+            "read-only": readonly,
+            "an empty array": room[:0],
+        }.items():
+            with pytest.raises(ferry.Error, match=words) as caught:
+                group.dispatch(x, ids, handle_memory=memory)
+            assert (caught.value.code, caught.value.argument) == ("invalid_argument", "handle_memory")
+        assert "at least" in group.why_not(x, ids, handle_memory=room[: needed - 16])
+        for memory in (room.view(np.int64).reshape(4, -1, 1), room[16:]):
+            assert group.dispatch(x, ids, handle_memory=memory).handle.num_tokens == 3
+
+    run_ranks(1, body)
+
+
+def test_the_host_has_no_combine_input() -> None:
+    def body(group: ferry.Group) -> None:
+        assert group.statistics().device_memory == ""
+        handle = group.dispatch(np.zeros((3, 16), np.float32), np.zeros((3, 1), np.int32)).handle
+        with pytest.raises(ferry.Error, match="give it to combine") as caught:
+            group.combine_input(handle, "fp32", 16)
+        assert caught.value.code == "unsupported"
+        with pytest.raises(ferry.Error, match="dtype is") as caught:
+            group.combine_input(handle, "int32", 16)
+        with pytest.raises(ferry.Error, match="elements is 0, expected 1 to"):
+            group.combine_input(handle, "fp32", 0)
+
+    run_ranks(1, body)
 
 
 def test_replicas() -> None:

@@ -215,7 +215,7 @@ Case adapted(Case c) {
   c.backend = backend;
   if (c.backend != "cuda") return c;
   c.nodes = {c.num_ranks()};
-  c.top_k = std::min(c.top_k, 32);
+  c.top_k = std::min(c.top_k, c.mode == Mode::kLatency ? 32 : 128);
   c.timeout = std::min(c.timeout, std::chrono::seconds(3));
   // A process that has used CUDA cannot fork children that use it: either all cases of a run are processes or none.
   c.ranks_as = std::getenv("FERRY_TEST_PROCESSES") != nullptr ? RanksAs::kProcesses : RanksAs::kThreads;

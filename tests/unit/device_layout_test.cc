@@ -44,7 +44,8 @@ TEST(DeviceLayout, SignalsOfWritersShareNoLine) {
     }
     for (std::int64_t line : lines) EXPECT_TRUE(lines_of_others.insert(line).second);
   }
-  EXPECT_LE(layout.note_at(2, 4) + static_cast<std::int64_t>(sizeof(CombineNote)), layout.counts);
+  EXPECT_LE(layout.note_at(2, 4) + static_cast<std::int64_t>(sizeof(CombineNote)), layout.copied);
+  EXPECT_LE(layout.copied_at(2, 4) + DeviceLayout::kCopyParts * 8, layout.counts);
   EXPECT_LE(layout.counts_at(1, 4) + layout.counts_stride, layout.recv);
   EXPECT_EQ(layout.total_bytes, list.total_bytes());
 }

@@ -133,11 +133,11 @@ GpuFinding look_at_windows(const Driver& driver, int device) {
 
 GpuFinding look_at_fabric(const Driver& driver, int device) {
   const std::string name = fmt::format("GPU {} fabric handles", device);
-  const std::string not_needed = "not needed between GPUs of one machine, and not used by this version of Ferry";
+  const std::string not_needed = "not needed between GPUs of one machine: windows are shared by file descriptors then";
   if (attribute_of(driver, CU_DEVICE_ATTRIBUTE_HANDLE_TYPE_FABRIC_SUPPORTED, device) == 0)
     return remark(unusable(name, "not supported by GPU and driver", not_needed));
   const std::string reason = why_no_fabric_memory(driver, device);
-  if (reason.empty()) return remark(usable(name, "memory with one can be made; not used by this version of Ferry"));
+  if (reason.empty()) return remark(usable(name, "memory with one can be made; windows are shared by them"));
   return remark(unusable(name, fmt::format("supported, but memory with one cannot be made: {}", reason),
                          "an IMEX channel (/dev/nvidia-caps-imex-channels/channel0); " + not_needed));
 }

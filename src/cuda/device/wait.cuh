@@ -51,6 +51,7 @@ __device__ __noinline__ inline void fail(const GroupArgs& group, std::uint64_t e
   volatile Fault* out = group.fault;
   out->step = fault.step;
   out->peer = fault.peer;
+  out->expert = fault.expert;
   out->epoch = epoch;
   out->seen = fault.seen;
   out->wanted = fault.wanted;
