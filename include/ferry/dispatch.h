@@ -83,6 +83,9 @@ struct DispatchResult {
   Tensor source_offsets;  ///< int32 [R + 1]
   Tensor expert_counts;   ///< int32 [E_local], without padding
   Tensor expert_offsets;  ///< int32 [E_local + 1]: first row of each expert, aligned (expert layouts)
+  /// int32 [R, R]: rows that rank i sends to rank j, everybody's. Host backend, throughput mode without a handle given; else
+  /// absent.
+  Tensor rank_counts;
   std::vector<std::int64_t> host_expert_counts;  ///< the aligned counts, if host_counts
   Handle handle;
   std::shared_ptr<const void>

@@ -248,6 +248,9 @@ void bind_result(nb::module_& module) {
   bind_tensor<Array>(result, "expert_counts", &DispatchResult::expert_counts, "int32 [E_local], without padding.");
   bind_tensor<std::optional<Array>>(result, "expert_offsets", &DispatchResult::expert_offsets,
                                     "int32 [E_local + 1]: first row of each expert, aligned (expert layouts).");
+  bind_tensor<std::optional<Array>>(result, "rank_counts", &DispatchResult::rank_counts,
+                                    "int32 [R, R]: rows that rank i sends to rank j. Host backend, throughput mode "
+                                    "without a handle given; else None.");
 }
 
 }  // namespace

@@ -576,6 +576,12 @@ class DispatchResult:
         int32 [E_local + 1]: first row of each expert, aligned (expert layouts).
         """
 
+    @property
+    def rank_counts(self) -> Array | None:
+        """
+        int32 [R, R]: rows that rank i sends to rank j. Host backend, throughput mode without a handle given; else None.
+        """
+
 class PendingDispatch:
     """A dispatch that was sent and not yet received."""
 

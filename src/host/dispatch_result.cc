@@ -197,6 +197,12 @@ void make_counts(DispatchCall& call, const HandleView& view) {
   call.result.source_offsets = Tensor::contiguous(view.source_offsets(), DType::kInt32, {view.header().num_ranks + 1});
   call.result.expert_counts = Tensor::contiguous(view.expert_counts(), DType::kInt32, {num_local});
   call.result.expert_offsets = Tensor::contiguous(view.expert_offsets(), DType::kInt32, {num_local + 1});
+  if (!call.rank_counts.empty()) {
+    const std::int64_t num_ranks = view.header().num_ranks;
+    auto* counts = static_cast<std::int32_t*>(call.memory->allocate(num_ranks * num_ranks * 4));
+    std::copy(call.rank_counts.begin(), call.rank_counts.end(), counts);
+    call.result.rank_counts = Tensor::contiguous(counts, DType::kInt32, {num_ranks, num_ranks});
+  }
   if (!call.args.host_counts) return;
   for (std::int32_t count : call.expert_counts) {
     call.result.host_expert_counts.push_back(
