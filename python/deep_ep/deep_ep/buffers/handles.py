@@ -169,7 +169,8 @@ def prefix_of_counts(counts: torch.Tensor) -> torch.Tensor:
 
 def per_node(is_token_in_rank: torch.Tensor, node_ranks: int) -> torch.Tensor:
     """[T, nodes] bool."""
-    return is_token_in_rank.view(is_token_in_rank.shape[0], -1, node_ranks).any(dim=2)
+    num_tokens, num_ranks = is_token_in_rank.shape
+    return is_token_in_rank.view(num_tokens, num_ranks // node_ranks, node_ranks).any(dim=2)
 
 
 def source_bitmap(is_local: torch.Tensor) -> torch.Tensor:

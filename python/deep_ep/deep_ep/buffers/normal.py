@@ -10,7 +10,7 @@ import ferry.torch
 import torch
 from ferry.torch import as_array, as_tensor
 
-from deep_ep.buffers.handles import Arrival, Sent, internode_handle, intranode_handle, node_bitmaps, sent_of
+from deep_ep.buffers.handles import Arrival, Sent, internode_handle, intranode_handle, node_bitmaps, per_node, sent_of
 from deep_ep.checks import require, require_ids, require_python, require_tensor
 from deep_ep.config import NODE_RANKS, Config, align, channels_of, sms_of, topk_idx_t
 from deep_ep.lanes import Lanes, Needs, rounded
@@ -36,6 +36,11 @@ class Choices:
     topk_weights: torch.Tensor | None = None
 
 
+def has_nodes(num_ranks: int) -> bool:
+    """V1's two kinds of handles and sums. Numbers of ranks that it refuses (9, 12, ...) are one node here."""
+    return num_ranks > NODE_RANKS and num_ranks % NODE_RANKS == 0
+
+
 def count_layout(topk_idx: torch.Tensor, num_experts: int, num_ranks: int) -> Layout:
     """V1's layout of topk_idx [T, K]; no communication."""
     local = num_experts // num_ranks
@@ -46,8 +51,8 @@ def count_layout(topk_idx: torch.Tensor, num_experts: int, num_ranks: int) -> La
     in_rank.scatter_(1, (chosen // local).clamp(max=num_ranks), True)
     in_rank = in_rank[:, :num_ranks].contiguous()
     on_node = None
-    if num_ranks > NODE_RANKS:
-        on_node = in_rank.view(num_tokens, -1, NODE_RANKS).any(2).sum(0).to(torch.int32)
+    if has_nodes(num_ranks):
+        on_node = per_node(in_rank, NODE_RANKS).sum(0).to(torch.int32)
     return Layout(in_rank.sum(0).to(torch.int32), on_node, in_rank, per_expert)
 
 
@@ -59,7 +64,7 @@ class NormalMode:
 
     @property
     def is_internode(self) -> bool:
-        return self.size > NODE_RANKS and self.size % NODE_RANKS == 0
+        return has_nodes(self.size)
 
     def dispatch(
         self, x: Any, layout: Layout, choices: Choices, alignment: int, num_worst_tokens: int, config: Config
