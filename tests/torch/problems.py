@@ -14,9 +14,7 @@ def row_sum(start: torch.Tensor, rows: list[torch.Tensor], weights: list[float] 
     for index, row in enumerate(rows):
         # A product of float32 and bf16 is exact in float64, and so, for these sizes, is the rounding of the fused add.
         total = (
-            total + row.float()
-            if weights is None
-            else (total.double() + row.double() * float(weights[index])).float()
+            total + row.float() if weights is None else (total.double() + row.double() * float(weights[index])).float()
         )
     return total.to(torch.bfloat16)
 

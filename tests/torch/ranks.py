@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ranks of the tests with PyTorch: threads, on the CPU or with a GPU each."""
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -10,9 +11,9 @@ from typing import Any
 # Read when CUDA starts: kernels of ranks wait for each other.
 os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "32")
 
-import ferry  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import ferry
+import pytest
+import torch
 
 DEVICES = ["cpu", "cuda"]
 JOIN_SECONDS = 100
@@ -32,10 +33,10 @@ class ThreadComm:
     def __init__(self, rank: int, threads: Threads) -> None:
         self._rank, self._threads = rank, threads
 
-    def Get_rank(self) -> int:  # noqa: N802
+    def Get_rank(self) -> int:
         return self._rank
 
-    def Get_size(self) -> int:  # noqa: N802
+    def Get_size(self) -> int:
         return len(self._threads.slots)
 
     def allgather(self, mine: Any) -> list[Any]:
@@ -46,15 +47,20 @@ class ThreadComm:
         return everybodys
 
 
+@functools.lru_cache(maxsize=1)
+def why_no_gpu() -> str:
+    backend = next(c for c in ferry.capabilities() if c.name == "backend cuda")
+    if not backend.usable:
+        return f"backend cuda: {backend.detail}"
+    return "" if torch.cuda.is_available() else "this PyTorch finds no GPU"
+
+
 def need(device: str, num_ranks: int) -> None:
     """Skips, with the reason, where a test cannot run."""
     if device == "cpu":
         return
-    backend = next(c for c in ferry.capabilities() if c.name == "backend cuda")
-    if not backend.usable:
-        pytest.skip(f"backend cuda: {backend.detail}")
-    if not torch.cuda.is_available():
-        pytest.skip("this PyTorch finds no GPU")
+    if why_no_gpu():
+        pytest.skip(why_no_gpu())
     if torch.cuda.device_count() < num_ranks:
         pytest.skip(f"{num_ranks} ranks need a GPU each, this machine has {torch.cuda.device_count()}")
 

@@ -16,8 +16,13 @@ NODES = pytest.mark.parametrize("node_size", [0, 2], ids=["one-node", "two-nodes
 
 
 def make(comm, **arguments):
-    return ElasticBuffer(comm, **({"num_max_tokens_per_rank": TMAX, "hidden": 64, "num_cpu_timeout_secs": 20,
-                                   "num_gpu_timeout_secs": 20} | arguments))
+    return ElasticBuffer(
+        comm,
+        **(
+            {"num_max_tokens_per_rank": TMAX, "hidden": 64, "num_cpu_timeout_secs": 20, "num_gpu_timeout_secs": 20}
+            | arguments
+        ),
+    )
 
 
 def put(problem, rank, device):
@@ -215,7 +220,13 @@ def test_rows_of_experts(device, monkeypatch, node_size, alignment, sync, paddin
         buffer = make(comm)
         rank = buffer.rank_idx
         x, ids, weights, handle, _ = send(
-            buffer, problem, device, do_expand=True, do_cpu_sync=sync, expert_alignment=alignment, do_zero_padding=padding
+            buffer,
+            problem,
+            device,
+            do_expand=True,
+            do_cpu_sync=sync,
+            expert_alignment=alignment,
+            do_zero_padding=padding,
         )
         places, total = expert_places(problem, rank, alignment)
         worst = 4 * TMAX * min(problem.top_k, problem.local) + (alignment - 1) * problem.local
@@ -271,8 +282,14 @@ def test_cached_expansion(device):
         other = Problem.make([7, 6], seed=5)
         x, _, weights = put(other, rank, device)
         recv_x, ids, recv_weights, same_handle, _ = buffer.dispatch(
-            x, handle=handle, topk_weights=weights, do_expand=True, num_experts=8, expert_alignment=2,
-            num_max_tokens_per_rank=TMAX, do_cpu_sync=False,
+            x,
+            handle=handle,
+            topk_weights=weights,
+            do_expand=True,
+            num_experts=8,
+            expert_alignment=2,
+            num_max_tokens_per_rank=TMAX,
+            do_cpu_sync=False,
         )
         assert ids is None and same_handle is handle
         for place, _, s, t, k in expert_places(problem, rank, 2)[0]:
@@ -569,9 +586,7 @@ def test_graph_without_host_counts():
 
         def cycle():
             recv_x, recv_ids, _, handle, _ = buffer.dispatch(x, ids, weights, num_experts=8, do_cpu_sync=False)
-            out, _, event = buffer.combine(
-                recv_x, handle, async_with_compute_stream=True, allocate_on_comm_stream=True
-            )
+            out, _, event = buffer.combine(recv_x, handle, async_with_compute_stream=True, allocate_on_comm_stream=True)
             event.current_stream_wait()
             return out, recv_x, recv_ids, handle
 

@@ -90,9 +90,7 @@ def experts(problem, rank, count, slots, device):
 def check_sums(problem, rank, out, left_out=()):
     for t in range(problem.tokens[rank]):
         live = [
-            (k, e)
-            for k, e in enumerate(problem.ids[rank][t].tolist())
-            if e >= 0 and e // problem.local not in left_out
+            (k, e) for k, e in enumerate(problem.ids[rank][t].tolist()) if e >= 0 and e // problem.local not in left_out
         ]
         rows = [one_expert(problem.x[rank][t], e) for _, e in live]
         weights = [problem.weights[rank][t, k] for k, _ in live]
@@ -382,7 +380,12 @@ def test_refusals():
 
     run_ranks(1, body)
     with pytest.raises(RuntimeError, match="multiple of the 2 ranks"):
-        run_ranks(2, lambda comm: make(comm).low_latency_dispatch(torch.zeros((1, 512), dtype=torch.bfloat16), torch.zeros((1, 1), dtype=torch.int64), TMAX, 3))
+        run_ranks(
+            2,
+            lambda comm: make(comm).low_latency_dispatch(
+                torch.zeros((1, 512), dtype=torch.bfloat16), torch.zeros((1, 1), dtype=torch.int64), TMAX, 3
+            ),
+        )
 
 
 def test_masks(device):

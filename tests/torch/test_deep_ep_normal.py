@@ -83,7 +83,11 @@ def test_layout(device):
         same(per_expert, torch.tensor([flat.count(e) for e in range(6)], dtype=torch.int32))
         assert per_node is None and in_rank.is_contiguous() and event.event is None
         asked = buffer.get_dispatch_layout(
-            topk_idx=ids, num_experts=6, previous_event=Buffer.capture(), async_finish=True, allocate_on_comm_stream=True
+            topk_idx=ids,
+            num_experts=6,
+            previous_event=Buffer.capture(),
+            async_finish=True,
+            allocate_on_comm_stream=True,
         )
         assert asked[4].event is not None
         asked[4].current_stream_wait()
@@ -140,7 +144,10 @@ def test_events_and_streams(device):
             with pytest.raises(RuntimeError, match="allocate_on_comm_stream"):
                 buffer.dispatch(x, allocate_on_comm_stream=True, **wrong, **arguments)
         if device == "cuda":
-            with torch.cuda.stream(buffer.get_comm_stream()), pytest.raises(RuntimeError, match="cannot wait for itself"):
+            with (
+                torch.cuda.stream(buffer.get_comm_stream()),
+                pytest.raises(RuntimeError, match="cannot wait for itself"),
+            ):
                 buffer.dispatch(x, **arguments)
 
     run_ranks(2, body, device)
@@ -545,8 +552,14 @@ def test_internode_cycle(worst):
         buffer = make(comm, num_rdma_bytes=1 << 20)
         rank = buffer.rank
         layout = lay_out(buffer, put(problem, rank, "cpu")[1], problem.experts)
-        on_node = [[any(o // 8 == n for o in problem.owners(rank, t) if o >= 0) for n in range(2)] for t in range(problem.tokens[rank])]
-        same(layout["num_tokens_per_rdma_rank"], torch.tensor(on_node, dtype=torch.int32).view(-1, 2).sum(0).to(torch.int32))
+        on_node = [
+            [any(o // 8 == n for o in problem.owners(rank, t) if o >= 0) for n in range(2)]
+            for t in range(problem.tokens[rank])
+        ]
+        same(
+            layout["num_tokens_per_rdma_rank"],
+            torch.tensor(on_node, dtype=torch.int32).view(-1, 2).sum(0).to(torch.int32),
+        )
         x, ids, weights, counts, handle, _ = send(buffer, problem, "cpu", num_worst_tokens=worst, **layout)
         sources = problem.arrivals(rank)
         n = len(sources)

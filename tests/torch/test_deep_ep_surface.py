@@ -388,9 +388,7 @@ def test_buffer_size_hint(fp8, multiple):
 
     def body(comm):
         assert ElasticBuffer.get_buffer_size_hint(comm, tokens, hidden, top_k, **arguments) == expected
-        buffer = ElasticBuffer(
-            comm, num_max_tokens_per_rank=tokens, hidden=hidden, num_topk=top_k, **arguments
-        )
+        buffer = ElasticBuffer(comm, num_max_tokens_per_rank=tokens, hidden=hidden, num_topk=top_k, **arguments)
         assert buffer.num_bytes == expected
         zero = ElasticBuffer.get_buffer_size_hint(comm, tokens, hidden, 0, **arguments)
         assert zero == ElasticBuffer.get_buffer_size_hint(comm, tokens, hidden, 32, **arguments)
@@ -454,7 +452,10 @@ def test_sm_suggestions():
     run_ranks(2, body)
     assert elastic_sizes.expected_groups(2, 4, 2) == pytest.approx(2 * (1 - 1 / 6))
     alone = elastic_sizes.traffic_of((1, 1), (1, 1), 8, 2)
-    assert alone.nvlink == 0 and elastic_sizes.suggested_sms(alone, elastic_sizes.Rates(0, 0, 200, 50), 1, True, 132) == 132
+    assert (
+        alone.nvlink == 0
+        and elastic_sizes.suggested_sms(alone, elastic_sizes.Rates(0, 0, 200, 50), 1, True, 132) == 132
+    )
 
 
 def test_sm_suggestions_between_nodes():
@@ -474,7 +475,13 @@ def test_what_is_not_offered_says_so():
     def body(comm):
         buffer = make_elastic(comm)
         names = ["engram_write", "engram_fetch", "pp_set_config", "pp_send", "pp_recv", "agrs_set_config"]
-        names += ["create_agrs_session", "destroy_agrs_session", "agrs_new_session", "agrs_get_inplace_tensor", "all_gather"]
+        names += [
+            "create_agrs_session",
+            "destroy_agrs_session",
+            "agrs_new_session",
+            "agrs_get_inplace_tensor",
+            "all_gather",
+        ]
         for name in names:
             arguments = () if "session" in name else (None,)
             with pytest.raises(NotImplementedError, match="use .* instead"):

@@ -37,8 +37,12 @@ class Config:
         require(num_sms >= 0, f"Config: argument num_sms: seen {num_sms}, expected 0 or more")
         sizes = (nvl_send, nvl_recv, rdma_send, rdma_recv)
         require(min(sizes) > 0, f"Config: chunk sizes: seen {sizes}, expected all above 0")
-        require(nvl_send < nvl_recv, f"Config: NVLink chunks: seen send {nvl_send}, recv {nvl_recv}, expected send < recv")
-        require(rdma_send < rdma_recv, f"Config: RDMA chunks: seen send {rdma_send}, recv {rdma_recv}, expected send < recv")
+        require(
+            nvl_send < nvl_recv, f"Config: NVLink chunks: seen send {nvl_send}, recv {nvl_recv}, expected send < recv"
+        )
+        require(
+            rdma_send < rdma_recv, f"Config: RDMA chunks: seen send {rdma_send}, recv {rdma_recv}, expected send < recv"
+        )
         require(
             rdma_send <= rdma_recv // 2,
             f"Config: RDMA chunks: seen send {rdma_send}, recv {rdma_recv}, expected send of at most half of recv",
@@ -56,7 +60,10 @@ class Config:
             num_ranks < NODE_RANKS or num_ranks % NODE_RANKS == 0,
             f"get_nvl_buffer_size_hint: argument num_ranks: seen {num_ranks}, expected below 8 or a multiple of 8",
         )
-        require(num_ranks <= NODE_RANKS or self._num_sms % 2 == 0, f"Config: seen {self._num_sms} SMs, expected an even number")
+        require(
+            num_ranks <= NODE_RANKS or self._num_sms % 2 == 0,
+            f"Config: seen {self._num_sms} SMs, expected an even number",
+        )
         nodes, node_ranks, channels = max(num_ranks // NODE_RANKS, 1), min(num_ranks, NODE_RANKS), self._num_sms // 2
         words = channels * node_ranks * (2 * nodes + 3) * 4
         return align(words + channels * node_ranks * self._nvl_recv * self._slot_bytes(hidden_bytes), 128)

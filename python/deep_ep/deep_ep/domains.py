@@ -14,7 +14,9 @@ from deep_ep.checks import require
 def node_sizes(peers: ferry.torch.Peers) -> list[int]:
     """What Ferry finds: nodes of FERRY_NODE_SIZE ranks if that is set, else one per machine. Collective."""
     meeting = ferry.meet_through(peers.rank, peers.size, peers.all_gather)
-    with ferry.Group(meeting, num_experts=peers.size, max_tokens=1, max_latency_tokens=0, max_top_k=1, hidden=8) as group:
+    with ferry.Group(
+        meeting, num_experts=peers.size, max_tokens=1, max_latency_tokens=0, max_top_k=1, hidden=8
+    ) as group:
         topology = group.topology
         sizes = [topology.node_size(node) for node in range(topology.num_nodes)]
         peers.all_gather(None)

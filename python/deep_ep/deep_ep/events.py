@@ -49,7 +49,9 @@ class EventOverlap:
         self._hook_after_wait = fn
 
     def current_stream_wait(self, release_handle: bool = False) -> None:
-        require_python(self.event is not None, "EventOverlap.current_stream_wait: seen no event, expected an EventHandle")
+        require_python(
+            self.event is not None, "EventOverlap.current_stream_wait: seen no event, expected an EventHandle"
+        )
         self.event.current_stream_wait()
         hook, self._hook_after_wait = self._hook_after_wait, None
         if hook is not None:

@@ -100,9 +100,7 @@ class ElasticBuffer(SizeHints, Experiments):
         self.scaleout_rank_idx, self.scaleup_rank_idx = divmod(self.rank_idx, self.num_scaleup_ranks)
         self.nccl_comm_handle = None
         self._lanes = Lanes(peers, None, float(max(num_cpu_timeout_secs, num_gpu_timeout_secs)))
-        self._mode = ElasticMode(
-            self._lanes, Domains(*logical), self.deterministic, self.allow_multiple_reduction
-        )
+        self._mode = ElasticMode(self._lanes, Domains(*logical), self.deterministic, self.allow_multiple_reduction)
         self._suggest = lru_cache(maxsize=None)(self._theoretical_num_sms)
         self.runtime: object | None = self._mode
         peers.all_gather(None)
@@ -135,9 +133,7 @@ class ElasticBuffer(SizeHints, Experiments):
     def _theoretical_num_sms(self, num_experts: int, num_topk: int, rates: Rates) -> int:
         traffic = traffic_of(self.get_physical_domain_size(), self.get_logical_domain_size(), num_experts, num_topk)
         rates = Rates(rates.rdma, rates.nvlink or nvlink_gb_per_s(), rates.sm_read, rates.sm_write)
-        return suggested_sms(
-            traffic, rates, self.num_scaleout_ranks, self.prefer_overlap_with_compute, device_sms()
-        )
+        return suggested_sms(traffic, rates, self.num_scaleout_ranks, self.prefer_overlap_with_compute, device_sms())
 
     def get_theoretical_num_qps(self, num_sms: int) -> int:
         wanted = 16 * num_sms + 1 if self.allow_hybrid_mode else min(num_sms, 9)
@@ -310,7 +306,9 @@ class ElasticBuffer(SizeHints, Experiments):
         if handle is not None:
             require_python(topk_idx is None, f"{name}: argument topk_idx: seen with a handle, expected None")
             require(not do_cpu_sync, f"{name}: argument do_cpu_sync: seen True with a handle, expected False or None")
-            require(stats is None, f"{name}: argument cumulative_local_expert_recv_stats: seen with a handle, expected None")
+            require(
+                stats is None, f"{name}: argument cumulative_local_expert_recv_stats: seen with a handle, expected None"
+            )
             require(handle.sent is not None, f"{name}: argument handle: seen one that no dispatch made")
             num_tokens, top_k = handle.topk_idx.shape
         else:
@@ -318,7 +316,8 @@ class ElasticBuffer(SizeHints, Experiments):
             require_ids(name, topk_idx, topk_idx_t)
             num_tokens, top_k = topk_idx.shape
         require(
-            data.shape[0] == num_tokens, f"{name}: argument x: seen {data.shape[0]} tokens, expected {num_tokens}, as topk_idx"
+            data.shape[0] == num_tokens,
+            f"{name}: argument x: seen {data.shape[0]} tokens, expected {num_tokens}, as topk_idx",
         )
         if topk_weights is not None:
             require_tensor(name, "topk_weights", topk_weights, (num_tokens, top_k), torch.float32)
@@ -336,9 +335,15 @@ class ElasticBuffer(SizeHints, Experiments):
                     f"ElasticBuffer.dispatch: argument {name}: seen {value}, expected {known}, as the handle's",
                 )
             return kept
-        require_python(num_experts is not None, "ElasticBuffer.dispatch: argument num_experts: seen None without a handle")
+        require_python(
+            num_experts is not None, "ElasticBuffer.dispatch: argument num_experts: seen None without a handle"
+        )
         most = self.num_max_tokens_per_rank if num_max_tokens is None else num_max_tokens
-        require(most > 0, "ElasticBuffer.dispatch: argument num_max_tokens_per_rank: seen none, expected it here or above")
+        require(
+            most > 0, "ElasticBuffer.dispatch: argument num_max_tokens_per_rank: seen none, expected it here or above"
+        )
         alignment = 1 if alignment is None else alignment
-        require(alignment >= 1, f"ElasticBuffer.dispatch: argument expert_alignment: seen {alignment}, expected 1 or more")
+        require(
+            alignment >= 1, f"ElasticBuffer.dispatch: argument expert_alignment: seen {alignment}, expected 1 or more"
+        )
         return num_experts, most, alignment

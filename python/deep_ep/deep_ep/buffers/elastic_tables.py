@@ -69,7 +69,9 @@ def metadata_of_experts(
 def expert_of_rows(num_rows: int, offsets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """int64 [rows]: the local expert of each row; -1 for padding and beyond the end."""
     row = torch.arange(num_rows, device=offsets.device)
-    expert = torch.searchsorted(offsets[1:].to(torch.int64).contiguous(), row, right=True).clamp(max=counts.shape[0] - 1)
+    expert = torch.searchsorted(offsets[1:].to(torch.int64).contiguous(), row, right=True).clamp(
+        max=counts.shape[0] - 1
+    )
     return torch.where(row - offsets[expert] < counts[expert], expert, -1)
 
 

@@ -75,7 +75,10 @@ def sent_of(function: str, handle: Any) -> Any:
         sent = getattr(item, "_deep_ep_sent", None)
         if sent is not None:
             return sent
-    require(False, f"{function}: argument handle: seen {type(handle).__name__}, expected what dispatch of this buffer returned")
+    require(
+        False,
+        f"{function}: argument handle: seen {type(handle).__name__}, expected what dispatch of this buffer returned",
+    )
 
 
 def token_channels(num_tokens: int, channels: int) -> int:

@@ -283,7 +283,9 @@ class LowLatencyMode:
         out: torch.Tensor | None,
         wait_ns: torch.Tensor | None,
     ) -> None:
-        require(sent.handle is not None, f"{_COMBINE}: argument handle: its dispatch was not received; call its hook first")
+        require(
+            sent.handle is not None, f"{_COMBINE}: argument handle: its dispatch was not received; call its hook first"
+        )
         shape = sent.shape
         local, rows = shape.num_experts // self.size, self.size * shape.num_max_tokens
         require_tensor(_COMBINE, "x", x, (local, rows, None), torch.bfloat16)

@@ -153,7 +153,9 @@ class NormalMode:
             # The sum over all ranks' rows, so a combine of rows of K: the weights that travel back with rows are those of each
             # choice's own rank alone.
             options["reduction"] = "per_rank"
-            weights = as_tensor(sent.group.combine(full_rows(topk_weights, sent.handle.num_rows), sent.handle, **options).out)
+            weights = as_tensor(
+                sent.group.combine(full_rows(topk_weights, sent.handle.num_rows), sent.handle, **options).out
+            )
         return out, weights
 
     # Inputs.
@@ -163,7 +165,9 @@ class NormalMode:
         require_tensor(_DISPATCH, "x", data, (None, None))
         if scales is None:
             return data, None
-        require(data.element_size() == 1, f"{_DISPATCH}: argument x: seen {data.dtype} with scales, expected one byte each")
+        require(
+            data.element_size() == 1, f"{_DISPATCH}: argument x: seen {data.dtype} with scales, expected one byte each"
+        )
         fits = scales.dim() == 2 and scales.shape[0] == data.shape[0] and scales.dtype in (torch.float32, torch.int32)
         require(
             fits,
