@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""A mixture-of-experts layer that trains over several ranks, the same layer in one process, and the time of its exchange
-against all_to_all_single.
+"""A mixture-of-experts layer that trains over several ranks, the same layer in one process, and the time of its
+exchange against all_to_all_single.
 
     python -m ferry.launch --ranks 2 examples/torch/20_moe_layer.py [--tokens 4096 --hidden 1024]
 
@@ -62,7 +62,8 @@ class MoE(nn.Module):
 def train(
     layer: MoE, batches: list[torch.Tensor], share: slice, all_reduce: Callable[[torch.Tensor], None]
 ) -> list[float]:
-    """Learns to reverse its input, by plain gradient descent; a rank sees its share of every batch. Returns the losses."""
+    """Learns to reverse its input, by plain gradient descent; a rank sees its share of every batch. Returns the
+    losses."""
     losses = []
     for batch in batches:
         x = batch[share]
@@ -160,7 +161,8 @@ def compare_times(group: ferry.torch.Group, device: torch.device, tokens: int, h
         if group.rank == 0:
             print(
                 f"{name}, {tokens} tokens x {hidden} float32, top-{TOP_K}, {group.size} ranks on {device.type}: "
-                f"{ferry_s * 1e3:.2f} ms, all_to_all_single {other_s * 1e3:.2f} ms: {other_s / ferry_s:.2f} times as long"
+                f"{ferry_s * 1e3:.2f} ms, all_to_all_single {other_s * 1e3:.2f} ms: {other_s / ferry_s:.2f} times as "
+                "long"
             )
 
 

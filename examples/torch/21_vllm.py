@@ -18,7 +18,8 @@ DEFAULT_CONFIG_RANKS = {2, 4, 8, 16, 24, 32, 64, 128, 144, 160}
 
 
 class HighThroughput:
-    """deepep_high_throughput: received rows are weighted and summed by the experts' side, one row per token comes back."""
+    """deepep_high_throughput: received rows are weighted and summed by the experts' side, one row per token comes
+    back."""
 
     def __init__(self, ranks: Job) -> None:
         self.ranks = ranks
@@ -96,7 +97,8 @@ class HighThroughput:
 
 
 class LowLatency:
-    """deepep_low_latency: a block of rows per expert; weights are applied in combine; hooks let two micro-batches overlap."""
+    """deepep_low_latency: a block of rows per expert; weights are applied in combine; hooks let two micro-batches
+    overlap."""
 
     def __init__(self, ranks: Job, max_tokens: int) -> None:
         self.ranks, self.max_tokens = ranks, max_tokens

@@ -163,8 +163,8 @@ def prefill(ranks: Job, batch: Batch) -> torch.Tensor:
 
 
 def decode(ranks: Job, batches: list[Batch], hook: bool) -> list[torch.Tensor]:
-    """One batch after the other: on one buffer a call is received before the next one starts. Between _a and _b the rows
-    travel, and other work may run."""
+    """One batch after the other: on one buffer a call is received before the next one starts. Between _a and _b the
+    rows travel, and other work may run."""
 
     def experts(arrived: tuple) -> torch.Tensor:
         data, scales, masked_m, _ = arrived

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the adapters of this folder share: a process group, a small problem, experts whose results anybody can compute."""
+"""What the adapters of this folder share: a process group, a small problem, experts whose results anybody can
+compute."""
 
 import argparse
 import os

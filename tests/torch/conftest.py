@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tests with PyTorch run: every test that asks for `device` runs on the CPU and, where there are some, on GPUs."""
+"""Where the tests with PyTorch run: every test that asks for `device` runs on the CPU and, where there are some, on
+GPUs."""
 
 import pytest
 import torch

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of all ranks, and what deep_ep's contract says of them; every rank knows everything, so it can check itself."""
+"""Inputs of all ranks, and what deep_ep's contract says of them; every rank knows everything, so it can check
+itself."""
 
 from dataclasses import dataclass
 

@@ -66,8 +66,8 @@ def need(device: str, num_ranks: int) -> None:
 
 
 def run_ranks(num_ranks: int, body: Callable[[ThreadComm], Any], device: str = "cpu") -> list[Any]:
-    """What ``body(comm)`` returned on each rank; raises the first exception that happened. On GPUs the rank's is current,
-    with a stream of its own."""
+    """What ``body(comm)`` returned on each rank; raises the first exception that happened. On GPUs the rank's is
+    current, with a stream of its own."""
     need(device, num_ranks)
     threads = Threads(num_ranks)
     results: list[Any] = [None] * num_ranks

@@ -555,6 +555,36 @@ def test_sums(device, monkeypatch, node_size, expand, multiple, num_biases):
     run_ranks(4, body, device)
 
 
+def test_weights_without_intermediate_sums(device):
+    """Expanded rows, one reduction, weights: the original traps."""
+    problem = Problem.make([6, 9])
+
+    def body(comm):
+        buffer = make(comm, allow_multiple_reduction=False)
+        rank = buffer.rank_idx
+        x, _, weights, handle, _ = send(buffer, problem, device, do_expand=True)
+        _, back, _ = buffer.combine(x, handle, topk_weights=weights)
+        same(back, torch.where(problem.ids[rank] >= 0, problem.weights[rank], 0.0))
+
+    run_ranks(2, body, device)
+
+
+def test_a_rank_that_does_not_come():
+    problem = Problem.make([6, 9])
+
+    def body(comm):
+        buffer = make(comm, num_cpu_timeout_secs=1, num_gpu_timeout_secs=0.5)
+        send(buffer, problem, "cpu")
+        if buffer.rank_idx == 0:
+            start = time.monotonic()
+            with pytest.raises(RuntimeError, match="rank 1"):
+                send(buffer, problem, "cpu")
+            assert 0.9 < time.monotonic() - start < 10
+        comm.allgather(None)
+
+    run_ranks(2, body)
+
+
 def test_combine_refuses():
     problem = Problem.make([4])
 

@@ -475,6 +475,21 @@ def test_growing_batches(device):
     run_ranks(2, body, device)
 
 
+def test_a_rank_that_does_not_come():
+    """The wait ends at the buffer's own deadline, in an error that names the rank; other threads run meanwhile."""
+    problem = Problem.make([4, 4])
+
+    def body(comm):
+        buffer = Buffer(comm, timeout=1.0)
+        send(buffer, problem, "cpu")
+        if buffer.rank == 0:
+            with pytest.raises(RuntimeError, match="rank 1"):
+                send(buffer, problem, "cpu")
+        comm.allgather(None)
+
+    run_ranks(2, body)
+
+
 def test_limits_of_the_original_that_are_none_here(device):
     """H = 8192 in bf16, K above 32, more than 128 local experts, any number of ranks without a config."""
     problem = Problem.make([3, 4, 2], experts=600, top_k=40, hidden=8192)

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""deep_ep: names, Config, events, helpers that need no call; sections 1, 2, 3.1 to 3.3 and 4.1 to 4.5 of the contract."""
+"""deep_ep: names, Config, events, helpers that need no call; sections 1, 2, 3.1 to 3.3 and 4.1 to 4.5 of the
+contract."""
 
 import subprocess
 import sys

@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""V1's Config: sizes of queues, which Ferry does not have, kept for the sizes and SM counts that clients compute with it."""
+"""V1's Config: sizes of queues, which Ferry does not have, kept for the sizes and SM counts that clients compute with
+it."""
 
 import torch
 
@@ -21,8 +22,9 @@ def align(value: int, multiple: int) -> int:
 
 
 class Config:
-    """Config(num_sms, nvl send, nvl recv, rdma send, rdma recv): SMs and queue sizes in tokens. Ferry uses num_sms (most
-    SMs that a kernel occupies, and half of it as the number of channels in handles); the queue sizes only enter the hints."""
+    """Config(num_sms, nvl send, nvl recv, rdma send, rdma recv): SMs and queue sizes in tokens. Ferry uses num_sms
+    (most SMs that a kernel occupies, and half of it as the number of channels in handles); the queue sizes only enter
+    the hints."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""Ferry's groups behind a buffer. A buffer of deep_ep is made without knowing what it will carry, so a group is made when
-the first call says it, and a larger one when a call needs more; handles keep the group that made them."""
+"""Ferry's groups behind a buffer. A buffer of deep_ep is made without knowing what it will carry, so a group is made
+when the first call says it, and a larger one when a call needs more; handles keep the group that made them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields

@@ -43,7 +43,8 @@ def split_input(x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> tuple[to
 
 
 def full_rows(rows: torch.Tensor, capacity: int) -> torch.Tensor:
-    """On a GPU a handle whose counts the host does not know takes rows of the whole capacity; what is added is never read."""
+    """On a GPU a handle whose counts the host does not know takes rows of the whole capacity; what is added is never
+    read."""
     if rows.shape[0] >= capacity:
         return rows
     full = rows.new_empty((capacity, *rows.shape[1:]))

@@ -40,8 +40,9 @@ class CommStream:
 class CommCall:
     """One call on the communication stream S, made from the current stream C.
 
-    S waits for ``before`` (an EventHandle) if one is given, else for all of C. Inside the ``with`` block S is the current
-    stream: whatever PyTorch computes there follows the call. At finish(), C waits for S, or an event is returned.
+    S waits for ``before`` (an EventHandle) if one is given, else for all of C. Inside the ``with`` block S is the
+    current stream: whatever PyTorch computes there follows the call. At finish(), C waits for S, or an event is
+    returned.
     """
 
     def __init__(self, comm: CommStream, device: torch.device, before: EventHandle | None, is_async: bool) -> None:

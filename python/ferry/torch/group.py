@@ -38,8 +38,8 @@ class Routing(NamedTuple):
 class Group:
     """One rank's end of a ferry.Group that meets through a process group.
 
-    Group(process_group=None, *, device=None, **config): ``process_group`` as ferry.torch.meet takes it. ``device``: "cpu",
-    or "cuda" for the current GPU; None: "cuda" where ``torch.cuda.is_available()``. ``config``: the keywords of
+    Group(process_group=None, *, device=None, **config): ``process_group`` as ferry.torch.meet takes it. ``device``:
+    "cpu", or "cuda" for the current GPU; None: "cuda" where ``torch.cuda.is_available()``. ``config``: the keywords of
     ferry.GroupConfig. Collective. Raises what ferry.Group raises.
 
     Every rank makes the same sequence of calls, backward passes included. Calls go to the current stream; results own
@@ -77,16 +77,17 @@ class Group:
     ) -> tuple[torch.Tensor, Routing]:
         """Sends the rows of x [T, H] to the ranks of their experts.
 
-        topk_ids: [T, K] int32 or int64, global ids, negative = none. topk_weights: [T, K] float32, travel along. layout:
-        "rank_major" or "expert_major" (blocks aligned to ``alignment``, padding zeroed). host_counts=False: rows are
-        shaped to capacity(layout), the host waits for nothing, and the call can be captured into a CUDA graph.
+        topk_ids: [T, K] int32 or int64, global ids, negative = none. topk_weights: [T, K] float32, travel along.
+        layout: "rank_major" or "expert_major" (blocks aligned to ``alignment``, padding zeroed). host_counts=False:
+        rows are shaped to capacity(layout), the host waits for nothing, and the call can be captured into a CUDA graph.
 
-        Returns (rows [N, H], Routing). Differentiable in x and topk_weights: the gradient of a token is the sum over its
-        rows in the order of "per_rank"; rows beyond the real ones are not read.
+        Returns (rows [N, H], Routing). Differentiable in x and topk_weights: the gradient of a token is the sum over
+        its rows in the order of "per_rank"; rows beyond the real ones are not read.
         """
         if layout not in self._capacity:
             raise ferry.Error(
-                f"ferry.torch.Group.dispatch: argument layout: seen {layout!r}, expected 'rank_major' or 'expert_major'",
+                f"ferry.torch.Group.dispatch: argument layout: seen {layout!r}, expected 'rank_major' or "
+                f"'expert_major'",
                 code="invalid_argument",
                 argument="layout",
             )
@@ -96,7 +97,8 @@ class Group:
     def combine(
         self, rows: torch.Tensor, routing: Routing, *, reduction: str = "per_rank", num_sms: int = 0
     ) -> torch.Tensor:
-        """Brings rows [N, H] (bf16, fp16 or fp32), in the layout of the dispatch, back to their tokens and sums them: [T, H].
+        """Brings rows [N, H] (bf16, fp16 or fp32), in the layout of the dispatch, back to their tokens and sums them:
+        [T, H].
 
         reduction: "flat" (expert_major only), "per_rank" or "per_node". Rows are not weighted: multiply them with
         ``routing.row_weights``, whose gradients then travel back to topk_weights. Differentiable in rows.

@@ -25,8 +25,8 @@ def peers_of(group: Any = None) -> Peers:
     """The ranks of a process group of PyTorch, of any backend, or of a communicator of mpi4py.
 
     group: a ``torch.distributed.ProcessGroup``; None for the default one; an object with ``Get_rank``, ``Get_size`` and
-    ``allgather``; or Peers, returned as they are. Raises ferry.Error("invalid_argument") for anything else, and for None
-    before ``init_process_group``.
+    ``allgather``; or Peers, returned as they are. Raises ferry.Error("invalid_argument") for anything else, and for
+    None before ``init_process_group``.
     """
     if isinstance(group, Peers):
         return group
@@ -42,7 +42,8 @@ def peers_of(group: Any = None) -> Peers:
         group = dist.group.WORLD
     if not all(hasattr(group, name) for name in ("rank", "size")):
         raise ferry.Error(
-            f"ferry.torch.peers_of: argument group: seen {group!r}, expected a torch.distributed.ProcessGroup, an object "
+            f"ferry.torch.peers_of: argument group: seen {group!r}, expected a torch.distributed.ProcessGroup, an "
+            f"object "
             "with Get_rank, Get_size and allgather, or None",
             code="invalid_argument",
         )
@@ -57,7 +58,7 @@ def peers_of(group: Any = None) -> Peers:
 
 
 def meet(group: Any = None) -> ferry.Meeting:
-    """A meeting place of the ranks of ``group`` (see peers_of), for ferry.Group. torchrun's ranks need nothing else than
-    an initialised process group; its own timeout applies."""
+    """A meeting place of the ranks of ``group`` (see peers_of), for ferry.Group. torchrun's ranks need nothing else
+    than an initialised process group; its own timeout applies."""
     peers = peers_of(group)
     return ferry.meet_through(peers.rank, peers.size, peers.all_gather)

@@ -58,7 +58,8 @@ def sent_of(ticket: torch.Tensor) -> Sent:
     sent = _sent.get(int(ticket))
     if sent is None:
         raise ferry.Error(
-            f"ferry.torch: argument ticket: seen {int(ticket)}, whose handle is gone, expected the ticket that dispatch "
+            f"ferry.torch: argument ticket: seen {int(ticket)}, whose handle is gone, expected the ticket that "
+            f"dispatch "
             "returned (not a clone that outlived it)",
             code="invalid_argument",
         )
@@ -189,7 +190,8 @@ def _dispatch_gradients(ctx: Any, grad_rows: Any, grad_weights: Any, *_: Any) ->
             code="unsupported",
         )
     (ticket,) = ctx.saved_tensors
-    # Every rank makes the same call, so weights travel back wherever they came along, also where no gradient reached them.
+    # Every rank makes the same call, so weights travel back wherever they came along, also where no gradient reached
+    # them.
     weights = None if ctx.weights_shape is None else grad_weights
     if ctx.weights_shape is not None and weights is None:
         weights = grad_rows.new_zeros(ctx.weights_shape, dtype=torch.float32)

@@ -39,13 +39,14 @@ _COMM = CommStream()
 
 
 class ElasticBuffer(SizeHints, Experiments):
-    """One rank's end of V2's communication. Making it is collective; Ferry's groups are made by the first call of each kind.
+    """One rank's end of V2's communication. Making it is collective; Ferry's groups are made by the first call of each
+    kind.
 
     group: a process group of any backend, or a communicator of mpi4py. num_max_tokens_per_rank: also the default of
-    dispatch. deterministic: rows ordered by source rank and token; without it, between nodes, by the source's rank in its
-    node first. Rows have a fixed order in both cases. allow_multiple_reduction: combine may round at intermediate hops.
-    num_cpu_timeout_secs, num_gpu_timeout_secs: the larger one is every wait's deadline. num_bytes is remembered, not
-    allocated. sl_idx, num_allocated_qps: taken and not needed. num_cpu_bytes: not offered.
+    dispatch. deterministic: rows ordered by source rank and token; without it, between nodes, by the source's rank in
+    its node first. Rows have a fixed order in both cases. allow_multiple_reduction: combine may round at intermediate
+    hops. num_cpu_timeout_secs, num_gpu_timeout_secs: the larger one is every wait's deadline. num_bytes is remembered,
+    not allocated. sl_idx, num_allocated_qps: taken and not needed. num_cpu_bytes: not offered.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class ElasticBuffer(SizeHints, Experiments):
         if num_bytes is None:
             require_python(
                 num_max_tokens_per_rank > 0 and hidden > 0,
-                f"ElasticBuffer: seen num_bytes None, num_max_tokens_per_rank {num_max_tokens_per_rank}, hidden {hidden}; "
+                f"ElasticBuffer: seen num_bytes None, num_max_tokens_per_rank {num_max_tokens_per_rank}, hidden "
+                f"{hidden}; "
                 "expected num_bytes, or both others above 0",
             )
             moe = Moe(num_max_tokens_per_rank, hidden, num_topk, bool(use_fp8_dispatch))
@@ -225,7 +227,8 @@ class ElasticBuffer(SizeHints, Experiments):
         )
         require(
             handle is None or bool(do_expand) == handle.do_expand,
-            f"ElasticBuffer.dispatch: argument do_expand: seen {bool(do_expand)}, expected the handle's, {not do_expand}",
+            f"ElasticBuffer.dispatch: argument do_expand: seen {bool(do_expand)}, expected the handle's, "
+            f"{not do_expand}",
         )
         require(
             data.shape[0] <= most_tokens,
@@ -329,7 +332,8 @@ class ElasticBuffer(SizeHints, Experiments):
         given = (num_experts, num_max_tokens, alignment)
         if handle is not None:
             kept = (handle.num_experts, handle.num_max_tokens_per_rank, handle.expert_alignment)
-            for name, value, known in zip(("num_experts", "num_max_tokens_per_rank", "expert_alignment"), given, kept):
+            names = ("num_experts", "num_max_tokens_per_rank", "expert_alignment")
+            for name, value, known in zip(names, given, kept, strict=True):
                 require(
                     value is None or value == known,
                     f"ElasticBuffer.dispatch: argument {name}: seen {value}, expected {known}, as the handle's",

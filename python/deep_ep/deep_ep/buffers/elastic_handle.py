@@ -33,8 +33,8 @@ class EPHandle:
     psum_num_recv_tokens_per_expert, num_unaligned_recv_tokens_per_expert, recv_src_metadata, dst_buffer_slot_idx,
     token_metadata_at_forward, channel_linked_list): attributes of these names, all writable.
 
-    combine and cached dispatches go by what Ferry keeps, not by the tables. token_metadata_at_forward and channel_linked_list
-    are None: rows handed on between nodes are in Ferry's own handle.
+    combine and cached dispatches go by what Ferry keeps, not by the tables. token_metadata_at_forward and
+    channel_linked_list are None: rows handed on between nodes are in Ferry's own handle.
     """
 
     def __init__(self, *values: Any, **named: Any) -> None:

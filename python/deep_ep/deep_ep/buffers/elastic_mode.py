@@ -1,6 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""V2's dispatch and combine: throughput mode of Ferry, rank-major, or expert-major where the caller wants rows expanded."""
+"""V2's dispatch and combine: throughput mode of Ferry, rank-major, or expert-major where the caller wants rows
+expanded."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -30,8 +30,8 @@ class Domains:
     scaleup: int
 
     def source_column(self, source: torch.Tensor) -> torch.Tensor:
-        """What column 1 of recv_src_metadata is K times of: the source's scale-up rank; between nodes, how many tokens of the
-        same scale-up rank came before."""
+        """What column 1 of recv_src_metadata is K times of: the source's scale-up rank; between nodes, how many tokens
+        of the same scale-up rank came before."""
         scaleup = source.to(torch.int64) % self.scaleup
         if self.scaleout == 1:
             return scaleup
@@ -51,8 +51,8 @@ def metadata_of_ranks(notes: torch.Tensor, ids: torch.Tensor, num_max_tokens: in
 def metadata_of_experts(
     notes: torch.Tensor, ids: torch.Tensor, expert: torch.Tensor, num_max_tokens: int, domains: Domains
 ) -> torch.Tensor:
-    """recv_src_metadata of an expanded result: one row per token, ordered by source, with the place of each of its choices.
-    notes [rows, 4], ids [rows, K] (local, negative elsewhere), expert [rows] (-1: no row)."""
+    """recv_src_metadata of an expanded result: one row per token, ordered by source, with the place of each of its
+    choices. notes [rows, 4], ids [rows, K] (local, negative elsewhere), expert [rows] (-1: no row)."""
     row = torch.nonzero(expert >= 0).flatten()
     keys = keys_of(notes[row], num_max_tokens)
     tokens, token_of_row = torch.unique(keys, return_inverse=True)
@@ -76,8 +76,8 @@ def expert_of_rows(num_rows: int, offsets: torch.Tensor, counts: torch.Tensor) -
 
 
 def destination_slots(topk_idx: torch.Tensor, rank: int, local_experts: int, num_ranks: int, num_max_tokens: int):
-    """dst_buffer_slot_idx [T, K] int32: my_rank * Tmax + how many of my tokens went to that rank before, at the highest slot
-    of each destination rank; else -1."""
+    """dst_buffer_slot_idx [T, K] int32: my_rank * Tmax + how many of my tokens went to that rank before, at the
+    highest slot of each destination rank; else -1."""
     num_tokens, top_k = topk_idx.shape
     owner = torch.where(topk_idx >= 0, topk_idx // local_experts, num_ranks)
     goes = topk_idx.new_zeros((num_tokens, num_ranks + 1), dtype=torch.int32).scatter_(1, owner, 1)

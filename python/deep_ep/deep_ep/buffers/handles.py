@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""V1's handles: tuples whose positions are contract. What combine needs is Ferry's handle; the tensors at the positions are
-made when somebody looks at them."""
+"""V1's handles: tuples whose positions are contract. What combine needs is Ferry's handle; the tensors at the
+positions are made when somebody looks at them."""
 
 import functools
 import threading
@@ -33,8 +33,8 @@ class Sent:
 
 
 class LazyTuple(tuple):
-    """A tuple whose items are made at the first look at one of them. Its items know what they belong to, so that a plain
-    tuple of them serves as well (see sent_of)."""
+    """A tuple whose items are made at the first look at one of them. Its items know what they belong to, so that a
+    plain tuple of them serves as well (see sent_of)."""
 
     def __new__(cls, makers: list[Callable[[], Any]], sent: Any, own: range) -> "LazyTuple":
         """own: the positions whose tensors are made for this handle alone."""
@@ -67,8 +67,8 @@ class LazyTuple(tuple):
 
 
 def sent_of(function: str, handle: Any) -> Any:
-    """What a handle stands for, also where it went through a plain tuple. The caller's own tensors (is_token_in_rank) may
-    occur in several handles, so they are not asked."""
+    """What a handle stands for, also where it went through a plain tuple. The caller's own tensors (is_token_in_rank)
+    may occur in several handles, so they are not asked."""
     if isinstance(handle, LazyTuple):
         return handle.sent
     for item in handle if isinstance(handle, (tuple, list)) else ():
@@ -190,8 +190,8 @@ def node_bitmaps(is_token_in_rank: torch.Tensor, node_ranks: int) -> torch.Tenso
 
 
 def internode_handle(sent: Sent, arrival: Arrival, node_ranks: int, bitmaps: torch.Tensor) -> LazyTuple:
-    """The ten of V1 between nodes. bitmaps: uint8 [N, nodes], of the rows received. Positions 3, 4 and 9 are about rows that
-    this rank hands on for others, which Ferry keeps in its own handle: they are -1, -1 and empty."""
+    """The ten of V1 between nodes. bitmaps: uint8 [N, nodes], of the rows received. Positions 3, 4 and 9 are about
+    rows that this rank hands on for others, which Ferry keeps in its own handle: they are -1, -1 and empty."""
     a = arrival
     nodes, node = a.num_ranks // node_ranks, a.rank // node_ranks
     on_node = functools.lru_cache(maxsize=1)(lambda: per_node(a.is_token_in_rank, node_ranks))

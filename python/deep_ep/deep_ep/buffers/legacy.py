@@ -43,13 +43,13 @@ class Runtime:
 
 
 class Buffer:
-    """One rank's end of V1's communication. Making it is collective and allocates no GPU memory: Ferry's groups are made
-    by the first call of each kind, which says what they must hold (docs/porting.md).
+    """One rank's end of V1's communication. Making it is collective and allocates no GPU memory: Ferry's groups are
+    made by the first call of each kind, which says what they must hold (docs/porting.md).
 
     group: a process group of any backend (only rank, size and the object all-gather are used); None: ``comm``, a
     communicator of mpi4py. num_nvl_bytes, num_rdma_bytes: multiples of 128; they say which modes are meant and size
-    get_local_buffer_tensor. low_latency_mode: allows low-latency calls. enable_shrink: allows masks. timeout: seconds, of
-    every wait. num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: taken and not needed.
+    get_local_buffer_tensor. low_latency_mode: allows low-latency calls. enable_shrink: allows masks. timeout: seconds,
+    of every wait. num_qps_per_rank, allow_nvlink_for_low_latency_mode, allow_mnnvl, use_fabric: taken and not needed.
     """
 
     num_sms: int = 20
@@ -100,7 +100,8 @@ class Buffer:
         for rank, other in enumerate(peers.all_gather(mine)):
             require(
                 other == mine,
-                f"Buffer: rank {rank} was given (nvl, rdma, low latency, shrink) = {other}, this rank {mine}; expected the "
+                f"Buffer: rank {rank} was given (nvl, rdma, low latency, shrink) = {other}, this rank {mine}; "
+                "expected the "
                 "same on all ranks",
             )
 
@@ -175,8 +176,8 @@ class Buffer:
     def get_local_buffer_tensor(
         self, dtype: torch.dtype, size: torch.Size | None = None, offset: int = 0, use_rdma_buffer: bool = False
     ) -> torch.Tensor:
-        """Memory of the size that was asked for at construction, the same at each call. No call of this package uses it.
-        offset: bytes; the result ends where the memory does."""
+        """Memory of the size that was asked for at construction, the same at each call. No call of this package uses
+        it. offset: bytes; the result ends where the memory does."""
         num_bytes = self.num_rdma_bytes if use_rdma_buffer else self.num_nvl_bytes
         if use_rdma_buffer not in self._memory:
             self._memory[use_rdma_buffer] = torch.zeros(num_bytes, dtype=torch.uint8, device=default_device())
@@ -186,7 +187,8 @@ class Buffer:
             return tensor
         require_python(
             tensor.numel() >= size.numel(),
-            f"Buffer.get_local_buffer_tensor: argument size: seen {list(size)}, expected at most {tensor.numel()} elements",
+            f"Buffer.get_local_buffer_tensor: argument size: seen {list(size)}, expected at most {tensor.numel()} "
+            f"elements",
         )
         return tensor[: size.numel()].view(size)
 
@@ -204,7 +206,8 @@ class Buffer:
         return CommCall(self._comm, device, before, async_finish)
 
     def _config(self, config: Config | None, chunks: dict[int, tuple[int, int, int, int]]) -> Config:
-        """The original has defaults for twelve numbers of ranks only; queues do not matter here, so any other does, too."""
+        """The original has defaults for twelve numbers of ranks only; queues do not matter here, so any other does,
+        too."""
         return config or Config(Buffer.num_sms, *chunks.get(self.group_size, chunks[8]))
 
     def get_dispatch_layout(
@@ -215,8 +218,8 @@ class Buffer:
         async_finish: bool = False,
         allocate_on_comm_stream: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, EventOverlap]:
-        """Counts topk_idx [T, K]. Returns tokens per rank [R], tokens per node (None up to 8 ranks), tokens per expert [E],
-        is_token_in_rank [T, R] and the event."""
+        """Counts topk_idx [T, K]. Returns tokens per rank [R], tokens per node (None up to 8 ranks), tokens per expert
+        [E], is_token_in_rank [T, R] and the event."""
         name = "Buffer.get_dispatch_layout"
         require_ids(name, topk_idx, topk_idx_t)
         require(num_experts > 0, f"{name}: argument num_experts: seen {num_experts}, expected above 0")
@@ -306,8 +309,8 @@ class Buffer:
         async_finish: bool,
         return_recv_hook: bool,
     ) -> tuple[Any, EventOverlap, Callable[[], None] | None]:
-        """With a hook, sending goes to the current stream and the hook goes on with the same one; else both are done on the
-        communication stream."""
+        """With a hook, sending goes to the current stream and the hook goes on with the same one; else both are done
+        on the communication stream."""
         require(self.low_latency_mode, "low-latency calls need Buffer(..., low_latency_mode=True)")
         require(
             not (async_finish and return_recv_hook),
@@ -396,7 +399,8 @@ class Buffer:
         return self._low_latency_call(x.device, start, tensors, async_finish, return_recv_hook)
 
     def get_next_low_latency_combine_buffer(self, handle: tuple) -> torch.Tensor:
-        """bf16 [El, R * Tmax, H], rows apart: write there, then combine with zero_copy=True as the next low-latency call."""
+        """bf16 [El, R * Tmax, H], rows apart: write there, then combine with zero_copy=True as the next low-latency
+        call."""
         return self._low_latency.combine_buffer(handle)
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:

@@ -33,7 +33,8 @@ def size_hint(num_max_tokens: int, hidden: int, num_experts: int) -> int:
     for name, message in (("dispatch", dispatch), ("combine", combine)):
         require(
             message % 16 == 0,
-            f"get_low_latency_rdma_size_hint: argument hidden: seen {hidden}, whose {name} message has {message} bytes, "
+            f"get_low_latency_rdma_size_hint: argument hidden: seen {hidden}, whose {name} message has {message} "
+            "bytes, "
             "expected a multiple of 16",
         )
     send = max(num_max_tokens * dispatch, num_experts * num_max_tokens * combine)
@@ -168,7 +169,8 @@ class LowLatencyMode:
         return out, receive
 
     def combine_buffer(self, handle: Any) -> torch.Tensor:
-        """Where the experts may write for a combine with zero_copy: V1's strides. Two of them, as V1 has two buffers."""
+        """Where the experts may write for a combine with zero_copy: V1's strides. Two of them, as V1 has two
+        buffers."""
         sent: Sent = sent_of("Buffer.get_next_low_latency_combine_buffer", handle)
         shape, device = sent.shape, sent.lane.device
         key = (shape, str(device), self._parity)
@@ -212,7 +214,8 @@ class LowLatencyMode:
         lane.masked = set(self._masked)
 
     def _receiving(self, lane: Lane, pending: Any, send: Callable[[], Any]) -> Any:
-        """Receives; with enable_shrink a peer that does not come in time is masked, and the call made again without it."""
+        """Receives; with enable_shrink a peer that does not come in time is masked, and the call made again without
+        it."""
         try:
             return pending.receive()
         except ferry.Error as error:

@@ -150,8 +150,8 @@ class NormalMode:
         weights = None
         if topk_weights is not None:
             require_tensor(_COMBINE, "topk_weights", topk_weights, (sent.num_rows, None), torch.float32)
-            # The sum over all ranks' rows, so a combine of rows of K: the weights that travel back with rows are those of each
-            # choice's own rank alone.
+            # The sum over all ranks' rows, so a combine of rows of K: the weights that travel back with rows are those
+            # of each choice's own rank alone.
             options["reduction"] = "per_rank"
             weights = as_tensor(
                 sent.group.combine(full_rows(topk_weights, sent.handle.num_rows), sent.handle, **options).out
@@ -171,7 +171,8 @@ class NormalMode:
         fits = scales.dim() == 2 and scales.shape[0] == data.shape[0] and scales.dtype in (torch.float32, torch.int32)
         require(
             fits,
-            f"{_DISPATCH}: argument x[1]: seen {list(scales.shape)} {scales.dtype}, expected [{data.shape[0]}, S] float32 "
+            f"{_DISPATCH}: argument x[1]: seen {list(scales.shape)} {scales.dtype}, expected [{data.shape[0]}, S] "
+            f"float32 "
             "or int32",
         )
         return data, scales
@@ -211,7 +212,8 @@ class NormalMode:
     def _check_channels(self, function: str, sent: Sent, config: Config) -> None:
         require(
             channels_of(config) == sent.channels,
-            f"{function}: argument config: seen {sms_of(config)} SMs, expected {2 * sent.channels}, as in the dispatch that "
+            f"{function}: argument config: seen {sms_of(config)} SMs, expected {2 * sent.channels}, as in the "
+            "dispatch that "
             "made the handle",
         )
 
@@ -252,8 +254,8 @@ class NormalMode:
         return [align(count, alignment) for count in counts]
 
     def _sum_given_counts(self, sent: Sent, per_expert: torch.Tensor) -> list[int]:
-        """Without topk_idx the counts are the caller's: each rank gets everybody's counts of its experts, by a dispatch of one
-        row per rank."""
+        """Without topk_idx the counts are the caller's: each rank gets everybody's counts of its experts, by a
+        dispatch of one row per rank."""
         local = sent.num_experts // self.size
         lane = self.lanes.lane("counts", sent.num_experts, per_expert.device)
         group = lane.ensure(Needs(self.size, 1, 4 * local, recv_rows=self.size))

@@ -8,4 +8,5 @@ __all__ = ["EventHandle", "EventOverlap", "check_nvlink_connections"]
 
 
 def check_nvlink_connections(group: object) -> None:
-    """Ferry looks at the links itself when it makes a group, and says what is missing; nothing is left to check here."""
+    """Ferry looks at the links itself when it makes a group, and says what is missing; nothing is left to check
+    here."""
