@@ -106,7 +106,7 @@ def test_rows_of_ranks(device, monkeypatch, node_size, deterministic, sync):
     if node_size and device == "cuda":
         pytest.skip("the CUDA backend has one node so far")
     set_nodes(monkeypatch, node_size)
-    problem = Problem.make([9, 0, 13, 5], experts=12, top_k=4)
+    problem = Problem.make([9, 4, 13, 5], experts=12, top_k=4)
 
     def body(comm):
         buffer = make(comm, deterministic=deterministic)
@@ -214,7 +214,7 @@ def test_rows_of_experts(device, monkeypatch, node_size, alignment, sync, paddin
     if node_size and device == "cuda":
         pytest.skip("the CUDA backend has one node so far")
     set_nodes(monkeypatch, node_size)
-    problem = Problem.make([9, 0, 13, 5], experts=8, top_k=4)
+    problem = Problem.make([9, 4, 13, 5], experts=8, top_k=4)
 
     def body(comm):
         buffer = make(comm)

@@ -31,7 +31,8 @@ def require_tensor(
     function: str, name: str, tensor: torch.Tensor, shape: tuple[int | None, ...], *dtypes: torch.dtype
 ) -> None:
     """The shape (None: any size), one of the dtypes (none given: any), contiguous."""
-    fits = tensor.dim() == len(shape) and all(want is None or want == size for want, size in zip(shape, tensor.shape, strict=False))
+    sizes = zip(shape, tensor.shape, strict=False)
+    fits = tensor.dim() == len(shape) and all(want is None or want == size for want, size in sizes)
     expected = "[" + ", ".join("*" if size is None else str(size) for size in shape) + "]"
     kinds = " or ".join(str(dtype) for dtype in dtypes) or "any dtype"
     require(

@@ -61,11 +61,16 @@ class Lane:
             self._grow(needs)
         return self.group
 
-    def with_room(self, needs: Needs, call: Callable[[ferry.Group], Any]) -> Any:
+    def with_room(self, needs: Needs, call: Callable[[ferry.Group], Any], host_counts: bool) -> Any:
         """Makes a call whose needs only this rank knows. A rank that needs more makes another call instead, which all
-        ranks get to know as a mismatch before any row moves; then all of them grow and make the call again."""
+        ranks get to know as a mismatch before any row moves; then all of them grow and make the call again. Ranks on GPUs
+        whose host does not wait for counts (host_counts) would get to know too late."""
         if self.group is None:
             self._grow(needs)
+        require(
+            host_counts or self.device.type == "cpu" or self.limits.covers(needs),
+            f"a call without host counts needs {needs}, the group holds {self.limits}; make the largest call first",
+        )
         while True:
             fits = self.limits.covers(needs)
             try:

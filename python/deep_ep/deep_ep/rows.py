@@ -3,29 +3,42 @@
 """What travels with a token beside its row: a note of where it comes from, so that a receiver can fill the tables that
 handles promise."""
 
+from collections import OrderedDict
+
 import torch
 
 NOTE_BYTES = 16
 NOTE_TOKEN, NOTE_TOKENS, NOTE_RANK = 0, 1, 2
 
 
+_KEPT_NOTES = 256
+
+
 class Notes:
-    """[T, 4] int32: token, T, source rank, 0. Made once for each T and device."""
+    """[T, 4] int32: token, T, source rank, 0. The last few are kept, for calls on any stream."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
-        self._kept: dict[str, torch.Tensor] = {}
+        self._kept: OrderedDict[tuple[int, str], torch.Tensor] = OrderedDict()
 
     def of(self, num_tokens: int, device: torch.device) -> torch.Tensor:
-        kept = self._kept.get(str(device))
-        if kept is None or kept.shape[0] != num_tokens:
-            kept = torch.empty((num_tokens, 4), dtype=torch.int32, device=device)
-            kept[:, NOTE_TOKEN] = torch.arange(num_tokens, dtype=torch.int32, device=device)
-            kept[:, NOTE_TOKENS] = num_tokens
-            kept[:, NOTE_RANK] = self._rank
-            kept[:, 3] = 0
-            self._kept[str(device)] = kept
-        return kept
+        key = (num_tokens, str(device))
+        note = self._kept.get(key)
+        if note is not None:
+            self._kept.move_to_end(key)
+            return note
+        note = torch.zeros((num_tokens, 4), dtype=torch.int32, device=device)
+        note[:, NOTE_TOKEN] = torch.arange(num_tokens, dtype=torch.int32, device=device)
+        note[:, NOTE_TOKENS] = num_tokens
+        note[:, NOTE_RANK] = self._rank
+        if note.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return note  # belongs to the graph
+            torch.cuda.current_stream(device).synchronize()  # once: later calls may be on other streams
+        self._kept[key] = note
+        if len(self._kept) > _KEPT_NOTES:
+            self._kept.popitem(last=False)
+        return note
 
 
 def padded(num_bytes: int) -> int:

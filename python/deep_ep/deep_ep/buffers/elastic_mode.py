@@ -88,7 +88,7 @@ class ElasticMode:
             )
             return *self._received(request, arrived, sent), request.handle
         lane = self.lanes.lane("elastic", request.num_experts, request.data.device)
-        group, arrived = lane.with_room(self._needs(request), call)
+        group, arrived = lane.with_room(self._needs(request), call, request.do_cpu_sync)
         sent = self._make_sent(request, group, arrived)
         if request.stats is not None:
             request.stats.add_(as_tensor(arrived.expert_counts))

@@ -96,7 +96,7 @@ class NormalMode:
                 stream=ferry.torch.current_stream(data.device),
             )
 
-        group, arrived = lane.with_room(needs, call)
+        group, arrived = lane.with_room(needs, call, host_counts=num_worst_tokens == 0)
         sent = Sent(
             group=group,
             handle=arrived.handle,
