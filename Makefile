@@ -97,14 +97,14 @@ $(TORCH_VENV)/.made: tools/requirements_torch.txt
 	@tools/make_venv.sh $(PYTHON) $(TORCH_VENV) tools/requirements_torch.txt
 	@touch $@
 
-# The wheel comes out of the folder that `make python` has compiled in.
+# The wheels; Ferry's comes out of the folder that `make python` has compiled in.
 $(TORCH_VENV)/.ferry: $(TORCH_VENV)/.made $(VENV)/.ferry $(PYTHON_SOURCES)
 	@rm -rf build/wheels
 	@CXX="$${CXX:-c++}" PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels \
 	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo \
 	  --config-settings=cmake.define.FERRY_WERROR=$(WERROR) .
-	@$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheels/ferry-*.whl
-	@$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps --no-build-isolation --force-reinstall ./python/deep_ep
+	@$(VENV_PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels ./python/deep_ep
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheels/*.whl
 	@touch $@
 
 torch: $(TORCH_VENV)/.ferry

@@ -4,8 +4,8 @@
 
     python -m ferry.launch --ranks 4 benchmarks/deep_ep_overhead.py --device cuda [--json FILE]
 
-Host: time of a call until it returns. On GPUs also the device: calls captured into a CUDA graph, replayed, time by events
-of the slowest rank. Needs deep_ep importable (pip install ./python/deep_ep, or python/deep_ep in PYTHONPATH).
+Host: time of a call until it returns. On GPUs also the device: calls captured into a CUDA graph, replayed, time by
+events of the slowest rank. Needs deep_ep importable (pip install ./python/deep_ep, or python/deep_ep in PYTHONPATH).
 """
 
 import argparse
@@ -102,9 +102,7 @@ def own_low_latency(s: Setting) -> Cycle:
 
     def cycle() -> Any:
         options = {"mode": "latency", "layout": "expert_padded", "codec": "fp8_f32", "host_counts": False}
-        pending = group.dispatch_send(
-            s.x, s.ids, expert_capacity=shape[1], output="owned", stream=s.stream, **options
-        )
+        pending = group.dispatch_send(s.x, s.ids, expert_capacity=shape[1], output="owned", stream=s.stream, **options)
         arrived = pending.receive()
         combined = group.combine(y, arrived.handle, reduction="flat", weights=s.weights, stream=s.stream)
         return arrived, as_tensor(combined.out), group

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Builds the wheels, one for Python 3.11 and one with the stable ABI for 3.12 and later, and installs each into a clean environment,
-# where it must run an example and work with the deep_ep package as far as that goes without PyTorch. The wheel of 3.12 is also
+# where it must run the examples. The wheel of 3.12 is also
 # installed for every later Python at hand.
 #
 #   tools/check_wheels.sh [python...]     pythons: 3.11 and newer ones; default: those on the PATH and those of pyenv

@@ -1,7 +1,7 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
-"""deep_ep_coverage.toml names tests that exist, leaves none out and, where the contract's page is at hand (FERRY_CONTRACT,
-or ../shared beside the repository), names every point of it."""
+"""deep_ep_coverage.toml names tests that exist, leaves none out and, where the contract's page is at hand
+(FERRY_CONTRACT, or ../shared beside the repository), names every point of it."""
 
 import ast
 import os

@@ -63,8 +63,8 @@ class Lane:
 
     def with_room(self, needs: Needs, call: Callable[[ferry.Group], Any], host_counts: bool) -> Any:
         """Makes a call whose needs only this rank knows. A rank that needs more makes another call instead, which all
-        ranks get to know as a mismatch before any row moves; then all of them grow and make the call again. Ranks on GPUs
-        whose host does not wait for counts (host_counts) would get to know too late."""
+        ranks get to know as a mismatch before any row moves; then all of them grow and make the call again. Ranks on
+        GPUs whose host does not wait for counts (host_counts) would get to know too late."""
         if self.group is None:
             self._grow(needs)
         require(
