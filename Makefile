@@ -6,7 +6,7 @@
 #   WERROR=ON warnings are errors
 #   BENCH_FLAGS="--rounds 1 --only latency"   options of benchmarks/compare.py for make bench
 .DEFAULT_GOAL := help
-.PHONY: help demo test torch build python configure asan tsan cuda fuzz lint format bench bundle clean
+.PHONY: help demo test torch wheels build python configure asan tsan cuda fuzz lint format bench bundle clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -25,6 +25,7 @@ help:
 	@echo "make demo    run a mixture-of-experts layer over 8 ranks and compare it with one process"
 	@echo "make test    all tests: unit, conformance, fault, Python"
 	@echo "make torch   tests of ferry.torch, deep_ep and their examples, with PyTorch from PyPI (a download of gigabytes)"
+	@echo "make wheels  builds the wheels and runs them in clean environments"
 	@echo "make asan | tsan | fuzz | cuda    configure, build and test with a preset"
 	@echo "make bench   Ferry and the same job written with MPI, in turn, and the ratio (some minutes)"
 	@echo "make bundle  libraries for tools/gpu.sh, which builds, tests and measures on a GPU machine without a network"
@@ -109,6 +110,11 @@ $(TORCH_VENV)/.ferry: $(TORCH_VENV)/.made $(VENV)/.ferry $(PYTHON_SOURCES)
 
 torch: $(TORCH_VENV)/.ferry
 	@$(TORCH_VENV)/bin/python -m pytest tests/torch
+
+# Without the CUDA backend, whose kernels would be compiled for each Python; FERRY_CUDA=ON builds what is given away.
+wheels:
+	@tools/setup.sh test
+	@FERRY_CUDA=$${FERRY_CUDA:-OFF} tools/check_wheels.sh
 
 # --- style, benchmarks, the rest ----------------------------------------------------------------------------------------------------
 

@@ -57,6 +57,7 @@ struct DispatchInputs : CallInputs {
   DispatchArgs args;
   Handle handle;
   std::optional<Placement> placement;
+  nanobind::object out;  ///< a tuple of what was given, to be returned; invalid if nothing was
 };
 
 /// CombineArgs and whatever they point to.
@@ -68,8 +69,10 @@ struct CombineInputs : CallInputs {
   nanobind::object out;  ///< as given, to be returned; invalid if none was
 };
 
+/// A result; `out` holds the very objects that the caller gave for the payload, if it did.
 struct PyDispatchResult {
   DispatchResult result;
+  nanobind::object out;
   Place place;
 };
 

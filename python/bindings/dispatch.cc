@@ -49,7 +49,9 @@ rows per expert of expert_padded, 0 = ranks x max tokens as far as the window ho
 several times can need more (Error("overflow") states it). renormalise: scale the live weights up by what masked ranks
 would have had. host_counts: shape the results exactly. output: "window" (a view) or "owned". placement: None: the
 group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend. timeout:
-seconds, of every wait of this call; None: the group's.
+seconds, of every wait of this call; None: the group's. out, expert_padded on the host backend: arrays [E_local, C, W_b],
+any strides, one per block of the result's payload, which then is these very objects; real rows are written when the call
+is received, so they can be handed on before.
 
 With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
 cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -73,6 +75,11 @@ struct PayloadKind {
 };
 using Payload = Argument<PayloadKind>;
 
+struct OutKind {
+  static constexpr auto name = nb::detail::const_name("collections.abc.Sequence[ferry.values.ArrayLike]");
+};
+using Out = Argument<OutKind>;
+
 /// The arrays and objects that a dispatch is given.
 struct Given {
   nb::handle payload;
@@ -80,6 +87,7 @@ struct Given {
   const std::optional<ArrayLike>& topk_weights;
   const std::optional<Handle>& handle;
   const std::optional<Placement>& placement;
+  const std::optional<Out>& out;
 };
 
 /// The plain arguments of a dispatch.
@@ -107,6 +115,14 @@ void read_payload(DispatchInputs& inputs, nb::handle payload, const std::string&
   }
 }
 
+void read_out(DispatchInputs& inputs, nb::handle out, const std::string& function) {
+  inputs.out = nb::tuple(nb::borrow(out));
+  for (nb::handle block : inputs.out) {
+    const std::string argument = "out[" + std::to_string(inputs.args.out.size()) + "]";
+    inputs.args.out.push_back(inputs.read(block, function, argument, Access::kWrite));
+  }
+}
+
 std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given,
                                             const Options& options) {
   auto inputs = std::make_shared<DispatchInputs>(group.home);
@@ -122,6 +138,7 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
     inputs->placement = given.placement;
     args.placement = &*inputs->placement;
   }
+  if (given.out) read_out(*inputs, given.out->value, function);
   args.mode = parse_mode(function, options.mode);
   args.layout = parse_layout(function, options.layout);
   args.codec = parse_codec(function, options.codec);
@@ -149,8 +166,9 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::string mode, std::string layout, std::string codec, int scale_block, int alignment,
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
-                      const std::optional<StreamLike>& stream, std::optional<double> timeout) {
-        const Given given{payload.value, topk_ids, topk_weights, handle, placement};
+                      const std::optional<StreamLike>& stream, std::optional<double> timeout,
+                      const std::optional<Out>& out) {
+        const Given given{payload.value, topk_ids, topk_weights, handle, placement, out};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,
                               renormalise,     host_counts,       num_sms,          stream,
@@ -161,7 +179,7 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
       "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "stream"_a = nb::none(),
-      "timeout"_a = nb::none(), doc);
+      "timeout"_a = nb::none(), "out"_a = nb::none(), doc);
 }
 
 /// Counts that the host waits for would be written by work that is captured and does not run.
@@ -179,7 +197,7 @@ void check_capture(const char* function, const DispatchInputs& inputs) {
 PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch");
   check_capture("ferry.Group.dispatch", *inputs);
-  PyDispatchResult result{.result = {}, .place = inputs->place()};
+  PyDispatchResult result{.result = {}, .out = inputs->out, .place = inputs->place()};
   nb::gil_scoped_release release;
   result.result = self.group->dispatch(inputs->args);
   return result;
@@ -198,7 +216,7 @@ PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> i
 
 PyDispatchResult receive(PyPendingDispatch& self) {
   const auto turn = self.use->enter("ferry.PendingDispatch.receive");
-  PyDispatchResult result{.result = {}, .place = self.call->inputs->place()};
+  PyDispatchResult result{.result = {}, .out = self.call->inputs->out, .place = self.call->inputs->place()};
   self.call->is_received = true;
   nb::gil_scoped_release release;
   result.result = self.call->pending.receive();
@@ -206,6 +224,7 @@ PyDispatchResult receive(PyPendingDispatch& self) {
 }
 
 nb::typed<nb::tuple, Array, nb::ellipsis> payload_of(const PyDispatchResult& self) {
+  if (self.out.is_valid()) return nb::borrow<nb::tuple>(self.out);
   nb::list blocks;
   for (const Tensor& block : self.result.payload) blocks.append(to_python(block, self.result.owner, self.place));
   return nb::tuple(blocks);
@@ -231,7 +250,9 @@ void bind_tensor(nb::class_<PyDispatchResult>& result, const char* name, Tensor 
 void bind_result(nb::module_& module) {
   nb::class_<PyDispatchResult> result(module, "DispatchResult", kResultDoc);
   result.def_prop_ro("layout", [](const PyDispatchResult& self) { return name(self.result.layout); })
-      .def_prop_ro("payload", &payload_of, "The blocks that were given, then the scales that a codec added.")
+      .def_prop_ro("payload", &payload_of,
+                   "The blocks that were given, the scales that a codec added after the first; what was given as "
+                   "`out`, if it was.")
       .def_prop_ro(
           "host_expert_counts", [](const PyDispatchResult& self) { return self.result.host_expert_counts; },
           "The aligned counts [E_local]; empty without host_counts.")

@@ -10,7 +10,7 @@ from typing import Any
 import ferry
 import ferry.torch
 import torch
-from ferry.torch import as_tensor
+from ferry.torch import as_array, as_tensor
 
 from deep_ep.buffers.handles import LazyTuple, sent_of
 from deep_ep.checks import require, require_ids, require_tensor
@@ -110,8 +110,8 @@ class LowLatencyMode:
                 layout="expert_padded",
                 codec=fp8.codec,
                 expert_capacity=self.size * shape.num_max_tokens,
-                output="window",
                 host_counts=False,
+                out=recv.out(),
                 stream=ferry.torch.current_stream(x.device),
             )
 
@@ -312,35 +312,46 @@ class _Received:
     def __init__(self, device: torch.device, shape: Shape, num_ranks: int, fp8: Fp8) -> None:
         self._num_ranks, self._fp8 = num_ranks, fp8
         local, rows = shape.num_experts // num_ranks, num_ranks * shape.num_max_tokens
+        num_scales = -(-shape.hidden // SCALE_CHANNELS)
         dtype = torch.float8_e4m3fn if fp8.use_fp8 else torch.bfloat16
         self._data = torch.empty((local, rows, shape.hidden), dtype=dtype, device=device)
         self._note = torch.empty((local, rows, 4), dtype=torch.int32, device=device)
         self.count = torch.empty((local,), dtype=torch.int32, device=device)
-        self._scales = None
+        self._scales, self._exponents = None, None
         if fp8.use_fp8:
-            num_scales = -(-shape.hidden // SCALE_CHANNELS)
-            if fp8.use_ue8m0:
-                packs = torch.zeros((local, -(-num_scales // _PACK), rows), dtype=torch.int32, device=device)
-                self._scales = packs.transpose(1, 2)
-            else:
-                self._scales = torch.empty((local, num_scales, rows), device=device).transpose(1, 2)
+            packs = -(-num_scales // _PACK) if fp8.use_ue8m0 else num_scales
+            scale_dtype = torch.int32 if fp8.use_ue8m0 else torch.float32
+            self._scales = torch.empty((local, packs, rows), dtype=scale_dtype, device=device).transpose(1, 2)
+        if fp8.use_fp8 and fp8.round_scale:
+            self._exponents = torch.empty((local, rows, num_scales), dtype=torch.uint8, device=device)
         self.x = self._data if self._scales is None else (self._data, self._scales)
 
-    def fill(self, arrived: ferry.DispatchResult) -> None:
-        blocks = [as_tensor(block) for block in arrived.payload]
-        self.count.copy_(as_tensor(arrived.expert_counts))
-        self._note.copy_(blocks[-1])
-        if self._scales is None:
-            self._data.copy_(blocks[0])
-            return
-        self._data.view(torch.uint8).copy_(blocks[0].view(torch.uint8))
-        self._fill_scales(blocks[1])
+    def _blocks(self) -> list[torch.Tensor]:
+        """What Ferry's payload goes to."""
+        scales = self._scales if self._exponents is None else self._exponents
+        return [self._data, *([] if scales is None else [scales]), self._note]
 
-    def _fill_scales(self, scales: torch.Tensor) -> None:
-        if not self._fp8.round_scale:
-            self._scales.copy_(scales)
-            return
-        exponents = scales.view(torch.uint8).to(torch.int32)
+    def out(self) -> list[Any] | None:
+        """For dispatch. On GPUs Ferry does not write into memory of others; see fill."""
+        if self._data.is_cuda:
+            return None
+        data, *scales, note = self._blocks()
+        exponents = [] if self._exponents is None else [ferry.typed(self._exponents, "ue8m0")]
+        return [as_array(data), *(exponents or scales), note]
+
+    def fill(self, arrived: ferry.DispatchResult) -> None:
+        if self._data.is_cuda:
+            for target, block in zip(self._blocks(), arrived.payload, strict=True):
+                source = as_tensor(block)
+                if target.element_size() == 1:
+                    target, source = target.view(torch.uint8), source.view(torch.uint8)
+                target.copy_(source)
+        self.count.copy_(as_tensor(arrived.expert_counts))
+        if self._exponents is not None:
+            self._spread_exponents(self._exponents.to(torch.int32))
+
+    def _spread_exponents(self, exponents: torch.Tensor) -> None:
+        """From a byte per block to float32, or to four in an int32."""
         if not self._fp8.use_ue8m0:
             self._scales.copy_((exponents << 23).view(torch.float32))
             return
