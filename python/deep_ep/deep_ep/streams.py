@@ -67,8 +67,10 @@ class CommCall:
         """After the ``with`` block. tensors: inputs and outputs, used on both streams."""
         if self.stream is None:
             return EventOverlap(EventHandle() if self.is_async else None)
+        # A graph keeps its memory apart, and the caller keeps the tensors of a captured call.
+        is_captured = torch.cuda.is_current_stream_capturing()
         for tensor in tensors:
-            if isinstance(tensor, torch.Tensor) and tensor.is_cuda:
+            if isinstance(tensor, torch.Tensor) and tensor.is_cuda and not is_captured:
                 tensor.record_stream(self.stream)
                 tensor.record_stream(self.compute)
         if self.is_async:
