@@ -63,7 +63,7 @@ def test_named_tests_exist():
 
 def test_no_test_is_left_out():
     """Tests that hold no point of the contract: of what is ours."""
-    ours = {"test_what_is_not_offered_says_so", "test_tables_of_no_rows"}
+    ours = {"test_what_is_not_offered_says_so", "test_tables_of_no_rows", "test_ranks_that_make_different_calls"}
     existing = set().union(*(functions_of(path) for path in HERE.glob("test_deep_ep_*.py")))
     named = {test for tests in points().values() for test in tests}
     assert {test.split("::")[1] for test in existing - named} == ours

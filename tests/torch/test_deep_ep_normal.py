@@ -434,6 +434,23 @@ def test_a_rank_that_does_not_come():
     run_ranks(2, body)
 
 
+def test_ranks_that_make_different_calls():
+    """No growing: an error that says so, on both."""
+    problem = Problem.make([4, 4])
+
+    def body(comm):
+        buffer = make(comm)
+        recv, *_, handle, _ = send(buffer, problem, "cpu")
+        with pytest.raises(RuntimeError, match="different calls|has gone on|is in call"):
+            if buffer.rank == 0:
+                send(buffer, problem, "cpu")
+            else:
+                buffer.combine(recv, handle, config=CONFIG)
+        comm.allgather(None)
+
+    run_ranks(2, body)
+
+
 def test_limits_of_the_original_that_are_none_here(device):
     """H = 8192 in bf16, K above 32, more than 128 local experts, any number of ranks without a config."""
     problem = Problem.make([3, 4, 2], experts=600, top_k=40, hidden=8192)

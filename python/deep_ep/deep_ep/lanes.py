@@ -42,6 +42,12 @@ def rounded(tokens: int) -> int:
     return 1 << max(tokens - 1, 0).bit_length()
 
 
+def _all_ranks_see(error: ferry.Error) -> bool:
+    """Errors that every rank gets in the same call, so that all may go on together. Ranks in different calls are a
+    mismatch, too, but one that each sees at its own time; both backends word the two differently."""
+    return error.code == "overflow" or (error.code == "mismatch" and "gave other arguments" in str(error))
+
+
 @dataclass
 class Lane:
     """The group for one number of experts, device and mode."""
@@ -78,7 +84,7 @@ class Lane:
                     return call(self.group)
                 self._announce()
             except ferry.Error as error:
-                if error.code not in ("mismatch", "overflow"):
+                if not _all_ranks_see(error):
                     raise
                 if error.code == "overflow":
                     needs = needs.joined(Needs(recv_rows=error.needed_rows + error.needed_rows // 4))
