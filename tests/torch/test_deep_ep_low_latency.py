@@ -128,8 +128,12 @@ def test_handle(device):
 
     def body(comm):
         buffer = make(comm)
-        handle = send(buffer, problem, device, use_fp8=False)[2]
+        _, _, handle, _, hook = send(buffer, problem, device, use_fp8=False, return_recv_hook=True)
+        early = handle[0]
+        assert handle[1].shape == (problem.local, problem.ranks)  # of nothing yet
+        hook()
         assert isinstance(handle, tuple) and len(handle) == 5
+        assert early.data_ptr() == handle[0].data_ptr()
         assert handle[2:] == (TMAX, HIDDEN, EXPERTS)
         src_info, layout_range = handle[0], handle[1]
         slots = problem.ranks * TMAX

@@ -36,10 +36,11 @@ class LazyTuple(tuple):
     """A tuple whose items are made at the first look at one of them. Its items know what they belong to, so that a
     plain tuple of them serves as well (see sent_of)."""
 
-    def __new__(cls, makers: list[Callable[[], Any]], sent: Any, own: range) -> "LazyTuple":
-        """own: the positions whose tensors are made for this handle alone."""
+    def __new__(cls, makers: list[Callable[[], Any]], sent: Any, own: range, is_live: bool = False) -> "LazyTuple":
+        """own: the positions whose tensors are made for this handle alone. is_live: items are made at every look, since
+        what they are made of is still to come, or comes anew with each replay of a graph."""
         made = super().__new__(cls, [None] * len(makers))
-        made._own = own
+        made._own, made._is_live = own, is_live
         made._makers = makers
         made._items = [None] * len(makers)
         made._lock = threading.Lock()
@@ -52,6 +53,8 @@ class LazyTuple(tuple):
                 item = self._makers[index]()
                 if index in self._own and isinstance(item, torch.Tensor):
                     item._deep_ep_sent = self.sent
+                if self._is_live:
+                    return item
                 self._items[index], self._makers[index] = item, None
         return self._items[index]
 

@@ -364,7 +364,7 @@ class _Received:
         shape = sent.shape
         return LazyTuple(
             [
-                lambda: self._note[:, :, NOTE_TOKEN].contiguous(),
+                lambda: self._note[:, :, NOTE_TOKEN],
                 self._layout_range,
                 lambda: shape.num_max_tokens,
                 lambda: shape.hidden,
@@ -372,13 +372,17 @@ class _Received:
             ],
             sent,
             own=range(2),
+            is_live=True,
         )
 
     def _layout_range(self) -> torch.Tensor:
         """int64 [El, R]: first row << 32 | count, of each source in each expert."""
         local, rows, _ = self._note.shape
         real = torch.arange(rows, device=self._note.device) < self.count[:, None]
-        source = torch.where(real, self._note[:, :, NOTE_RANK], self._num_ranks).to(torch.int64)
+        # Clamped, since before the rows have come there is anything.
+        source = (
+            torch.where(real, self._note[:, :, NOTE_RANK], self._num_ranks).to(torch.int64).clamp(0, self._num_ranks)
+        )
         counts = torch.zeros((local, self._num_ranks + 1), dtype=torch.int64, device=self._note.device)
         counts.scatter_add_(1, source, torch.ones_like(source))
         counts = counts[:, : self._num_ranks]
