@@ -331,7 +331,7 @@ def test_handles_survive_plain_tuples(device):
         plain = (*handle,)
         assert type(plain) is tuple
         check_sums(problem, buffer.rank, buffer.combine(sum_rank(recv, buffer.rank), plain, config=CONFIG)[0])
-        assert handle[-1] is handle[5] and handle[1:3][0] is handle[1]
+        assert handle[-1] is handle[5] and handle[1:3][0] is handle[1] and (handle + (1,))[3] is handle[3]
         with pytest.raises(RuntimeError, match="argument handle"):
             buffer.combine(recv, (1, 2, 3), config=CONFIG)
         with pytest.raises(TypeError, match="pickled"):

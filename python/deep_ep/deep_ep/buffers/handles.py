@@ -65,6 +65,9 @@ class LazyTuple(tuple):
     def __iter__(self) -> Iterator[Any]:
         return (self._item(index) for index in range(len(self)))
 
+    def __add__(self, other: Any) -> tuple:
+        return tuple(iter(self)) + tuple(other)
+
     def __reduce__(self) -> Any:
         raise TypeError("a handle of deep_ep belongs to the buffer of this process and cannot be pickled")
 
