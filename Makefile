@@ -6,7 +6,7 @@
 #   WERROR=ON warnings are errors
 #   BENCH_FLAGS="--rounds 1 --only latency"   options of benchmarks/compare.py for make bench
 .DEFAULT_GOAL := help
-.PHONY: help demo test build python configure asan tsan cuda fuzz lint format bench bundle clean
+.PHONY: help demo test torch wheels build python configure asan tsan cuda fuzz lint format bench bundle clean
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
@@ -16,6 +16,7 @@ HOST := build/host
 PYTHON ?= python3
 VENV := .venv
 VENV_PYTHON := $(VENV)/bin/python
+TORCH_VENV := .venv-torch
 # Builds in several folders share their objects through ccache (if it is there); their debug info may name any of the folders.
 export CCACHE_NOHASHDIR := 1
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
@@ -23,6 +24,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 help:
 	@echo "make demo    run a mixture-of-experts layer over 8 ranks and compare it with one process"
 	@echo "make test    all tests: unit, conformance, fault, Python"
+	@echo "make torch   tests of ferry.torch, deep_ep and their examples, with PyTorch from PyPI (a download of gigabytes)"
+	@echo "make wheels  builds the wheels and runs them in clean environments"
 	@echo "make asan | tsan | fuzz | cuda    configure, build and test with a preset"
 	@echo "make bench   Ferry and the same job written with MPI, in turn, and the ratio (some minutes)"
 	@echo "make bundle  libraries for tools/gpu.sh, which builds, tests and measures on a GPU machine without a network"
@@ -87,6 +90,31 @@ $(VENV)/.ferry: $(VENV)/.made $(PYTHON_SOURCES)
 	@touch $@
 
 python: $(VENV)/.ferry
+
+# --- PyTorch: an environment of its own, which installs the wheels as users do -------------------------------------------------------
+
+$(TORCH_VENV)/.made: tools/requirements_torch.txt
+	@tools/setup.sh test
+	@tools/make_venv.sh $(PYTHON) $(TORCH_VENV) tools/requirements_torch.txt
+	@touch $@
+
+# The wheels; Ferry's comes out of the folder that `make python` has compiled in.
+$(TORCH_VENV)/.ferry: $(TORCH_VENV)/.made $(VENV)/.ferry $(PYTHON_SOURCES)
+	@rm -rf build/wheels
+	@CXX="$${CXX:-c++}" PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(VENV_PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels \
+	  --config-settings=build-dir=build/python --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.FERRY_WERROR=$(WERROR) .
+	@$(VENV_PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir build/wheels ./python/deep_ep
+	@$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps --force-reinstall build/wheels/*.whl
+	@touch $@
+
+torch: $(TORCH_VENV)/.ferry
+	@$(TORCH_VENV)/bin/python -m pytest tests/torch
+
+# Without the CUDA backend, whose kernels would be compiled for each Python; FERRY_CUDA=ON builds what is given away.
+wheels:
+	@tools/setup.sh test
+	@FERRY_CUDA=$${FERRY_CUDA:-OFF} tools/check_wheels.sh
 
 # --- style, benchmarks, the rest ----------------------------------------------------------------------------------------------------
 

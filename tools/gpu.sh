@@ -12,6 +12,7 @@
 #   mutants   programs with a fence, wait or credit taken out, made beside the build; mutants=REGEX chooses by name or file (a dot for
 #             a space), FERRY_MUTANTS_SECONDS bounds the time they run (240)
 #   python    the Python module for the python3 at hand, in build/gpu/python, and its tests with PyTorch's tensors
+#   torch     the same module with ferry.torch and deep_ep over it: their tests, with a GPU for each rank, and their examples
 #   ptx       the conformance suite, as threads, from code that a driver compiles for the GPU at hand from compute_80
 #   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
 #   measure   benchmarks/results/<date>-<machine>.jsonl
@@ -150,10 +151,11 @@ step_mutants() {
   bash tools/run_mutants.sh "$out/mutants" . "${FERRY_MUTANTS_SECONDS:-240}" || failed+=("mutants")
 }
 
-step_python() {
+# The Python package for the python3 at hand, in $out/python.
+build_python() {
   need_tools cmake nvcc python3 "${CXX:-c++}"
   need_gpu
-  local needed="nanobind numpy ml_dtypes torch pytest pytest_timeout" name log=$out/python.log
+  local needed="nanobind numpy ml_dtypes torch pytest pytest_timeout" name
   for name in $needed; do
     python3 -c "import importlib.util as u, sys; sys.exit(u.find_spec('$name') is None)" || give_up "$(command -v python3) has no $name; needed: $needed"
   done
@@ -161,6 +163,11 @@ step_python() {
     "-DPython_EXECUTABLE=$(python3 -c 'import sys; print(sys.executable)')")
   compile "$out/python-build" "${FERRY_CUDA_ARCHITECTURES:-90}" all
   cmake --install "$out/python-build" --prefix "$out/python" >/dev/null || give_up "installing the Python package failed"
+}
+
+step_python() {
+  local log=$out/python.log
+  build_python
   PYTHONPATH=$PWD/$out/python timeout 400 python3 -m pytest tests/python/test_cuda.py tests/python/test_gpu_arrays.py \
     tests/python/test_arrays.py >"$log" 2>&1
   local code=$?
@@ -168,6 +175,19 @@ step_python() {
   grep '^\(FAILED\|ERROR\|SKIPPED\|E  \)' "$log" | cut -c1-300 | head -40
   # Where all of them are skipped, nothing was tested.
   [ $code = 0 ] && ! grep -q '^SKIPPED.*test_cuda.py:[0-9]*: \(could not import\|backend cuda\|this PyTorch\)' "$log" || failed+=("python; see $log")
+}
+
+step_torch() {
+  local log=$out/torch.log gpus
+  build_python
+  gpus=$(nvidia-smi --list-gpus | grep -c GPU)
+  # Tests that need more GPUs than there are say so.
+  PYTHONPATH=$PWD/$out/python:$PWD/python/deep_ep timeout 560 python3 -m pytest tests/torch --durations=5 >"$log" 2>&1
+  local code=$?
+  say "torch, $gpus GPUs: exit code $code, $(tail -1 "$log")"
+  grep '^\(FAILED\|ERROR\|SKIPPED\|E  \)' "$log" | cut -c1-300 | head -60
+  # Where none of them saw a GPU, nothing was tested.
+  [ $code = 0 ] && ! grep -q '^SKIPPED.*\(backend cuda:\|finds no GPU\)' "$log" || failed+=("torch; see $log")
 }
 
 step_ptx() {
@@ -226,8 +246,8 @@ for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
       mutants=*) step_mutants "${word#mutants=}" ;;
-      build | test | graphs | faults | litmus | soak | mutants | python | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,19s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure) "step_$word" ;;
+      *) sed -n '5,20s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done

@@ -47,6 +47,10 @@ struct DispatchArgs {
   bool renormalise = false;   ///< (*) scale the live weights of a token up by what masked ranks would have had
   bool host_counts = true;    ///< shape the results exactly; false: shaped to capacity, counts stay in tensors
   Output output = Output::kWindow;
+  /// expert_padded on the host backend, optional: tensors of the caller that the payload goes to, so that they can be handed on
+  /// before it has come. One per block of the result, [E_local, C, W_b] of the block's dtype, any strides; `output` says nothing
+  /// then. Real rows are written when the call is received, nothing else ever is. The result shows these tensors.
+  std::vector<Tensor> out{};
   const Placement* placement = nullptr;  ///< (*) null: the group's
   int num_sms =
       0;  ///< most SMs any kernel of the call occupies; 0 = Ferry chooses, at most 16; ignored by the host backend
@@ -83,6 +87,9 @@ struct DispatchResult {
   Tensor source_offsets;  ///< int32 [R + 1]
   Tensor expert_counts;   ///< int32 [E_local], without padding
   Tensor expert_offsets;  ///< int32 [E_local + 1]: first row of each expert, aligned (expert layouts)
+  /// int32 [R, R]: rows that rank i sends to rank j, everybody's. Host backend, throughput mode without a handle given; else
+  /// absent.
+  Tensor rank_counts;
   std::vector<std::int64_t> host_expert_counts;  ///< the aligned counts, if host_counts
   Handle handle;
   std::shared_ptr<const void>

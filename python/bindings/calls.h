@@ -59,6 +59,7 @@ struct DispatchInputs : CallInputs {
   Handle handle;
   std::optional<Placement> placement;
   std::shared_ptr<const void> handle_memory_owner;
+  nanobind::object out;  ///< a tuple of what was given, to be returned; invalid if nothing was
 };
 
 /// CombineArgs and whatever they point to.
@@ -70,8 +71,10 @@ struct CombineInputs : CallInputs {
   nanobind::object out;  ///< as given, to be returned; invalid if none was
 };
 
+/// A result; `out` holds the very objects that the caller gave for the payload, if it did.
 struct PyDispatchResult {
   DispatchResult result;
+  nanobind::object out;
   Place place;
 };
 

@@ -51,7 +51,9 @@ would have had. host_counts: shape the results exactly. output: "window" (a view
 group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend.
 handle_memory: an array without gaps, of any dtype of Ferry, that lends the handle its memory: handle_bytes(...) bytes, at
 a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
-be written until then. timeout: seconds, of every wait of this call; None: the group's.
+be written until then. timeout: seconds, of every wait of this call; None: the group's. out, expert_padded on the host backend: arrays
+[E_local, C, W_b], any strides, one per block of the result's payload, which then is these very objects; real rows are
+written when the call is received, so they can be handed on before.
 
 With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
 cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -75,6 +77,11 @@ struct PayloadKind {
 };
 using Payload = Argument<PayloadKind>;
 
+struct OutKind {
+  static constexpr auto name = nb::detail::const_name("collections.abc.Sequence[ferry.values.ArrayLike]");
+};
+using Out = Argument<OutKind>;
+
 /// The arrays and objects that a dispatch is given.
 struct Given {
   nb::handle payload;
@@ -83,6 +90,7 @@ struct Given {
   const std::optional<Handle>& handle;
   const std::optional<Placement>& placement;
   const std::optional<ArrayLike>& handle_memory;
+  const std::optional<Out>& out;
 };
 
 /// The plain arguments of a dispatch.
@@ -124,6 +132,14 @@ void read_handle_memory(DispatchInputs& inputs, nb::handle memory, const std::st
   inputs.args.handle_memory = {static_cast<std::byte*>(tensor.data), num_bytes};
 }
 
+void read_out(DispatchInputs& inputs, nb::handle out, const std::string& function) {
+  inputs.out = nb::tuple(nb::borrow(out));
+  for (nb::handle block : inputs.out) {
+    const std::string argument = "out[" + std::to_string(inputs.args.out.size()) + "]";
+    inputs.args.out.push_back(inputs.read(block, function, argument, Access::kWrite));
+  }
+}
+
 std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::string& function, const Given& given,
                                             const Options& options) {
   auto inputs = std::make_shared<DispatchInputs>(group.home);
@@ -140,6 +156,7 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
     args.placement = &*inputs->placement;
   }
   if (given.handle_memory) read_handle_memory(*inputs, given.handle_memory->value, function);
+  if (given.out) read_out(*inputs, given.out->value, function);
   args.mode = parse_mode(function, options.mode);
   args.layout = parse_layout(function, options.layout);
   args.codec = parse_codec(function, options.codec);
@@ -168,8 +185,8 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
                       const std::optional<ArrayLike>& handle_memory, const std::optional<StreamLike>& stream,
-                      std::optional<double> timeout) {
-        const Given given{payload.value, topk_ids, topk_weights, handle, placement, handle_memory};
+                      std::optional<double> timeout, const std::optional<Out>& out) {
+        const Given given{payload.value, topk_ids, topk_weights, handle, placement, handle_memory, out};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,
                               renormalise,     host_counts,       num_sms,          stream,
@@ -180,7 +197,7 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
       "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "handle_memory"_a = nb::none(),
-      "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+      "stream"_a = nb::none(), "timeout"_a = nb::none(), "out"_a = nb::none(), doc);
 }
 
 /// Counts that the host waits for would be written by work that is captured and does not run.
@@ -207,7 +224,7 @@ void finish(PyDispatchResult& made, const DispatchInputs& inputs, GroupUse& use)
 PyDispatchResult dispatch(PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
   const auto turn = self.use->enter("ferry.Group.dispatch");
   check_capture("ferry.Group.dispatch", *inputs);
-  PyDispatchResult result{.result = {}, .place = inputs->place()};
+  PyDispatchResult result{.result = {}, .out = inputs->out, .place = inputs->place()};
   {
     nb::gil_scoped_release release;
     result.result = self.group->dispatch(inputs->args);
@@ -229,7 +246,7 @@ PyPendingDispatch dispatch_send(PyGroup& self, std::shared_ptr<DispatchInputs> i
 
 PyDispatchResult receive(PyPendingDispatch& self) {
   const auto turn = self.use->enter("ferry.PendingDispatch.receive");
-  PyDispatchResult result{.result = {}, .place = self.call->inputs->place()};
+  PyDispatchResult result{.result = {}, .out = self.call->inputs->out, .place = self.call->inputs->place()};
   self.call->is_received = true;
   {
     nb::gil_scoped_release release;
@@ -240,6 +257,7 @@ PyDispatchResult receive(PyPendingDispatch& self) {
 }
 
 nb::typed<nb::tuple, Array, nb::ellipsis> payload_of(const PyDispatchResult& self) {
+  if (self.out.is_valid()) return nb::borrow<nb::tuple>(self.out);
   nb::list blocks;
   for (const Tensor& block : self.result.payload) blocks.append(to_python(block, self.result.owner, self.place));
   return nb::tuple(blocks);
@@ -265,7 +283,9 @@ void bind_tensor(nb::class_<PyDispatchResult>& result, const char* name, Tensor 
 void bind_result(nb::module_& module) {
   nb::class_<PyDispatchResult> result(module, "DispatchResult", kResultDoc);
   result.def_prop_ro("layout", [](const PyDispatchResult& self) { return name(self.result.layout); })
-      .def_prop_ro("payload", &payload_of, "The blocks that were given, then the scales that a codec added.")
+      .def_prop_ro("payload", &payload_of,
+                   "The blocks that were given, the scales that a codec added after the first; what was given as "
+                   "`out`, if it was.")
       .def_prop_ro(
           "host_expert_counts", [](const PyDispatchResult& self) { return self.result.host_expert_counts; },
           "The aligned counts [E_local]; empty without host_counts.")
@@ -282,6 +302,9 @@ void bind_result(nb::module_& module) {
   bind_tensor<Array>(result, "expert_counts", &DispatchResult::expert_counts, "int32 [E_local], without padding.");
   bind_tensor<std::optional<Array>>(result, "expert_offsets", &DispatchResult::expert_offsets,
                                     "int32 [E_local + 1]: first row of each expert, aligned (expert layouts).");
+  bind_tensor<std::optional<Array>>(result, "rank_counts", &DispatchResult::rank_counts,
+                                    "int32 [R, R]: rows that rank i sends to rank j. Host backend, throughput mode "
+                                    "without a handle given; else None.");
 }
 
 }  // namespace

@@ -543,7 +543,9 @@ class DispatchResult:
 
     @property
     def payload(self) -> tuple[Array, ...]:
-        """The blocks that were given, then the scales that a codec added."""
+        """
+        The blocks that were given, the scales that a codec added after the first; what was given as `out`, if it was.
+        """
 
     @property
     def host_expert_counts(self) -> list[int]:
@@ -580,6 +582,12 @@ class DispatchResult:
     def expert_offsets(self) -> Array | None:
         """
         int32 [E_local + 1]: first row of each expert, aligned (expert layouts).
+        """
+
+    @property
+    def rank_counts(self) -> Array | None:
+        """
+        int32 [R, R]: rows that rank i sends to rank j. Host backend, throughput mode without a handle given; else None.
         """
 
 class PendingDispatch:
@@ -673,7 +681,7 @@ class Group:
         The network that was chosen, "loopback"; "none" if all ranks are in one node.
         """
 
-    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> DispatchResult:
+    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what
         arrived here.
@@ -692,7 +700,9 @@ class Group:
         group's. num_sms: most SMs that a kernel of the call occupies, 0 = automatic; ignored by the host backend.
         handle_memory: an array without gaps, of any dtype of Ferry, that lends the handle its memory: handle_bytes(...) bytes, at
         a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
-        be written until then. timeout: seconds, of every wait of this call; None: the group's.
+        be written until then. timeout: seconds, of every wait of this call; None: the group's. out, expert_padded on the host backend: arrays
+        [E_local, C, W_b], any strides, one per block of the result's payload, which then is these very objects; real rows are
+        written when the call is received, so they can be handed on before.
 
         With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
         cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -705,7 +715,7 @@ class Group:
         "overflow", "timeout", "peer_lost", "mismatch", "aborted".
         """
 
-    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingDispatch:
+    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> PendingDispatch:
         """
         The first half of dispatch, with the same arguments: returns a PendingDispatch
         as soon as the rows are sent. receive() goes on with the same stream.
@@ -715,7 +725,7 @@ class Group:
         """
 
     @overload
-    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
+    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
@@ -724,7 +734,7 @@ class Group:
     def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> int:
+    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
     def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:

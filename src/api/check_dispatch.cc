@@ -179,6 +179,31 @@ std::uint64_t digest_of(const DispatchCall& call) {
   return digest.add(call.placement->digest()).value();
 }
 
+/// Tensors of the caller that the payload goes to.
+void check_out(const GroupState& group, const DispatchCall& call) {
+  const std::vector<Tensor>& out = call.args.out;
+  if (out.empty()) return;
+  if (group.config.backend == "cuda")
+    refuse_unsupported(kFunction, "out", "the cuda backend writes into its own memory only; copy the result");
+  if (call.shape.layout != Layout::kExpertPadded)
+    refuse_unsupported(kFunction, "out", "only expert_padded has a shape that is known before the rows come");
+  if (std::ssize(out) != call.format.num_blocks)
+    refuse(kFunction, "out", fmt::format("{} tensors", out.size()),
+           fmt::format("{}, one per block of the result", call.format.num_blocks));
+  const int num_local = call.placement->num_local_experts(group.runtime->rank);
+  for (int b = 0; b < call.format.num_blocks; ++b) {
+    const Tensor& tensor = out[static_cast<std::size_t>(b)];
+    const wire::Block& block = call.format[b];
+    const bool fits = tensor.dtype == block.dtype && tensor.ndim == 3 && tensor.shape[0] == num_local &&
+                      tensor.shape[1] == call.shape.capacity && tensor.shape[2] == block.width;
+    if (!fits) {
+      refuse(kFunction, fmt::format("out[{}]", b), describe(tensor),
+             fmt::format("[{}, {}, {}] {}", num_local, call.shape.capacity, block.width, name(block.dtype)));
+    }
+    check_memory(kFunction, fmt::format("out[{}]", b), tensor);
+  }
+}
+
 void check_handle_memory(const GroupState& group, const DispatchCall& call) {
   const std::span<std::byte> memory = call.args.handle_memory;
   if (memory.empty()) return;
@@ -253,6 +278,7 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   tidy_strides(call.args.topk_ids);
   tidy_strides(call.args.topk_weights);
   check_handle_memory(group, call);
+  check_out(group, call);
   call.digest = digest_of(call);
   if (const std::string reason = group.backend->why_not(call); !reason.empty())
     refuse_unsupported(kFunction, "backend", reason);

@@ -92,6 +92,7 @@ struct DispatchCall : Call {
 
   // Filled by route from everybody's counts (throughput), or by dispatch_recv (latency).
   std::vector<std::int32_t> tokens_from;     ///< [R] rows from each rank
+  std::vector<std::int32_t> rank_counts;     ///< [R, R] rows that rank i sends to rank j; empty: not known
   std::vector<std::int32_t> forwarded_from;  ///< [R] of them handed on by rail peer r
   std::vector<std::int32_t> expert_counts;   ///< [E_local]
   std::int64_t num_rows = 0;                 ///< N

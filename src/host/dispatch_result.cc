@@ -111,13 +111,37 @@ void copy_rows(const DispatchCall& call, std::byte* to, const std::byte* from, s
     copy(static_cast<std::int64_t>(e) * call.shape.capacity, call.expert_counts[e]);
 }
 
-/// Views or copies of the block arrays, shaped by layout.
+/// Copies the real rows of an expert_padded block into a tensor of the caller.
+void copy_out(const DispatchCall& call, const wire::Block& block, const Tensor& out, const std::byte* from) {
+  const auto element = static_cast<std::int64_t>(dtype_bytes(block.dtype));
+  auto* to = static_cast<std::byte*>(out.data);
+  for (std::int64_t e = 0; e < std::ssize(call.expert_counts); ++e) {
+    for (std::int64_t row = 0; row < call.expert_counts[static_cast<std::size_t>(e)]; ++row) {
+      const std::byte* source = from + (e * call.shape.capacity + row) * block.padded;
+      std::byte* place = to + (e * out.strides[0] + row * out.strides[1]) * element;
+      if (out.strides[2] == 1) {
+        std::memcpy(place, source, static_cast<std::size_t>(block.bytes));
+        continue;
+      }
+      for (std::int64_t i = 0; i < block.width; ++i)
+        std::memcpy(place + i * out.strides[2] * element, source + i * element, static_cast<std::size_t>(element));
+    }
+  }
+}
+
+/// The block arrays, shaped by layout: views, copies, or what the caller gave for them.
 void make_payload(DispatchCall& call, std::byte* base, std::int64_t capacity) {
   const bool padded_layout = call.shape.layout == Layout::kExpertPadded;
   const std::int64_t num_rows = shaped_rows(call, capacity);
   for (int b = 0; b < call.format.num_blocks; ++b) {
     const wire::Block& block = call.format[b];
     auto* data = base + capacity * block.offset;
+    if (!call.args.out.empty()) {
+      const Tensor& out = call.args.out[static_cast<std::size_t>(b)];
+      copy_out(call, block, out, data);
+      call.result.payload.push_back(out);
+      continue;
+    }
     if (call.args.output == Output::kOwned) {
       auto* own = static_cast<std::byte*>(call.memory->allocate(num_rows * block.padded));
       copy_rows(call, own, data, block.padded);
@@ -197,6 +221,12 @@ void make_counts(DispatchCall& call, const HandleView& view) {
   call.result.source_offsets = Tensor::contiguous(view.source_offsets(), DType::kInt32, {view.header().num_ranks + 1});
   call.result.expert_counts = Tensor::contiguous(view.expert_counts(), DType::kInt32, {num_local});
   call.result.expert_offsets = Tensor::contiguous(view.expert_offsets(), DType::kInt32, {num_local + 1});
+  if (!call.rank_counts.empty()) {
+    const std::int64_t num_ranks = view.header().num_ranks;
+    auto* counts = static_cast<std::int32_t*>(call.memory->allocate(num_ranks * num_ranks * 4));
+    std::copy(call.rank_counts.begin(), call.rank_counts.end(), counts);
+    call.result.rank_counts = Tensor::contiguous(counts, DType::kInt32, {num_ranks, num_ranks});
+  }
   if (!call.args.host_counts) return;
   for (std::int32_t count : call.expert_counts) {
     call.result.host_expert_counts.push_back(

@@ -235,7 +235,10 @@ class RowPlan {
     const int my_node = topology.node_of(runtime_.rank);
     call_.tokens_from.assign(static_cast<std::size_t>(topology.num_ranks()), 0);
     call_.forwarded_from.assign(static_cast<std::size_t>(topology.num_ranks()), 0);
+    call_.rank_counts.assign(token_total_.size() * token_total_.size(), 0);
     for (int source : call_.windows->live) {
+      std::copy_n(counts_of(source).tokens, token_total_.size(),
+                  call_.rank_counts.begin() + source * topology.num_ranks());
       const std::int32_t count = counts_of(source).tokens[runtime_.rank];
       call_.tokens_from[static_cast<std::size_t>(source)] = count;
       if (topology.node_of(source) != my_node)

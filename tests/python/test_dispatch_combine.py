@@ -298,6 +298,62 @@ def test_the_host_has_no_combine_input() -> None:
     run_ranks(1, body)
 
 
+@pytest.mark.parametrize("mode", ["latency", "throughput"])
+def test_payload_goes_to_arrays_of_the_caller(mode: str) -> None:
+    """expert_padded: real rows and nothing else, with any strides, when the call is received."""
+
+    def body(group: ferry.Group) -> None:
+        rng = np.random.default_rng(group.rank)
+        x = rng.standard_normal((5, 256), dtype=np.float32).astype(ml_dtypes.bfloat16)
+        tags = np.arange(10, dtype=np.int32).reshape(5, 2) + 100 * group.rank
+        ids = np.array([rng.permutation(8)[:3] for _ in range(5)])
+        options = {"mode": mode, "layout": "expert_padded", "codec": "fp8_f32", "expert_capacity": 12}
+        wanted = group.dispatch([x, tags], ids, **options)
+        data = np.full((4, 12, 256), 99, np.uint8)
+        scales = np.full((4, 2, 12), np.float32(-1)).transpose(0, 2, 1)
+        notes = np.full((4, 12, 2), -1, np.int32)
+        out = [ferry.typed(data, "fp8_e4m3"), scales, notes]
+        pending = group.dispatch_send([x, tags], ids, out=out, **options)
+        assert (data == 99).all() and (scales == -1).all() and (notes == -1).all()
+        arrived = pending.receive()
+        assert all(got is given for got, given in zip(arrived.payload, out, strict=True))
+        for e, count in enumerate(arrived.expert_counts.tolist()):
+            expected = [np.asarray(block)[e, :count] for block in wanted.payload]
+            assert same_bits(data[e, :count], expected[0].view(np.uint8))
+            assert same_bits(scales[e, :count], expected[1])
+            assert same_bits(notes[e, :count], expected[2])
+            assert (data[e, count:] == 99).all() and (scales[e, count:] == -1).all() and (notes[e, count:] == -1).all()
+        y = np.asarray(wanted.payload[0]).astype(ml_dtypes.bfloat16)
+        assert np.asarray(group.combine(y, arrived.handle).out).shape == x.shape
+
+    run_ranks(2, body, hidden=256, dtype="bf16", extra_bytes=32)
+
+
+def test_arrays_for_the_payload_are_checked() -> None:
+    def body(group: ferry.Group) -> None:
+        x, ids = np.zeros((2, 16), np.float32), np.zeros((2, 1), np.int32)
+        out = np.zeros((8, 4, 16), np.float32)
+        options = {"layout": "expert_padded", "expert_capacity": 4}
+        assert group.why_not(x, ids, out=[out], **options) == ""
+        cases = [
+            ({"out": []}, ""),  # none given
+            ({"out": [out, out]}, "2 tensors"),
+            ({"out": [out[:, :3]]}, "[8, 4, 16] fp32"),
+            ({"out": [out.astype(np.float16)]}, "[8, 4, 16] fp32"),
+            ({"out": [out], "layout": "rank_major"}, "only expert_padded"),
+        ]
+        for wrong, said in cases:
+            reason = group.why_not(x, ids, **(options | wrong))
+            assert said in reason and bool(said) == bool(reason), (wrong, reason)
+        with pytest.raises(TypeError):
+            group.dispatch(x, ids, out=7, **options)
+        out.flags.writeable = False
+        with pytest.raises(ferry.Error, match=r"out\[0\]"):
+            group.dispatch(x, ids, out=[out], **options)
+
+    run_ranks(1, body)
+
+
 def test_replicas() -> None:
     """Two copies of one expert, used in turns."""
     placement = ferry.Placement.explicit_map([[(0, 0), (1, 0)]], 2)

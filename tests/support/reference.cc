@@ -205,6 +205,11 @@ ExpectedDispatch Reference::dispatch(int rank, std::int64_t capacity) const {
       if (case_.layout == Layout::kRankMajor) expected.rows.push_back({source, t});
     }
     expected.source_offsets.push_back(static_cast<std::int32_t>(expected.num_rows));
+    for (int to = 0; to < case_.num_ranks(); ++to) {
+      std::int32_t count = 0;
+      for (std::int64_t t = 0; t < inputs(source).tokens; ++t) count += visits(source, t, to) ? 1 : 0;
+      expected.rank_counts.push_back(count);
+    }
   }
   expected.expert_offsets.push_back(0);
   for (int local = 0; local < num_local_[u(rank)]; ++local) {

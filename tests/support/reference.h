@@ -28,6 +28,7 @@ struct ExpectedDispatch {
   std::vector<float> weights;                   ///< rank_major [N * K], else per row
   std::int64_t num_rows = 0;
   std::vector<std::int32_t> source_offsets, expert_counts, expert_offsets;
+  std::vector<std::int32_t> rank_counts;  ///< [R, R] rows that rank i sends to rank j
   std::vector<std::int64_t> host_expert_counts;
   std::vector<std::int32_t> source_tokens;  ///< token at its source of each rank-major row
 };

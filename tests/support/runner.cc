@@ -233,7 +233,7 @@ void Round::check_choices(const DispatchResult& result, bool cached) const {
   }
 }
 
-void Round::check_counts(const DispatchResult& result) const {
+void Round::check_counts(const DispatchResult& result, bool cached) const {
   const auto experts = static_cast<std::int64_t>(expected_.expert_counts.size());
   require_equal("num_rows", values_of<std::int64_t>("num_rows", result.num_rows, DType::kInt64, 1),
                 std::vector<std::int64_t>{expected_.num_rows});
@@ -252,6 +252,16 @@ void Round::check_counts(const DispatchResult& result) const {
                   values_of<std::int32_t>("expert_offsets", result.expert_offsets, DType::kInt32, experts + 1),
                   offsets);
   }
+  // The host backend's throughput mode says it; a cached dispatch has not counted again.
+  if (result.rank_counts.present()) {
+    const std::int64_t num_ranks = case_.num_ranks();
+    require_shape("rank_counts", result.rank_counts, DType::kInt32, {num_ranks, num_ranks});
+    const auto* counts = static_cast<const std::int32_t*>(result.rank_counts.data);
+    require_equal("rank_counts", std::vector<std::int32_t>(counts, counts + num_ranks * num_ranks),
+                  expected_.rank_counts);
+  }
+  require(on_device() || cached || case_.mode == Mode::kLatency || result.rank_counts.present(),
+          "rank_counts are absent");
   const std::vector<std::int64_t> none;
   require_equal("host_expert_counts", result.host_expert_counts,
                 case_.host_counts ? expected_.host_expert_counts : none);
@@ -295,7 +305,7 @@ void Round::check(const DispatchResult& given, bool cached) {
   }
   check_payload(result);
   check_choices(result, cached);
-  check_counts(result);
+  check_counts(result, cached);
   if (!on_device() || case_.host_counts) check_handle(result);  // else the counts are on the device alone
 }
 

@@ -61,7 +61,7 @@ class Round {
   Tensor fetched(const Tensor& tensor) { return on_device() ? device_.to_host(tensor) : tensor; }
   void check_payload(const DispatchResult& result) const;
   void check_choices(const DispatchResult& result, bool cached) const;
-  void check_counts(const DispatchResult& result) const;
+  void check_counts(const DispatchResult& result, bool cached) const;
   void check_handle(const DispatchResult& result) const;
   Tensor returned_rows(const DispatchResult& result);
   Tensor returned_weights(const DispatchResult& result);
