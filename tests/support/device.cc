@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/device.h"
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <map>
@@ -101,7 +102,8 @@ cudaStream_t own_stream() {
 /// may be waiting for just those ranks. So copies are asked for only once their stream has nothing left to do.
 void wait_until_idle() {
   cudaError_t status = cudaErrorNotReady;
-  while ((status = cudaStreamQuery(own_stream())) == cudaErrorNotReady) std::this_thread::yield();
+  while ((status = cudaStreamQuery(own_stream())) == cudaErrorNotReady)
+    std::this_thread::sleep_for(std::chrono::microseconds(5));  // threads that only ask keep the driver's lock from others
   check(status, "cudaStreamQuery");
 }
 

@@ -54,9 +54,11 @@ class PacketWait {
 
   /// After a look in vain; `missing`: lanes whose packet is not here.
   __device__ bool is_over(Awaited what, unsigned missing) {
-    if (++looks_ % 64 != 0) return false;
+    // Whoever waits for long leaves room between looks: warps that only load keep an SM's memory pipeline from ever being idle, and
+    // copies and kernels of other streams wait for that.
+    if (++looks_ > kLooksInARow) __nanosleep(looks_ > 16 * kLooksInARow ? 2000 : 200);
+    if (looks_ % 64 != 0) return false;
     if (start_ == 0) start_ = now_ns();
-    if (looks_ > kLooksInARow) __nanosleep(1000);  // whoever waits that long leaves the memory to others
     bool over = false;
     if (lane_idx() == 0) {
       const int writer = writer_ + (writer_per_lane_ ? __ffs(static_cast<int>(missing)) - 1 : 0);
@@ -67,7 +69,7 @@ class PacketWait {
   }
 
  private:
-  static constexpr unsigned kLooksInARow = 2048;  ///< some milliseconds
+  static constexpr unsigned kLooksInARow = 128;  ///< some 100 us
 
   const GroupArgs& group_;
   const FaultStep step_;
