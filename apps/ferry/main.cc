@@ -20,6 +20,7 @@ int main(int argc, char** argv) {
   add_plan_command(program, exit_code);
   add_bench_command(program, exit_code);
   add_doctor_command(program, exit_code);
+  add_netcheck_command(program, exit_code);
   try {
     if (const auto ended = program.parse(argc, argv)) return *ended == 0 ? kExitOk : kExitBadUsage;
   } catch (const std::exception& error) {

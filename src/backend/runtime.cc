@@ -91,6 +91,7 @@ Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> li
       test_(test),
       random_(test.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(my_rank) + 1),
       oversubscribed_(static_cast<unsigned>(topology.num_ranks()) > std::thread::hardware_concurrency()),
+      network_(static_cast<std::size_t>(topology.num_ranks())),
       early_notices_(static_cast<std::size_t>(topology.num_ranks())) {}
 
 std::uint64_t Runtime::signal(const Windows& windows, Signal kind, int flight, int writer) const {
@@ -253,10 +254,7 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
 void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                          std::chrono::nanoseconds limit) {
   check_notices(call, step, waits);
-  if (engine) {
-    if (const auto broken = engine->poll_error())
-      throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);
-  }
+  check_network(call, step, waits);
   check_refusals(call, step, waits);
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
@@ -360,7 +358,62 @@ void Runtime::drain(std::chrono::nanoseconds limit) {
   if (!engine) return;
   const std::uint64_t submitted_total = engine->channel(0).submitted();
   Idle idle(oversubscribed_);
-  while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) static_cast<void>(idle.pause());
+  while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) {
+    if (idle.pause()) give_up_the_gone();
+  }
+}
+
+/// A provider may never learn that a process has died. The mesh does, and what was meant for the dead must not hold back the
+/// completion of what went to others.
+void Runtime::give_up_the_gone() {
+  if (!engine || !mesh) return;
+  collect_notices();
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    NetworkState& state = network_[static_cast<std::size_t>(peer)];
+    if (state.given_up || topology.node_of(peer) == topology.node_of(rank) || !mesh->gone(peer)) continue;
+    state.given_up = true;
+    engine->give_up(peer);
+  }
+}
+
+void Runtime::forget_failures(std::span<const std::uint8_t> masked) {
+  if (!engine) return;
+  while (engine->poll_error()) {
+  }
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    network_[static_cast<std::size_t>(peer)].failure.clear();
+    const bool in_node = topology.node_of(peer) == topology.node_of(rank);
+    // A loopback copies into memory that is always there; whoever was left out may still want what was sent to it.
+    if (masked[static_cast<std::size_t>(peer)] == 0 || in_node || engine->provider().maps_windows) continue;
+    engine->give_up(peer);
+  }
+}
+
+/// Throws what the engine has reported. A peer that left after its part of the call makes our last signals to it fail, too, and
+/// that is no concern of this call: so the mesh gets a moment to say that it is gone.
+void Runtime::check_network(const Call& call, const char* step, std::span<const Wait> waits) {
+  if (!engine) return;
+  constexpr auto kMomentToBeSeenGone = std::chrono::milliseconds(250);
+  while (const auto broken = engine->poll_error()) {
+    if (broken->peer < 0) {
+      engine_failure_ = broken->what;
+      continue;
+    }
+    NetworkState& state = network_[static_cast<std::size_t>(broken->peer)];
+    if (!state.failure.empty()) continue;
+    state.failure = broken->what;
+    state.failed_at = Clock::now();
+  }
+  give_up_the_gone();
+  const auto fail = [&](const std::string& what) {
+    throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + what);
+  };
+  if (!engine_failure_.empty()) fail(engine_failure_);
+  for (std::size_t peer = 0; peer < network_.size(); ++peer) {
+    const NetworkState& state = network_[peer];
+    if (state.failure.empty() || state.given_up || masked_now[peer] != 0) continue;
+    if (Clock::now() - state.failed_at > kMomentToBeSeenGone) fail(state.failure);
+  }
 }
 
 const char* name(CallKind kind) noexcept {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -101,11 +102,21 @@ class Runtime {
     mesh = nullptr;
     engine = nullptr;
   }
+  /// New windows: what went wrong with old ones is over, and nothing more goes to masked ranks.
+  void forget_failures(std::span<const std::uint8_t> masked);
   /// Carries out what is left for the network, for at most `limit`.
   void drain(std::chrono::nanoseconds limit);
 
  private:
   struct Idle;
+  /// How the network is with one rank.
+  struct NetworkState {
+    bool given_up = false;  ///< it is gone: the engine carries nothing to it any more
+    std::string failure;    ///< what the engine reported
+    std::chrono::steady_clock::time_point failed_at;
+  };
+  void give_up_the_gone();
+  void check_network(const Call& call, const char* step, std::span<const Wait> waits);
   void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                   std::chrono::nanoseconds limit);
   void check_notices(const Call& call, const char* step, std::span<const Wait> waits);
@@ -129,6 +140,8 @@ class Runtime {
   TestOptions test_;
   std::uint64_t random_ = 0;
   bool oversubscribed_ = false;
+  std::vector<NetworkState> network_;  // by rank
+  std::string engine_failure_;
   std::vector<std::vector<Notice>>
       early_notices_;  // by rank: notices of memberships that this rank has not reached yet
 };
