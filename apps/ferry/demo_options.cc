@@ -121,6 +121,9 @@ void add_network_card_options(Options& command, NetworkOptions& options, std::ve
   command.values("--nics", options.nics, "network cards that every rank uses, by the provider's names");
   command.value("--traffic-class", options.traffic_class,
                 "low_latency, bulk_data, dscp:26, ... where the provider can");
+  command.word(
+      "--posts", options.gated_posts, Words<bool>{{"ordered", false}, {"gated", true}},
+      "gated: signals wait for acknowledgements, for fabrics with adaptive routing; ordered: as the provider can");
   command.number("--proxy-threads", options.proxy_threads, 1, 16, "threads that drive the network for a rank");
   command.values("--proxy-cores", options.proxy_cores, "cores that these threads are bound to, in turn");
   command.values("--netns", netns, "network namespaces, one per node: ranks enter theirs first (needs root)");

@@ -57,6 +57,9 @@ struct NetworkOptions {
   /// Of the group's packets, to keep throughput and latency groups apart: best_effort, low_latency, dedicated_access, bulk_data,
   /// scavenger, network_ctrl, or dscp:0 to dscp:63; empty: the provider's own. docs/network.md says what becomes of it.
   std::string traffic_class{};
+  /// Signals wait until the rows before them are acknowledged, also where the provider promises the order of writes: for fabrics
+  /// that reorder packets (adaptive routing). Costs a round trip per signal.
+  bool gated_posts = false;
   int proxy_threads = 1;           ///< that drive the network for this rank; equal on all ranks
   std::vector<int> proxy_cores{};  ///< CPUs that these threads are bound to, in turn; empty: any
 };

@@ -37,8 +37,9 @@ device: of the cuda backend, the number of this rank's GPU, -1 = the thread's cu
 network, between nodes: "loopback" or "shm" (ranks of one machine), "tcp", "verbs" (InfiniBand, RoCE), "efa"; "auto":
 loopback on one machine, else the first of efa, verbs and tcp that all ranks can use. nics: names of network cards that
 this rank uses; empty: the num_nics nearest to near_pci, a PCIe address such as "0000:3b:00.0". traffic_class: empty, a
-word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". proxy_threads: that drive the network for this rank,
-equal on all ranks; proxy_cores: CPUs that they are bound to. What a provider cannot honour is Error(unsupported).
+word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
+fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
+that they are bound to. What a provider cannot honour is Error(unsupported).
 timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
 for tests, a random delay up to this before every signal; changes no result.)";
 
@@ -55,7 +56,7 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                std::int64_t recv_rows, std::int64_t owned_rows, int max_slots, int num_flights,
                std::optional<TopologyLike> topology, std::optional<Placement> placement, const std::string& backend,
                int device, const std::string& network, std::vector<std::string> nics, int num_nics,
-               const std::string& near_pci, const std::string& traffic_class, int proxy_threads,
+               const std::string& near_pci, const std::string& traffic_class, bool gated_posts, int proxy_threads,
                std::vector<int> proxy_cores, double timeout, std::uint64_t test_seed,
                std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
@@ -79,6 +80,7 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                                          .num_nics = num_nics,
                                          .near_pci = near_pci,
                                          .traffic_class = traffic_class,
+                                         .gated_posts = gated_posts,
                                          .proxy_threads = proxy_threads,
                                          .proxy_cores = std::move(proxy_cores)},
                      .timeout = parse_timeout(kFunction, timeout),
@@ -113,6 +115,7 @@ void bind_properties(nb::class_<GroupConfig>& config) {
       .def_prop_ro("num_nics", [](const GroupConfig& self) { return self.network_options.num_nics; })
       .def_prop_ro("near_pci", [](const GroupConfig& self) { return self.network_options.near_pci; })
       .def_prop_ro("traffic_class", [](const GroupConfig& self) { return self.network_options.traffic_class; })
+      .def_prop_ro("gated_posts", [](const GroupConfig& self) { return self.network_options.gated_posts; })
       .def_prop_ro("proxy_threads", [](const GroupConfig& self) { return self.network_options.proxy_threads; })
       .def_prop_ro("proxy_cores", [](const GroupConfig& self) { return self.network_options.proxy_cores; })
       .def_prop_ro(
@@ -141,6 +144,7 @@ void bind_config(nb::module_& module) {
              "nics"_a = defaults.network_options.nics, "num_nics"_a = defaults.network_options.num_nics,
              "near_pci"_a = defaults.network_options.near_pci,
              "traffic_class"_a = defaults.network_options.traffic_class,
+             "gated_posts"_a = defaults.network_options.gated_posts,
              "proxy_threads"_a = defaults.network_options.proxy_threads,
              "proxy_cores"_a = defaults.network_options.proxy_cores,
              "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "test_seed"_a = defaults.test.seed,

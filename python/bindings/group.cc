@@ -55,7 +55,7 @@ constexpr const char* kInitSignature =
     "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str "
     "= ..., "
     "device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., "
-    "traffic_class: str = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., "
+    "traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., "
     "timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
     "= ...) -> None";
 

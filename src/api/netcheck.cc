@@ -36,6 +36,7 @@ enum Signal : std::uint64_t {
   kPing = 192,
   kRate = 256,
   kFill = 320,
+  kFillBoth = 448,
   kAgain = 384
 };
 
@@ -86,9 +87,6 @@ class End {
     wait([&] { return channel().completed() >= submitted; }, "completions");
   }
 
- private:
-  net::Channel& channel() const { return engine_->channel(0); }
-
   template <class Done>
   void wait(Done done, const char* what) {
     const auto deadline = Clock::now() + patience_;
@@ -99,6 +97,9 @@ class End {
       if (Clock::now() > deadline) throw CheckFailed{fmt::format("waited too long for {}", what)};
     }
   }
+
+ private:
+  net::Channel& channel() const { return engine_->channel(0); }
 
   Meeting& meeting_;
   std::chrono::nanoseconds patience_;
@@ -132,10 +133,10 @@ void post_guards_its_rows(End& end) {
       end.post(kArrived, ++sent);
     }
     if (seen == kBatches) continue;
-    if (end.read(kArrived) <= seen) {
-      if (sent == kBatches || end.read(kCredit) + kBuffers <= sent) end.wait_for(kArrived, seen + 1);
-      continue;
-    }
+    const auto may_send = [&] { return sent < kBatches && end.read(kCredit) + kBuffers > sent; };
+    // For both at once: each side may need what the other does next.
+    end.wait([&] { return end.read(kArrived) > seen || may_send(); }, "the peer's signal");
+    if (end.read(kArrived) <= seen) continue;
     const auto* rows =
         reinterpret_cast<const std::uint64_t*>(end.window(kRowsAt + (seen % kBuffers) * kRows * kRowBytes));
     for (std::uint64_t i = 0; i < kRows * kRowWords; ++i) {
@@ -226,22 +227,21 @@ struct Sent {
   double proxy_share = 0;
 };
 
-/// `count` puts of `bytes`, each with a post when `post_each`; over when the peer has said that it has seen all of them.
+/// `count` puts of `bytes`, each with a post when `post_each`, to a signal that nobody has used; over when the peer has said that it has seen all of them.
 Sent send_many(End& end, std::uint64_t signal, std::uint64_t count, std::size_t bytes, bool post_each, bool sends,
                bool receives) {
   constexpr std::uint64_t kPlaces = 16;
   end.meet();
-  const std::uint64_t arrived_before = end.read(signal), told_before = end.read(signal + 8);
-  end.meet();
+  const std::uint64_t told = signal + sizeof(std::uint64_t);
   const auto start = Clock::now();
   const double cpu = cpu_seconds(RUSAGE_SELF) - cpu_seconds(RUSAGE_THREAD);
   for (std::uint64_t i = 1; sends && i <= count; ++i) {
     end.put(kRowsAt + (i % kPlaces) * 2 * bytes, end.source((i % kPlaces) * 2 * bytes),
             bytes);  // gaps: nothing is merged
-    if (post_each || i == count) end.post(signal, arrived_before + i);
+    if (post_each || i == count) end.post(signal, i);
   }
-  if (receives) end.wait_for(signal, arrived_before + count), end.post(signal + 8, told_before + 1);
-  if (sends) end.wait_for(signal + 8, told_before + 1);
+  if (receives) end.wait_for(signal, count), end.post(told, 1);
+  if (sends) end.wait_for(told, 1);
   Sent sent{.seconds = seconds_since(start)};
   sent.proxy_share = (cpu_seconds(RUSAGE_SELF) - cpu_seconds(RUSAGE_THREAD) - cpu) / sent.seconds;
   end.wait_completed();
@@ -259,7 +259,7 @@ void measure(End& end, int rank, NetworkReport& report) {
   const Sent large = send_many(end, kFill, kLarge, kLargeBytes, false, first, !first);
   report.bandwidth_gbps = gigabytes / large.seconds;
   report.proxy_share = large.proxy_share;
-  report.both_ways_gbps = 2 * gigabytes / send_many(end, kFill, kLarge, kLargeBytes, false, true, true).seconds;
+  report.both_ways_gbps = 2 * gigabytes / send_many(end, kFillBoth, kLarge, kLargeBytes, false, true, true).seconds;
 }
 
 /// A check failed where either rank says so.

@@ -20,6 +20,7 @@ inline net::EngineConfig engine_config(const NetworkOptions& options, const std:
   config.num_nics = options.num_nics;
   config.near_pci = options.near_pci;
   config.traffic_class = options.traffic_class;
+  config.gated_posts = options.gated_posts;
   config.num_proxies = options.proxy_threads;
   config.proxy_cores = options.proxy_cores;
   config.same_machine = same_machine;

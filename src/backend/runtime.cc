@@ -357,6 +357,9 @@ void Runtime::spread_abort_by_network(const Windows& windows, std::uint64_t who)
 void Runtime::drain(std::chrono::nanoseconds limit) {
   if (!engine) return;
   const std::uint64_t submitted_total = engine->channel(0).submitted();
+  // Acknowledgements are a peer's work: one that stands still shall not hold up for long whoever needs nothing more of it.
+  constexpr std::chrono::nanoseconds kMostForPeers = std::chrono::seconds(1);
+  if (!engine->provider().maps_windows) limit = std::min(limit, kMostForPeers);
   Idle idle(oversubscribed_);
   while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) {
     if (idle.pause()) give_up_the_gone();

@@ -5,6 +5,8 @@
 // merging, fairness, gated posts, completion in order, errors.
 #pragma once
 
+#include <poll.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -92,6 +94,12 @@ class Carrier {
   virtual Start start_post(const PostRequest& request) = 0;
   /// Called once a pass. True: something moved.
   virtual bool progress(std::vector<Completion>& completions) = 0;
+  /// Before the proxy sleeps: adds descriptors that become ready when progress() has something to do. False: there is something
+  /// now, or this provider has no such descriptors; the proxy then only naps.
+  virtual bool prepare_sleep(std::vector<pollfd>& watched) {
+    static_cast<void>(watched);
+    return false;
+  }
   /// True: progress() must go on while this rank has nothing to send (a target that needs driving); no deep sleep then.
   virtual bool must_be_driven() const { return false; }
 };

@@ -102,6 +102,7 @@ struct EngineConfig {
   std::string near_pci{};  ///< "0000:3b:00.0"; empty: no card is nearer than another
   std::string
       traffic_class{};        ///< empty, or a word or "dscp:0".."dscp:63"; Error(unsupported) where it is not honoured
+  bool gated_posts = false;   ///< posts wait for completions, whatever the provider promises
   bool same_machine = false;  ///< all ranks are on this machine: addresses of the loopback interface will do
   int num_proxies = 1;        ///< proxy threads; peers are spread over them
   std::vector<int> proxy_cores{};  ///< CPUs that they are bound to, in turn; empty: any

@@ -39,6 +39,7 @@ std::unique_ptr<Carrier> make_carrier(const EngineConfig& config) {
   if (config.num_nics != 1) refuse_option("num_nics");
   if (!config.near_pci.empty()) refuse_option("near_pci");
   if (!config.traffic_class.empty()) refuse_option("traffic_class");
+  if (config.gated_posts) refuse_option("gated_posts");
   return make_loopback_carrier();
 }
 

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -32,6 +33,9 @@ constexpr int kYieldPasses = 16;
 constexpr std::chrono::microseconds kNapWhileBusy{20};  // transfers are on their way: look again soon
 // Who only drives the provider for its peers naps longer once nothing has come for about 50 ms.
 constexpr std::chrono::microseconds kNapWhileQuiet{200};
+// With descriptors to watch it need not look so often; this bounds what a provider costs that forgets to say something.
+constexpr std::chrono::milliseconds kWatch{1};
+constexpr std::chrono::milliseconds kWatchWhileQuiet{10};
 constexpr int kQuietAfterPasses = kSpinPasses + kYieldPasses + 700;
 constexpr std::chrono::milliseconds kSleepAtMost{500};  // the bell wakes us; this bounds the wait all the same
 
@@ -145,6 +149,8 @@ void Proxy::stop() {
 
 void Proxy::work() noexcept {
   pthread_setname_np(pthread_self(), "ferry-proxy");
+  constexpr unsigned long kTimerSlackNs = 1000;  // a nap of 20 us shall not take 70
+  ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
   std::string why = "an exception of unknown type";
   try {
     loop();
@@ -322,12 +328,16 @@ void Proxy::back_off(int idle_passes) {
   if (idle_passes < kSpinPasses + kYieldPasses) return std::this_thread::yield();
   const bool busy =
       std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
-  if (busy || (carrier_.must_be_driven() && idle_passes < kQuietAfterPasses)) {
-    std::this_thread::sleep_for(kNapWhileBusy);
-  } else if (carrier_.must_be_driven()) {
+  if (!busy && !carrier_.must_be_driven()) return bell_.sleep(kSleepAtMost, [this] { return work_waits(); });
+  const bool quiet = !busy && idle_passes > kQuietAfterPasses;
+  watched_.clear();
+  if (carrier_.prepare_sleep(watched_)) {
+    bell_.sleep(
+        quiet ? kWatchWhileQuiet : kWatch, [this] { return work_waits(); }, &watched_);
+  } else if (quiet) {
     bell_.sleep(kNapWhileQuiet, [this] { return work_waits(); });
   } else {
-    bell_.sleep(kSleepAtMost, [this] { return work_waits(); });
+    std::this_thread::sleep_for(kNapWhileBusy);
   }
 }
 

@@ -96,6 +96,7 @@ class Proxy {
   std::vector<Stream> streams_;
   std::size_t first_stream_ = 0;
   std::vector<Completion> completions_;
+  std::vector<pollfd> watched_;
   std::vector<std::uint64_t> completed_;  // by channel, for retire_windows()
   std::mutex given_up_mutex_;
   std::vector<GivenUp> given_up_;

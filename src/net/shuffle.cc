@@ -54,6 +54,9 @@ class ShuffleCarrier final : public Carrier {
   }
   std::size_t max_put_bytes() const override { return inner_->max_put_bytes(); }
   bool must_be_driven() const override { return inner_->must_be_driven(); }
+  bool prepare_sleep(std::vector<pollfd>& watched) override {
+    return puts_.empty() && posts_.empty() && inner_->prepare_sleep(watched);
+  }
 
   void abandon(int peer, std::uint64_t last_serial) override {
     {

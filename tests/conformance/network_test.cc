@@ -98,7 +98,7 @@ std::string refusal(GroupConfig config) {
   return text;
 }
 
-TEST(NetworkOptions, WhatAProviderCannotHonourIsRefusedOnAllRanks) {
+TEST(NetworkProcess, WhatAProviderCannotHonourIsRefusedOnAllRanks) {
   if (adapted(Case{}).backend != "host") GTEST_SKIP() << "the host backend alone spans nodes";
   GroupConfig config;
   config.network_options.nics = {"eth7"};

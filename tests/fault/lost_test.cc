@@ -192,15 +192,14 @@ INSTANTIATE_TEST_SUITE_P(Setups, Lost,
                                           testing::Values("auto")),
                          name_of);
 
-INSTANTIATE_TEST_SUITE_P(Tcp, Lost,
+// "Process": ThreadSanitizer does not see what libfabric stores.
+INSTANTIATE_TEST_SUITE_P(TcpProcess, Lost,
                          testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
                                           testing::Values(std::vector<int>{2, 2}), kPhases, testing::Values("tcp")),
                          name_of);
 
-INSTANTIATE_TEST_SUITE_P(Shm, Lost,
-                         testing::Combine(testing::Values(Mode::kThroughput),
-                                          testing::Values(std::vector<int>{1, 1, 1}), kPhases, testing::Values("shm")),
-                         name_of);
+// Not over shm: libfabric's provider keeps spinlocks in memory that processes share, and one that is killed or stopped inside it
+// takes its peers' proxies along (docs/network_engine.md).
 
 }  // namespace
 }  // namespace ferry::test

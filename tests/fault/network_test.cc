@@ -31,6 +31,7 @@ class NetworkFault : public testing::TestWithParam<const char*> {
   }
 };
 
+enum Gate { kTogether, kFaulted, kOver };
 constexpr std::chrono::seconds kStall{2};
 
 /// Makes this process's network proxies stand still for kStall, as a thread does that gets no core. SIGPROF is one of the few
@@ -57,9 +58,11 @@ void stall_proxies() {
 TEST_P(NetworkFault, AProxyThatStandsStillDelaysAndLosesNothing) {
   const Case c = make_case({2, 2});
   const Reference all(c, 0);
+  Board board;
   run_and_report(c, [&](Rank rank) {
     Group group = make_group(c, rank);
     round_trip(group, all, rank.rank);
+    board.meet(kTogether, rank.size);
     if (rank.rank == 1) stall_proxies();
     const Outcome outcome = outcome_of([&] {
       for (int i = 0; i < 3; ++i) round_trip(group, all, rank.rank);
@@ -69,8 +72,6 @@ TEST_P(NetworkFault, AProxyThatStandsStillDelaysAndLosesNothing) {
   });
 }
 
-enum Gate { kFaulted, kOver };
-
 TEST_P(NetworkFault, AProxyThatStandsStillBeyondTheDeadlineIsANamedTimeout) {
   const Case c = make_case({1, 1});
   const Reference all(c, 0);
@@ -78,6 +79,7 @@ TEST_P(NetworkFault, AProxyThatStandsStillBeyondTheDeadlineIsANamedTimeout) {
   run_and_report(c, [&](Rank rank) {
     Group group = make_group(c, rank);
     round_trip(group, all, rank.rank);
+    board.meet(kTogether, rank.size);
     if (rank.rank == 1) stall_proxies();
     const Outcome outcome = outcome_of([&] {
       for (int i = 0; i < 3; ++i) round_trip(group, all, rank.rank, kShort);
@@ -107,11 +109,12 @@ TEST_P(NetworkFault, ARankThatLeavesDisturbsNobodyWhoDoesNotNeedIt) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Networks, NetworkFault, testing::Values("tcp", "shm", "shuffle+tcp"), [](const auto& network) {
-  std::string name = network.param;
-  for (char& letter : name) letter = letter == '+' ? '_' : letter;
-  return name + "_processes_Process";
-});
+INSTANTIATE_TEST_SUITE_P(NetworksProcess, NetworkFault, testing::Values("tcp", "shm", "shuffle+tcp"),
+                         [](const auto& network) {
+                           std::string name = network.param;
+                           for (char& letter : name) letter = letter == '+' ? '_' : letter;
+                           return name;
+                         });
 
 }  // namespace
 }  // namespace ferry::test

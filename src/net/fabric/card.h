@@ -39,6 +39,8 @@ class Card {
   Fid<fid_ep> open_endpoint();
   fi_addr_t add_peer(const std::vector<std::byte>& address);
   fid_cq* completions() const noexcept { return completions_.get(); }
+  /// A descriptor that is readable when completions() is worth reading; -1: it is now, or this provider has none.
+  int prepare_wait();
 
  private:
   // In the order in which they are made; destroyed in the reverse one.
@@ -47,6 +49,7 @@ class Card {
   Fid<fid_domain> domain_;
   Fid<fid_av> addresses_;
   Fid<fid_cq> completions_;
+  int wait_fd_ = -1;
   Fid<fid_ep> target_;
   std::vector<std::byte> address_;
   std::uint64_t next_key_ = 1;

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -180,10 +181,13 @@ class FabricCarrier final : public Carrier {
  public:
   FabricCarrier(const EngineConfig& config, const fabric::Library& library, std::vector<fabric::Offer> offers) {
     provider_.name = config.network;
-    provider_.ordered = offers.size() == 1 && offers.front().ordered;
+    // Several cards share a peer's puts, so that no order of one of them says anything.
+    provider_.ordered = offers.size() == 1 && offers.front().ordered && !config.gated_posts;
+    delivered_ = FI_COMPLETION | offers.front().delivered_flag;
     std::vector<std::string> names;
     for (const fabric::Offer& offer : offers) names.push_back(offer.nic.name);
-    provider_.detail = fmt::format("{}: {}", fmt::join(names, ", "), fabric::describe(offers.front()));
+    provider_.detail =
+        fmt::format("{}: {}", fmt::join(names, ", "), fabric::describe(offers.front(), provider_.ordered));
     for (fabric::Offer& offer : offers) cards_.emplace_back(library, std::move(offer));
   }
   FabricCarrier(const FabricCarrier&) = delete;
@@ -198,8 +202,19 @@ class FabricCarrier final : public Carrier {
   std::size_t max_put_bytes() const override { return fabric::kMaxPieceBytes; }
   bool must_be_driven() const override { return true; }
 
-  std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) override {
+  bool prepare_sleep(std::vector<pollfd>& watched) override {
     const std::lock_guard lock(library_mutex_);
+    if (!ending_.empty()) return false;
+    for (Card& card : cards_) {
+      const int fd = card.prepare_wait();
+      if (fd < 0) return false;
+      watched.push_back({fd, POLLIN, 0});
+    }
+    return true;
+  }
+
+  std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) override {
+    const auto lock = lock_patiently();
     const std::vector<Region>& regions = own_.add(memory, cards_);
     bootstrap::ByteWriter writer;
     writer.put(kMagic).put(kVersion).put_text(provider_.name).put(static_cast<std::uint64_t>(memory->size()));
@@ -215,7 +230,7 @@ class FabricCarrier final : public Carrier {
   std::unique_ptr<RemoteWindow> attach(int peer, std::span<const std::byte> description,
                                        std::shared_ptr<Memory>) override {
     const Description theirs = parse(peer, description);
-    const std::lock_guard lock(library_mutex_);
+    const auto lock = lock_patiently();
     std::shared_ptr<PeerLink>& link = links_[peer];
     if (!link) {
       auto fresh = std::make_shared<PeerLink>();
@@ -235,7 +250,7 @@ class FabricCarrier final : public Carrier {
   void abandon(int peer, std::uint64_t) override {
     const auto found = links_.find(peer);
     if (found == links_.end()) return;
-    const std::lock_guard lock(library_mutex_);
+    const auto lock = lock_patiently();
     found->second->ended = true;
     ending_.push_back(std::move(found->second));
     links_.erase(found);
@@ -247,18 +262,18 @@ class FabricCarrier final : public Carrier {
     void* local = cards_[card].needs_local_regions() ? own_.local(request.source, request.bytes, card) : nullptr;
     return start(request.window, card, request.offset, request.ticket, [&](Transfer&, iovec& piece) {
       piece = {const_cast<std::byte*>(request.source), request.bytes};
-      return Sending{local, provider_.ordered ? FI_COMPLETION : FI_COMPLETION | FI_DELIVERY_COMPLETE};
+      return Sending{local, provider_.ordered ? FI_COMPLETION : delivered_};
     });
   }
 
-  /// Always delivery-complete: whoever has seen a post complete may leave, and its peer has everything.
+  /// Always until delivered: whoever has seen a post complete may leave, and its peer has everything.
   Start start_post(const PostRequest& request) override {
     const std::lock_guard lock(library_mutex_);
     constexpr std::size_t kCard = 0;  // an ordered provider has no other; a gated post needs no order
     return start(request.window, kCard, request.offset, request.ticket, [&](Transfer& transfer, iovec& piece) {
       transfer.total = request.total;
       piece = {&transfer.total, sizeof(transfer.total)};
-      return Sending{pool_.local(transfer, kCard), FI_COMPLETION | FI_DELIVERY_COMPLETE};
+      return Sending{pool_.local(transfer, kCard), delivered_};
     });
   }
 
@@ -283,6 +298,18 @@ class FabricCarrier final : public Carrier {
     void* local;
     std::uint64_t flags;
   };
+
+  /// For threads that may not wait for ever: a provider can get stuck inside a call, shm when a peer died there.
+  std::unique_lock<std::timed_mutex> lock_patiently() {
+    constexpr std::chrono::seconds kPatience{10};
+    std::unique_lock<std::timed_mutex> lock(library_mutex_, kPatience);
+    if (!lock.owns_lock()) {
+      throw Error(ErrorCode::kTimeout,
+                  fmt::format("ferry::net::Engine: the network proxy has been inside provider {} for {} s",
+                              provider_.name, kPatience.count()));
+    }
+    return lock;
+  }
 
   Description parse(int peer, std::span<const std::byte> bytes) const {
     bootstrap::ByteReader reader(bytes);
@@ -395,7 +422,8 @@ class FabricCarrier final : public Carrier {
   std::vector<std::shared_ptr<PeerLink>> ending_;   // given up, to be closed by the proxy's thread
   /// Around every use of libfabric: opening an endpoint while another thread reads completions crashes 1.17, whatever threading
   /// was asked for.
-  std::mutex library_mutex_;
+  std::timed_mutex library_mutex_;
+  std::uint64_t delivered_ = 0;  // flags of a write whose completion means delivery
   std::size_t turn_ = 0;
 };
 
@@ -435,7 +463,8 @@ std::vector<Provider> find_fabric_networks() {
       for (const fabric::Offer& offer : found.offers)
         cards.push_back(offer.nic.pci.empty() ? offer.nic.name : offer.nic.name + " at " + offer.nic.pci);
       provider.ordered = found.offers.front().ordered;
-      provider.detail = fmt::format("{}; {}", fmt::join(cards, ", "), fabric::describe(found.offers.front()));
+      provider.detail =
+          fmt::format("{}; {}", fmt::join(cards, ", "), fabric::describe(found.offers.front(), provider.ordered));
     }
     networks.push_back(std::move(provider));
   }

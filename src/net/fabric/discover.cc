@@ -44,7 +44,26 @@ constexpr std::array<std::pair<const char*, std::uint32_t>, 6> kTrafficClasses{
      {"scavenger", FI_TC_SCAVENGER},
      {"network_ctrl", FI_TC_NETWORK_CTRL}}};
 
-Info make_hints(const Library& library, const std::string& network, std::uint32_t traffic_class, bool ordered) {
+/// What is asked of a provider, the best first.
+struct Wish {
+  bool ordered;
+  std::uint64_t delivered_flag;
+};
+constexpr std::array<Wish, 4> kWishes{{{true, FI_DELIVERY_COMPLETE},
+                                       {true, FI_TRANSMIT_COMPLETE},
+                                       {false, FI_DELIVERY_COMPLETE},
+                                       {false, FI_TRANSMIT_COMPLETE}}};
+
+/// A completed transmission has been acknowledged by the peer's card where the transport is reliable hardware; software may only
+/// have taken the bytes over.
+///
+/// shm of 1.17 lists send-after-send as its only order, and yet agrees when it is asked for more: not relied upon.
+bool is_enough(const std::string& network, const Wish& wish) {
+  if (wish.ordered && network == "shm") return false;
+  return wish.delivered_flag == FI_DELIVERY_COMPLETE || network == "verbs";
+}
+
+Info make_hints(const Library& library, const std::string& network, std::uint32_t traffic_class, const Wish& wish) {
   Info hints(library.dupinfo(nullptr));
   hints->caps = FI_MSG | FI_RMA | FI_WRITE | FI_REMOTE_WRITE;
   hints->mode = FI_CONTEXT | FI_CONTEXT2;
@@ -58,7 +77,8 @@ Info make_hints(const Library& library, const std::string& network, std::uint32_
   hints->tx_attr->tclass = traffic_class;
   hints->domain_attr->tclass = traffic_class;
   if (network == "tcp") hints->addr_format = FI_SOCKADDR_IN;
-  if (ordered) hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_RMA_WAW;
+  hints->tx_attr->op_flags = wish.delivered_flag;
+  if (wish.ordered) hints->tx_attr->msg_order = hints->rx_attr->msg_order = FI_ORDER_RMA_WAW;
   return hints;
 }
 
@@ -97,7 +117,7 @@ std::string why_unusable(const fi_info& info, const std::string& network, std::u
 }
 
 void add_offers(const Library& library, const fi_info* list, const std::string& network, std::uint32_t traffic_class,
-                Found& found) {
+                const Wish& wish, Found& found) {
   const std::vector<std::string> loopbacks = loopback_interfaces();
   for (const fi_info* info = list; info != nullptr; info = info->next) {
     const std::string name = info->domain_attr->name;
@@ -109,9 +129,12 @@ void add_offers(const Library& library, const fi_info* list, const std::string& 
       continue;
     }
     const bool is_loopback = std::find(loopbacks.begin(), loopbacks.end(), name) != loopbacks.end();
-    found.offers.push_back({.nic = {.name = name, .pci = pci_address(*info), .is_loopback = is_loopback},
-                            .info = Info(library.dupinfo(info)),
-                            .ordered = promises_order(*info)});
+    Offer offer{.nic = {.name = name, .pci = pci_address(*info), .is_loopback = is_loopback},
+                .info = Info(library.dupinfo(info)),
+                .ordered = wish.ordered && promises_order(*info),
+                .delivered_flag = wish.delivered_flag};
+    offer.info->tx_attr->op_flags = 0;  // every write says what it wants
+    found.offers.push_back(std::move(offer));
   }
 }
 
@@ -145,13 +168,14 @@ Found discover(const Library& library, const std::string& network, std::uint32_t
   if (!found.why_not.empty()) return found;
   long status = 0;
   // Asked for, order is part of what the provider then promises; where it cannot, posts are gated.
-  for (const bool ordered : {true, false}) {
-    const Info hints = make_hints(library, network, traffic_class, ordered);
+  for (const Wish& wish : kWishes) {
+    if (!is_enough(network, wish)) continue;
+    const Info hints = make_hints(library, network, traffic_class, wish);
     fi_info* list = nullptr;
     status = library.getinfo(kApiVersion, nullptr, nullptr, 0, hints.get(), &list);
     if (status != 0) continue;
     const Info owner(list);
-    add_offers(library, list, network, traffic_class, found);
+    add_offers(library, list, network, traffic_class, wish, found);
     if (!found.offers.empty()) {
       found.why_not.clear();
       return found;
@@ -168,9 +192,9 @@ Found discover(const Library& library, const std::string& network, std::uint32_t
   return found;
 }
 
-std::string describe(const Offer& offer) {
+std::string describe(const Offer& offer, bool ordered) {
   const int mode = offer.info->domain_attr->mr_mode;
-  std::string text = offer.ordered ? "ordered posts" : "gated posts (one round trip more)";
+  std::string text = ordered ? "ordered posts" : "gated posts (one round trip more)";
   text += (mode & FI_MR_ALLOCATED) != 0 || (mode & FI_MR_LOCAL) != 0 ? ", windows are locked in memory"
                                                                      : ", windows are not locked";
   return text;

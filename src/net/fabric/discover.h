@@ -17,7 +17,8 @@ namespace ferry::net::fabric {
 struct Offer {
   Nic nic;
   Info info;
-  bool ordered = false;  ///< write after write holds on one endpoint, for every size we use
+  bool ordered = false;              ///< write after write holds on one endpoint, for every size we use
+  std::uint64_t delivered_flag = 0;  ///< asks for a completion that means delivery at the peer
 };
 
 struct Found {
@@ -35,6 +36,6 @@ Found discover(const Library& library, const std::string& network, std::uint32_t
 std::uint32_t parse_traffic_class(const std::string& text);
 
 /// "ordered posts", what is registered and how, for `ferry doctor`.
-std::string describe(const Offer& offer);
+std::string describe(const Offer& offer, bool ordered);
 
 }  // namespace ferry::net::fabric
