@@ -128,6 +128,10 @@ def ferry_command(args: argparse.Namespace, case: Case) -> list[str]:
     return command
 
 
+# Runs the words of a command in $namespace, with that host name.
+ENTER = """exec ip netns exec "$namespace" unshare --uts sh -c "hostname $namespace; exec $*" """
+
+
 def address_of(namespace: str) -> str:
     """The first IPv4 address of eth0 in a network namespace."""
     shown = subprocess.run(
@@ -137,18 +141,24 @@ def address_of(namespace: str) -> str:
 
 
 def mpi_in_namespaces(args: argparse.Namespace, case: Case) -> tuple[list[str], list[str]]:
-    """What stands in front of mpirun, and its options: one daemon per namespace, which an agent starts there."""
+    """What stands in front of mpirun, and its options: one daemon per namespace, which an agent starts there.
+
+    Each gets a host name of its own as well: OpenMPI names its shared memory by host and number on the host.
+    """
     addresses = {address_of(name): name for name in args.netns[: case.nodes]}
     agent = Path(args.folder) / "agent.sh"
     cases = "\n".join(f"  {address}) namespace={name} ;;" for address, name in addresses.items())
-    agent.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}\nesac\nshift\nexec ip netns exec "$namespace" sh -c "$*"\n')
+    agent.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}\nesac\nshift\n{ENTER}\n')
     agent.chmod(0o755)
     share = case.ranks // case.nodes
     hosts = ",".join(f"{address}:{share}" for address in addresses)
     options = ["--host", hosts, "--mca", "plm_rsh_agent", str(agent), "--mca", "btl", "self,vader,tcp"]
     for part in ("btl", "oob"):
         options += ["--mca", f"{part}_tcp_if_include", "eth0"]
-    return ["ip", "netns", "exec", args.netns[0]], options
+    first = Path(args.folder) / "first.sh"
+    first.write_text(f"#!/bin/sh\nnamespace={args.netns[0]}\n{ENTER}\n")
+    first.chmod(0o755)
+    return [str(first)], options
 
 
 def mpi_command(args: argparse.Namespace, case: Case, yielding: int) -> list[str]:

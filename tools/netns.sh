@@ -5,7 +5,8 @@
 # Nodes of a network on one machine: every node is a network namespace, all of them hang on a bridge, and nothing but TCP
 # leads from one to another. Needs root (or the capabilities NET_ADMIN and SYS_ADMIN). Takes down what it has set up.
 #
-#   tools/netns.sh test             the demo over 2x2, 4x1, 3x2 and 2+1: the bits of one process
+#   tools/netns.sh test             the demo over 2x2, 4x1, 3x2 and 2+1: the bits of one process; a link cut and restored, and
+#                                   cut for good
 #   tools/netns.sh bench [FILE]     Ferry and MPI over TCP in the same namespaces, in turn; lines of results go to FILE
 #   tools/netns.sh run N CMD...     CMD with N namespaces up; $NETNS is their names, with commas
 #
@@ -53,10 +54,38 @@ run_demo() { # ranks nodes
   down
 }
 
-if [ "$(id -u)" != 0 ]; then
-  echo "netns: network namespaces need root; nothing was run" >&2
-  exit 77 # ctest and CI count it as skipped, not as passed
+# Calls go on while node 1 is unreachable for some seconds, or for good: they end right, or with the step and the ranks named.
+run_cut() { # seconds, or "forever"
+  local deadline=30
+  [ "$1" = forever ] && deadline=3
+  up 2
+  echo "== 4 ranks, 2 nodes, link cut: $1"
+  "$ferry" bench --ranks 4 --nodes 2 --network tcp --netns "$(names 2)" --tokens 64 --hidden 256 --experts 16 \
+    --iterations 1500 --deadline "$deadline" >"$log" 2>&1 &
+  local bench=$! status=0 begin=$SECONDS
+  sleep 3
+  kill -0 $bench 2>/dev/null || { echo "netns: the calls were over before the link was cut" && cat "$log" && exit 1; }
+  ip -n "$hub" link set port1 down
+  if [ "$1" != forever ]; then
+    sleep "$1"
+    ip -n "$hub" link set port1 up
+  fi
+  wait $bench || status=$?
+  echo "   $(tail -1 "$log" | cut -c1-300) ($((SECONDS - begin)) s)"
+  if [ "$1" = forever ]; then
+    [ $status = 1 ] && grep -q 'waits for rank' "$log" && [ $((SECONDS - begin)) -lt 20 ] || exit 1
+  else
+    [ "$(tail -1 "$log")" = verified ] || { cat "$log" && exit 1; }
+  fi
+  down
+}
+
+# ctest and CI count 77 as skipped, not as passed.
+if ! command -v ip >/dev/null || ! ip netns add "$hub" 2>/dev/null; then
+  echo "netns: SKIPPED, nothing was run: network namespaces need the program ip (Debian: iproute2) and root" >&2
+  exit 77
 fi
+ip netns del "$hub"
 log=$(mktemp)
 trap 'down; rm -f "$log"' EXIT
 
@@ -66,6 +95,8 @@ case "${1:-}" in
     run_demo 4 4
     run_demo 6 3
     run_demo 3 2
+    run_cut 2
+    run_cut forever
     ;;
   bench)
     up 2
@@ -79,7 +110,7 @@ case "${1:-}" in
     "${@:3}"
     ;;
   *)
-    sed -n '5,15p' "$0" >&2
+    sed -n '5,16p' "$0" >&2
     exit 2
     ;;
 esac

@@ -91,6 +91,7 @@ Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> li
       test_(test),
       random_(test.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(my_rank) + 1),
       oversubscribed_(static_cast<unsigned>(topology.num_ranks()) > std::thread::hardware_concurrency()),
+      drives_network_(engine && !engine->provider().maps_windows),
       network_(static_cast<std::size_t>(topology.num_ranks())),
       early_notices_(static_cast<std::size_t>(topology.num_ranks())) {}
 
@@ -209,6 +210,7 @@ void Runtime::wait(const Call& call, const char* step, std::span<const Wait> wai
     Idle idle(oversubscribed_);
     while (!reached(call, one, seen)) {
       if (progress) progress();
+      drive_network();
       if (idle.pause()) {
         check_aborted(call, step, *call.windows);
         if (reached(call, one, seen)) break;
@@ -223,6 +225,7 @@ void Runtime::wait_until(const Call& call, const char* step, const std::function
   if (done()) return;
   Idle idle(oversubscribed_);
   while (!done()) {
+    drive_network();
     if (!idle.pause()) continue;
     check_aborted(call, step, *call.windows);
     check_slow(call, step, {}, idle.waited().count(), call.timeout);
@@ -362,8 +365,27 @@ void Runtime::drain(std::chrono::nanoseconds limit) {
   if (!engine->provider().maps_windows) limit = std::min(limit, kMostForPeers);
   Idle idle(oversubscribed_);
   while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) {
+    drive_network();
     if (idle.pause()) give_up_the_gone();
   }
+}
+
+void Runtime::finish(const Windows& windows, std::chrono::nanoseconds limit) {
+  if (!engine) return;
+  give_up_the_gone();
+  engine->acknowledge_posts();
+  // The activity word once more: it changes nothing, and whoever acknowledges it has all that came before. A full ring needs no
+  // more: what is in it will be acknowledged.
+  const auto offset = static_cast<std::uint64_t>(windows.layout.signal(Signal::kActivity, 0, rank));
+  const std::uint64_t word = word_at(windows.own(static_cast<std::int64_t>(offset))).load(std::memory_order_relaxed);
+  for (int peer : windows.live) {
+    const NetworkState& state = network_[static_cast<std::size_t>(peer)];
+    if (topology.node_of(peer) == topology.node_of(rank) || state.given_up ||
+        masked_now[static_cast<std::size_t>(peer)] != 0)
+      continue;
+    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), offset, word));
+  }
+  drain(limit);
 }
 
 /// A provider may never learn that a process has died. The mesh does, and what was meant for the dead must not hold back the

@@ -87,6 +87,8 @@ class Carrier {
     static_cast<void>(peer);
     static_cast<void>(last_serial);
   }
+  /// Any thread: see Engine.
+  virtual void acknowledge_posts() {}
   /// Larger puts are handed over in pieces.
   virtual std::size_t max_put_bytes() const = 0;
   virtual Start start_put(const PutRequest& request) = 0;

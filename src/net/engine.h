@@ -85,6 +85,12 @@ class Engine {
   /// Nothing more goes to this peer: what is on its way to it is dropped and counts as completed, its windows are dead.
   /// Windows opened afterwards work. For peers that are gone or masked; any thread.
   virtual void give_up(int peer) = 0;
+  /// From now on a post completes only when it is delivered, not when it is on its way for certain: for the last ones before
+  /// the engine goes. Any thread.
+  virtual void acknowledge_posts() {}
+  /// For a thread that waits for what the network brings: does a piece of the proxy's work, if the proxy is not at it. True:
+  /// something moved. On a machine with fewer cores than threads this saves handing the core over and back.
+  virtual bool help() { return false; }
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
   /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure

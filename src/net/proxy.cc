@@ -33,6 +33,8 @@ constexpr int kYieldPasses = 16;
 constexpr std::chrono::microseconds kNapWhileBusy{20};  // transfers are on their way: look again soon
 // Who only drives the provider for its peers naps longer once nothing has come for about 50 ms.
 constexpr std::chrono::microseconds kNapWhileQuiet{200};
+// A waiting rank makes the passes (help()).
+constexpr std::chrono::microseconds kNapWhileHelped{200};
 // With descriptors to watch it need not look so often; this bounds what a provider costs that forgets to say something.
 constexpr std::chrono::milliseconds kWatch{1};
 constexpr std::chrono::milliseconds kWatchWhileQuiet{10};
@@ -151,14 +153,19 @@ void Proxy::work() noexcept {
   pthread_setname_np(pthread_self(), "ferry-proxy");
   constexpr unsigned long kTimerSlackNs = 1000;  // a nap of 20 us shall not take 70
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
-  std::string why = "an exception of unknown type";
   try {
     loop();
     return;
   } catch (const std::exception& failure) {
-    why = failure.what();
+    end_with(failure.what());
   } catch (...) {
+    end_with("an exception of unknown type");
   }
+}
+
+/// Nobody makes another pass.
+void Proxy::end_with(const char* why) noexcept {
+  ended_.store(true, std::memory_order_release);
   try {
     failures_.report_end({-1, fmt::format("the network proxy ({}) stopped: {}", carrier_.provider().name, why)});
   } catch (...) {  // no memory for the message: the ring fills up and every wait ends at its deadline
@@ -167,13 +174,30 @@ void Proxy::work() noexcept {
 
 void Proxy::loop() {
   int idle_passes = 0;
-  while (!stopping()) {
-    if (pass()) {
+  while (!stopping() && !ended_.load(std::memory_order_acquire)) {
+    bool moved = false;
+    {
+      const std::lock_guard lock(pass_mutex_);
+      moved = pass();
+    }
+    if (moved) {
       idle_passes = 0;
     } else {
       back_off(idle_passes++);
     }
   }
+}
+
+bool Proxy::help() {
+  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
+  if (!lock.owns_lock() || ended_.load(std::memory_order_acquire)) return false;
+  helps_.fetch_add(1, std::memory_order_relaxed);
+  try {
+    return pass();
+  } catch (const std::exception& failure) {
+    end_with(failure.what());
+  }
+  return false;
 }
 
 bool Proxy::pass() {
@@ -316,26 +340,40 @@ void Proxy::retire_windows() {
   windows_.retire(completed_);
 }
 
-bool Proxy::work_waits() const {
+bool Proxy::work_waits() {
+  const std::lock_guard lock(pass_mutex_);  // a helper may be popping
   CommandWords words;
   const auto has_command = [&](const Stream& stream) { return stream.channel->ring().front(words); };
   return stopping() || windows_.has_closing() || any_given_up_.load(std::memory_order_seq_cst) ||
          std::any_of(streams_.begin(), streams_.end(), has_command);
 }
 
+/// Whether transfers are on their way, and whether `watched_` says when to look again.
+Proxy::Outlook Proxy::look_ahead() {
+  const std::lock_guard lock(pass_mutex_);
+  Outlook outlook;
+  outlook.busy =
+      std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
+  outlook.must_look = outlook.busy || carrier_.must_be_driven();
+  watched_.clear();
+  outlook.can_watch = outlook.must_look && carrier_.prepare_sleep(watched_);
+  return outlook;
+}
+
 void Proxy::back_off(int idle_passes) {
   if (idle_passes < kSpinPasses) return relax();
   if (idle_passes < kSpinPasses + kYieldPasses) return std::this_thread::yield();
-  const bool busy =
-      std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
-  if (!busy && !carrier_.must_be_driven()) return bell_.sleep(kSleepAtMost, [this] { return work_waits(); });
-  const bool quiet = !busy && idle_passes > kQuietAfterPasses;
-  watched_.clear();
-  if (carrier_.prepare_sleep(watched_)) {
-    bell_.sleep(
-        quiet ? kWatchWhileQuiet : kWatch, [this] { return work_waits(); }, &watched_);
+  const std::uint64_t helps = helps_.load(std::memory_order_relaxed);
+  if (std::exchange(helps_seen_, helps) != helps) return std::this_thread::sleep_for(kNapWhileHelped);
+  const Outlook outlook = look_ahead();
+  const bool quiet = !outlook.busy && idle_passes > kQuietAfterPasses;
+  const auto has_work = [this] { return work_waits(); };
+  if (!outlook.must_look) {
+    bell_.sleep(kSleepAtMost, has_work);
+  } else if (outlook.can_watch) {
+    bell_.sleep(quiet ? kWatchWhileQuiet : kWatch, has_work, &watched_);
   } else if (quiet) {
-    bell_.sleep(kNapWhileQuiet, [this] { return work_waits(); });
+    bell_.sleep(kNapWhileQuiet, has_work);
   } else {
     std::this_thread::sleep_for(kNapWhileBusy);
   }

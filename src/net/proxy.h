@@ -52,6 +52,8 @@ class Proxy {
   Proxy& operator=(const Proxy&) = delete;
   ~Proxy();  ///< stops after the piece at hand; later commands are dropped
 
+  /// Any thread: one pass in place of the proxy's thread, unless that is at it. True: something moved.
+  bool help();
   /// Any thread: drops what is meant for the peer's windows up to the one with this serial.
   void give_up(int peer, std::uint64_t last_serial);
 
@@ -73,6 +75,7 @@ class Proxy {
 
   void stop();
   void work() noexcept;
+  void end_with(const char* why) noexcept;
   void drop_given_up();
   void loop();
   bool pass();
@@ -87,7 +90,13 @@ class Proxy {
   Lane& lane_for(Stream& stream, const WindowEntry& entry);
   void back_off(int idle_passes);
   bool stopping() const noexcept { return stop_.load(std::memory_order_seq_cst); }
-  bool work_waits() const;
+  bool work_waits();
+  struct Outlook {
+    bool busy = false;       ///< transfers are on their way
+    bool must_look = false;  ///< again soon
+    bool can_watch = false;  ///< descriptors say when
+  };
+  Outlook look_ahead();
 
   Carrier& carrier_;
   WindowTable& windows_;
@@ -98,6 +107,10 @@ class Proxy {
   std::vector<Completion> completions_;
   std::vector<pollfd> watched_;
   std::vector<std::uint64_t> completed_;  // by channel, for retire_windows()
+  std::mutex pass_mutex_;                 // who has it is the proxy for the length of a pass
+  std::atomic<std::uint64_t> helps_{0};
+  std::uint64_t helps_seen_ = 0;
+  std::atomic<bool> ended_{false};
   std::mutex given_up_mutex_;
   std::vector<GivenUp> given_up_;
   std::atomic<bool> any_given_up_{false};

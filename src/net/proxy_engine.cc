@@ -76,6 +76,9 @@ class ProxyEngine final : public Engine {
     bell_.ring();
   }
 
+  void acknowledge_posts() override { carrier_->acknowledge_posts(); }
+  bool help() override { return proxy_->help(); }
+
   Channel& channel(int index) override {
     if (index < 0 || index >= num_channels()) {
       refuse("ferry::net::Engine::channel", "index", fmt::format("{}", index),

@@ -146,6 +146,16 @@ class SplitEngine final : public Engine {
     engines_[target.engine]->close(target.window, std::move(sources));
   }
 
+  void acknowledge_posts() override {
+    for (const auto& engine : engines_) engine->acknowledge_posts();
+  }
+
+  bool help() override {
+    bool moved = false;
+    for (const auto& engine : engines_) moved |= engine->help();
+    return moved;
+  }
+
   void give_up(int peer) override { engines_[engine_of(peer)]->give_up(peer); }
 
   Channel& channel(int index) override {

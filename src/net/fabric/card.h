@@ -41,6 +41,8 @@ class Card {
   fid_cq* completions() const noexcept { return completions_.get(); }
   /// A descriptor that is readable when completions() is worth reading; -1: it is now, or this provider has none.
   int prepare_wait();
+  /// From now on prepare_wait() says -1: fi_trywait() of 1.17's tcp;ofi_rxm crashes once an endpoint of the queue was closed.
+  void never_wait() noexcept { wait_fd_ = -1; }
 
  private:
   // In the order in which they are made; destroyed in the reverse one.

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <map>
@@ -227,6 +228,8 @@ class FabricCarrier final : public Carrier {
     return writer.take();
   }
 
+  void acknowledge_posts() override { acknowledges_.store(true, std::memory_order_relaxed); }
+
   std::unique_ptr<RemoteWindow> attach(int peer, std::span<const std::byte> description,
                                        std::shared_ptr<Memory>) override {
     const Description theirs = parse(peer, description);
@@ -266,14 +269,16 @@ class FabricCarrier final : public Carrier {
     });
   }
 
-  /// Always until delivered: whoever has seen a post complete may leave, and its peer has everything.
+  /// On an ordered provider a post is complete when the provider has passed it on, with everything before it: to the kernel, or to
+  /// a card that repeats it until it is acknowledged. What a process that ends may still lose is asked for at the end.
   Start start_post(const PostRequest& request) override {
     const std::lock_guard lock(library_mutex_);
     constexpr std::size_t kCard = 0;  // an ordered provider has no other; a gated post needs no order
     return start(request.window, kCard, request.offset, request.ticket, [&](Transfer& transfer, iovec& piece) {
       transfer.total = request.total;
       piece = {&transfer.total, sizeof(transfer.total)};
-      return Sending{pool_.local(transfer, kCard), delivered_};
+      const bool passed_on = provider_.ordered && !acknowledges_.load(std::memory_order_relaxed);
+      return Sending{pool_.local(transfer, kCard), passed_on ? FI_COMPLETION : delivered_};
     });
   }
 
@@ -404,6 +409,7 @@ class FabricCarrier final : public Carrier {
   /// Closes the endpoints of peers that were given up. Closing ends their transfers: what the provider does not hand back as
   /// completed is reported here, and its memory is not used again, because it may still turn up.
   void end_links(std::vector<Completion>& completions) {
+    for (Card& card : cards_) card.never_wait();
     for (const auto& link : ending_) link->paths.clear();
     ending_.clear();
     for (Card& card : cards_) read(card, completions);
@@ -424,6 +430,7 @@ class FabricCarrier final : public Carrier {
   /// was asked for.
   std::timed_mutex library_mutex_;
   std::uint64_t delivered_ = 0;  // flags of a write whose completion means delivery
+  std::atomic<bool> acknowledges_{false};
   std::size_t turn_ = 0;
 };
 
