@@ -29,7 +29,7 @@ std::string name_of(const testing::TestParamInfo<const char*>& network) {
 
 int num_cases() {
   const char* wanted = std::getenv("FERRY_TEST_NETWORK_CASES");
-  return wanted == nullptr ? 12 : std::atoi(wanted);
+  return wanted == nullptr ? 8 : std::atoi(wanted);
 }
 
 void run(const Case& c) {
