@@ -3,7 +3,6 @@
 """`ferry demo`, `plan` and `doctor` as a user calls them: last lines, exit codes, JSON. (`bench`: test_bench.py.)"""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
