@@ -197,6 +197,7 @@ std::string describe(const Offer& offer, bool ordered) {
   std::string text = ordered ? "ordered posts" : "gated posts (one round trip more)";
   text += (mode & FI_MR_ALLOCATED) != 0 || (mode & FI_MR_LOCAL) != 0 ? ", windows are locked in memory"
                                                                      : ", windows are not locked";
+  text += ", registers host memory; GPU memory is neither registered nor staged yet";
   return text;
 }
 
