@@ -73,6 +73,27 @@ TEST(NetLoopback, DelayedPosts) {
   run_streams({.max_post_delay_ns = 20'000}, 2, 10'000, false);
 }
 
+TEST(NetLoopback, AThreadThatHelpsAndTheProxyTakeTurns) {
+  for (const std::uint64_t seed : {0, 7}) {
+    const auto engine = make_loopback({.shuffle_seed = seed});
+    Stream stream(*engine, *engine, engine->channel(0), 1, false);
+    constexpr std::uint64_t kBatches = 400;
+    std::atomic<bool> over{false};
+    std::uint64_t moved = 0;
+    std::thread helper([&] {
+      while (!over) moved += engine->help() ? 1 : 0;
+    });
+    std::thread reader([&] { EXPECT_EQ(stream.read_all(kBatches), 0u); });
+    for (std::uint64_t batch = 0; batch < kBatches; ++batch) EXPECT_TRUE(stream.send(batch));
+    reader.join();
+    over = true;
+    helper.join();
+    EXPECT_GT(moved, 0u) << "the helper did nothing";
+    EXPECT_TRUE(all_completed(engine->channel(0)));
+    EXPECT_EQ(engine->poll_error(), std::nullopt);
+  }
+}
+
 TEST(NetLoopback, ThreadsAsRanksOnTheirOwnChannels) {
   constexpr int kThreads = 3;
   const std::uint64_t batches = kSanitized ? 300 : 2000;
