@@ -30,6 +30,7 @@ class Case:
     tokens: tuple[int, ...]
     experts: int
     iterations: int
+    nodes: int = 1
 
     def options(self) -> list[str]:
         return [
@@ -41,7 +42,8 @@ class Case:
 
     def __str__(self) -> str:
         tokens = ",".join(str(t) for t in self.tokens)
-        return f"{self.mode}, {self.ranks} ranks, {tokens} tokens, {self.experts} experts"
+        nodes = f" on {self.nodes} nodes" if self.nodes > 1 else ""
+        return f"{self.mode}, {self.ranks} ranks{nodes}, {tokens} tokens, {self.experts} experts"
 
 
 MAIN_CASES = (
@@ -50,6 +52,12 @@ MAIN_CASES = (
     Case("throughput", 8, (1024,), 256, 6),
     Case("latency", 2, (8,), 256, 200),
     Case("latency", 8, (8,), 256, 60),
+)
+# Between network namespaces, by TCP; tools/netns.sh bench makes them. The goal is throughput mode's: at least as fast.
+NETNS_CASES = (
+    Case("throughput", 4, (256,), 64, 10, nodes=2),
+    Case("throughput", 4, (1024,), 256, 6, nodes=2),
+    Case("latency", 4, (8,), 64, 60, nodes=2),
 )
 SWEEP_CASES = (
     Case("latency", 2, (1, 8, 32, 128), 256, 60),
@@ -114,14 +122,52 @@ def run_and_read(command: list[str], timeout_s: float) -> list[dict]:
 
 
 def ferry_command(args: argparse.Namespace, case: Case) -> list[str]:
-    return [str(args.ferry), "bench", f"--ranks={case.ranks}", *case.options()]
+    command = [str(args.ferry), "bench", f"--ranks={case.ranks}", *case.options()]
+    if case.nodes > 1:
+        command += [f"--nodes={case.nodes}", "--network=tcp", f"--netns={','.join(args.netns)}"]
+    return command
+
+
+# Runs the words of a command in $namespace, with that host name.
+ENTER = """exec ip netns exec "$namespace" unshare --uts sh -c "hostname $namespace; exec $*" """
+
+
+def address_of(namespace: str) -> str:
+    """The first IPv4 address of eth0 in a network namespace."""
+    shown = subprocess.run(
+        ["ip", "-n", namespace, "-4", "-o", "addr", "show", "eth0"], capture_output=True, text=True, check=True
+    )
+    return shown.stdout.split()[3].split("/")[0]
+
+
+def mpi_in_namespaces(args: argparse.Namespace, case: Case) -> tuple[list[str], list[str]]:
+    """What stands in front of mpirun, and its options: one daemon per namespace, which an agent starts there.
+
+    Each gets a host name of its own as well: OpenMPI names its shared memory by host and number on the host.
+    """
+    addresses = {address_of(name): name for name in args.netns[: case.nodes]}
+    agent = Path(args.folder) / "agent.sh"
+    cases = "\n".join(f"  {address}) namespace={name} ;;" for address, name in addresses.items())
+    agent.write_text(f'#!/bin/sh\ncase "$1" in\n{cases}\nesac\nshift\n{ENTER}\n')
+    agent.chmod(0o755)
+    share = case.ranks // case.nodes
+    hosts = ",".join(f"{address}:{share}" for address in addresses)
+    options = ["--host", hosts, "--mca", "plm_rsh_agent", str(agent), "--mca", "btl", "self,vader,tcp"]
+    for part in ("btl", "oob"):
+        options += ["--mca", f"{part}_tcp_if_include", "eth0"]
+    first = Path(args.folder) / "first.sh"
+    first.write_text(f"#!/bin/sh\nnamespace={args.netns[0]}\n{ENTER}\n")
+    first.chmod(0o755)
+    return [str(first)], options
 
 
 def mpi_command(args: argparse.Namespace, case: Case, yielding: int) -> list[str]:
-    command = [args.mpirun, "--oversubscribe", "--bind-to", "none", "-np", str(case.ranks)]
+    before, options = mpi_in_namespaces(args, case) if case.nodes > 1 else ([], [])
+    command = [*before, args.mpirun, "--oversubscribe", "--bind-to", "none", "-np", str(case.ranks), *options]
     if os.geteuid() == 0:
         command.append("--allow-run-as-root")
-    return [*command, "--mca", "mpi_yield_when_idle", str(yielding), str(args.mpi), *case.options()]
+    nodes = [f"--nodes={case.nodes}", "--network=tcp"] if case.nodes > 1 else []
+    return [*command, "--mca", "mpi_yield_when_idle", str(yielding), str(args.mpi), *case.options(), *nodes]
 
 
 def run_rounds(args: argparse.Namespace, cases: tuple[Case, ...]) -> Results:
@@ -178,6 +224,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--ferry", type=Path, default=ROOT / "build/host/bin/ferry", help="the command line of Ferry")
     parser.add_argument("--mpi", type=Path, default=ROOT / "build/host/bin/ferry_mpi_baseline", help="the MPI baseline")
     parser.add_argument("--mpirun", default="mpirun", help="the program that starts MPI ranks")
+    parser.add_argument(
+        "--netns",
+        type=lambda names: names.split(","),
+        default=[],
+        help="network namespaces of the nodes: TCP between them on both sides (tools/netns.sh bench sets them up)",
+    )
     parser.add_argument("--rounds", type=int, default=3, help="how often each side runs (default 3)")
     parser.add_argument("--sweep", action="store_true", help="many token counts, for the plots")
     parser.add_argument("--only", default="", help="cases whose description holds this text, e.g. 'latency, 2 ranks'")
@@ -197,11 +249,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     args = parse_arguments(arguments)
-    cases = tuple(case for case in (SWEEP_CASES if args.sweep else MAIN_CASES) if args.only in str(case))
+    chosen = NETNS_CASES if args.netns else SWEEP_CASES if args.sweep else MAIN_CASES
+    cases = tuple(case for case in chosen if args.only in str(case))
     load = os.getloadavg()[0]
     started = time.monotonic()
     try:
-        results = run_rounds(args, cases)
+        with tempfile.TemporaryDirectory() as folder:
+            args.folder = folder
+            results = run_rounds(args, cases)
     except (RuntimeError, subprocess.TimeoutExpired) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ if(NOT PROJECT_IS_TOP_LEVEL)
 endif()
 
 ferry_choice(FERRY_CUDA AUTO "Compile the CUDA backend; AUTO: where nvcc is found" AUTO ON OFF)
+ferry_choice(FERRY_LIBFABRIC AUTO "Networks between machines; AUTO: where libfabric's headers are found" AUTO ON OFF)
 set(FERRY_CUDA_ARCHITECTURES 90 CACHE STRING "GPU architectures of the CUDA backend")
 ferry_choice(FERRY_TESTS ${ferry_auto_if_top} "Build tests; AUTO: where GoogleTest is found" AUTO ON OFF)
 ferry_choice(FERRY_SANITIZE none "Instrument everything" none address thread)

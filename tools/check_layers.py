@@ -27,7 +27,7 @@ ALLOWED = {
     "src/backend": ("core", "routing", "wire", "bootstrap", "net"),
     "src/host": BELOW_HOST,
     "src/cuda": BELOW_HOST,
-    "src/api": ("backend", "core", "routing", "wire", "bootstrap"),
+    "src/api": ("backend", "core", "routing", "wire", "bootstrap", "net"),
     "apps/ferry": (),
     "python/bindings": (),
     "examples": (),

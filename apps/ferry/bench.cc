@@ -17,6 +17,7 @@
 #include "bench_ferry.h"
 #include "bench_gpu.h"
 #include "commands.h"
+#include "demo_options.h"
 #include "options.h"
 #include "ranks.h"
 
@@ -35,11 +36,13 @@ struct BenchOptions {
   std::string input;  ///< empty: window on GPUs; the host has no other than any
   std::string launch = "direct";
   std::string json_path;
+  NetworkOptions network{};
+  std::vector<std::string> netns{};  ///< by node
 };
 
-void run_one_rank(const BenchCase& bench_case, Arena& arena, RankPort& port) {
+void run_one_rank(const BenchCase& bench_case, const NetworkOptions& network, Arena& arena, RankPort& port) {
   try {
-    bench::FerryJob job(bench_case, port.meeting());
+    bench::FerryJob job(bench_case, port.meeting(), network);
     port.set_stop([&] {
       arena.fail(port.rank(), "another rank failed");
       job.abort();
@@ -53,15 +56,16 @@ void run_one_rank(const BenchCase& bench_case, Arena& arena, RankPort& port) {
   }
 }
 
-Measurements measure(const BenchCase& bench_case) {
+Measurements measure(const BenchOptions& options, const BenchCase& bench_case) {
   Arena arena = Arena::create(bench::arena_shape(bench_case));
   Launch launch;
   launch.num_ranks = bench_case.ranks;
   launch.as = bench_case.ranks_as == "threads" ? RanksAs::kThreads : RanksAs::kProcesses;
   // Ranks are silent while they measure; each of their waits has a deadline of its own.
   launch.silence_limit = std::chrono::hours(1);
+  launch.netns = netns_of_ranks(options.netns, bench_case.ranks, bench_case.nodes);
   const std::optional<RunFailure> failure =
-      run_ranks(launch, [&](RankPort& port) { run_one_rank(bench_case, arena, port); });
+      run_ranks(launch, [&](RankPort& port) { run_one_rank(bench_case, options.network, arena, port); });
   if (failure) {
     const std::string reason =
         arena.failed() ? arena.failure() : fmt::format("rank {}: {}", failure->rank, failure->reason);
@@ -94,7 +98,7 @@ int run_bench(const BenchOptions& options) {
     bench_case.tokens = tokens;
     bench::complete(bench_case);
     if (std::exchange(first, false)) fmt::print("{}\n", bench::table_header());
-    const Measurements measurements = select(measure(bench_case), options.ops);
+    const Measurements measurements = select(measure(options, bench_case), options.ops);
     for (const nlohmann::ordered_json& measurement : measurements) {
       fmt::print("{}\n", bench::table_line(measurement));
       verified = verified && measurement["verified"].get<bool>();
@@ -154,6 +158,7 @@ void add_bench_command(Program& program, int& exit_code) {
   options->bench_case.ranks = 0;
   options->bench_case.ranks_as.clear();
   bench::add_case_options(bench, options->bench_case, options->tokens);
+  add_network_options(bench, options->bench_case.network, options->network, options->netns);
   bench.word("--backend", options->bench_case.backend,
              Words<std::string>{{"auto", "host"}, {"host", "host"}, {"cuda", "cuda"}},
              "where the rows lie: host memory, or GPUs, a thread for each; auto is host (default: auto)");

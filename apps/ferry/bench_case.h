@@ -31,9 +31,10 @@ struct BenchCase {
   int experts = 256;
   int ranks = 2;
   int nodes = 1;
-  int iterations = 0;  ///< 0: 20 in throughput mode, 200 in latency mode
-  int warmup = 0;      ///< 0: 4 and 20
-  int num_sets = 0;    ///< input sets to rotate among; 0: enough to exceed the last-level cache
+  std::string network = "auto";  ///< between nodes
+  int iterations = 0;            ///< 0: 20 in throughput mode, 200 in latency mode
+  int warmup = 0;                ///< 0: 4 and 20
+  int num_sets = 0;              ///< input sets to rotate among; 0: enough to exceed the last-level cache
   std::uint64_t seed = 1;
   double deadline_s = 60;  ///< of every wait
 };

@@ -65,7 +65,7 @@ std::int64_t real_rows(const BenchCase& c, const DispatchResult& result) {
 
 }  // namespace
 
-GroupConfig group_config(const BenchCase& c) {
+GroupConfig group_config(const BenchCase& c, const NetworkOptions& network) {
   GroupConfig config;
   config.limits.num_experts = c.experts;
   config.limits.max_tokens = std::max<std::int64_t>(c.tokens, 1);
@@ -75,13 +75,15 @@ GroupConfig group_config(const BenchCase& c) {
   config.limits.dtype = dtype_of(combine_dtype(c));
   config.topology = Topology::split(c.ranks, c.nodes);
   config.backend = c.backend;
+  config.network = c.network;
+  config.network_options = network;
   config.timeout = std::chrono::nanoseconds(static_cast<std::int64_t>(c.deadline_s * 1e9));
   return config;
 }
 
-FerryJob::FerryJob(const BenchCase& bench_case, Meeting& meeting)
+FerryJob::FerryJob(const BenchCase& bench_case, Meeting& meeting, const NetworkOptions& network)
     : case_(bench_case),
-      group_(Group::create(group_config(bench_case), meeting)),
+      group_(Group::create(group_config(bench_case, network), meeting)),
       out_(static_cast<std::size_t>(bench_case.tokens) * combine_row_bytes(bench_case)) {}
 
 DispatchArgs FerryJob::dispatch_args(const InputSet& input) {

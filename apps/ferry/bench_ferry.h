@@ -14,7 +14,7 @@ namespace ferry::bench {
 class FerryJob : public Job {
  public:
   /// Collective over the meeting.
-  FerryJob(const BenchCase& bench_case, Meeting& meeting);
+  FerryJob(const BenchCase& bench_case, Meeting& meeting, const NetworkOptions& network);
 
   void dispatch(const InputSet& input) override;
   Received received() override;
@@ -35,6 +35,6 @@ class FerryJob : public Job {
 };
 
 /// The configuration that carries one case.
-GroupConfig group_config(const BenchCase& bench_case);
+GroupConfig group_config(const BenchCase& bench_case, const NetworkOptions& network);
 
 }  // namespace ferry::bench

@@ -109,7 +109,9 @@ Json case_fields(const BenchCase& c, const Origin& origin, const std::string& op
           {"top_k", c.top_k},
           {"experts", c.experts},
           {"routing", c.routing},
-          {"network", c.nodes > 1 ? "loopback" : "none"},
+          {"network", c.nodes == 1          ? "none"
+                      : c.network == "auto" ? "loopback"
+                                            : c.network.c_str()},
           {"link_limit_gbps", nullptr},
           {"launch", "direct"},
           {"num_sms", 0},

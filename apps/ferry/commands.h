@@ -16,5 +16,6 @@ void add_demo_command(Program& program, int& exit_code);
 void add_plan_command(Program& program, int& exit_code);
 void add_doctor_command(Program& program, int& exit_code);
 void add_bench_command(Program& program, int& exit_code);
+void add_netcheck_command(Program& program, int& exit_code);
 
 }  // namespace ferry::app

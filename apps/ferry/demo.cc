@@ -147,6 +147,7 @@ int run_demo(DemoOptions options) {
   try {
     complete(options);
     cases = demo_cases(options, report.skipped);
+    static_cast<void>(netns_of_ranks(options.netns, options.ranks, options.nodes));
     text = read_text(options.text);
   } catch (const std::exception& error) {
     fmt::print(stderr, "ferry demo: {}\n", error.what());
@@ -160,6 +161,7 @@ int run_demo(DemoOptions options) {
   Progress progress;
   Collector collector(report, cases, progress);
   Launch launch{.num_ranks = options.ranks, .as = options.ranks_as};
+  launch.netns = netns_of_ranks(options.netns, options.ranks, options.nodes);
   // A rank that is silent because it waits for a lost peer says so within its timeout; only then is silence a failure.
   launch.silence_limit = options.timeout() + std::chrono::seconds(5);
   launch.on_message = [&](int rank, std::span<const std::byte> message) { collector.take(rank, message); };

@@ -66,6 +66,7 @@ GroupConfig DemoOptions::group_config() const {
   config.topology = Topology::split(ranks, nodes);
   config.backend = backend;
   config.network = network;
+  config.network_options = network_options;
   config.timeout = timeout();
   return config;
 }
@@ -102,12 +103,30 @@ void add_demo_options(Options& command, DemoOptions& options) {
       "--backend", options.backend, Words<std::string>{{"auto", "auto"}, {"host", "host"}, {"cuda", "cuda"}},
       "where the tokens lie and who moves them: host memory, or GPUs (rank r on GPU r modulo their number); auto "
       "is host (default: auto)");
-  command.value("--network", options.network, "what links the nodes, for example loopback");
+  add_network_options(command, options.network, options.network_options, options.netns);
   command.word("--ranks-as", options.ranks_as, ranks_as_words(), "how ranks run (default: processes)");
   command.file("--text", options.text, "file whose bytes are the tokens");
   command.json_file(options.json, "write everything to this file as well");
   command.number("--seed", options.seed, 0, std::int64_t{1} << 62, "of embedding and weights");
   command.seconds("--timeout", options.timeout_s, "seconds that any wait may take");
+}
+
+void add_network_options(Options& command, std::string& network, NetworkOptions& options,
+                         std::vector<std::string>& netns) {
+  command.value("--network", network, "what links the nodes: auto, loopback, tcp, shm, verbs or efa (default: auto)");
+  add_network_card_options(command, options, netns);
+}
+
+void add_network_card_options(Options& command, NetworkOptions& options, std::vector<std::string>& netns) {
+  command.values("--nics", options.nics, "network cards that every rank uses, by the provider's names");
+  command.value("--traffic-class", options.traffic_class,
+                "low_latency, bulk_data, dscp:26, ... where the provider can");
+  command.word(
+      "--posts", options.gated_posts, Words<bool>{{"ordered", false}, {"gated", true}},
+      "gated: signals wait for acknowledgements, for fabrics with adaptive routing; ordered: as the provider can");
+  command.number("--proxy-threads", options.proxy_threads, 1, 16, "threads that drive the network for a rank");
+  command.values("--proxy-cores", options.proxy_cores, "cores that these threads are bound to, in turn");
+  command.values("--netns", netns, "network namespaces, one per node: ranks enter theirs first (needs root)");
 }
 
 void complete(DemoOptions& options) {
@@ -121,6 +140,9 @@ void complete(DemoOptions& options) {
     refuse("--nodes: {} given, expected 1 with --backend cuda, which spans one node; use --backend host for more",
            options.nodes);
   }
+  if (!options.netns.empty() && options.ranks_as != RanksAs::kProcesses)
+    refuse("--netns: {} names given, expected none with --ranks-as threads: a namespace is a process's",
+           options.netns.size());
   if (options.nodes > options.ranks) {
     refuse("--nodes: {} given, expected at most the number of ranks, {}", options.nodes, options.ranks);
   }

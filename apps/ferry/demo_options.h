@@ -35,6 +35,8 @@ struct DemoOptions {
   Reduction reduction = Reduction::per_rank();
   std::string backend = "auto";
   std::string network = "auto";
+  NetworkOptions network_options{};
+  std::vector<std::string> netns{};  ///< network namespaces by node; empty: all ranks in this program's
   RanksAs ranks_as = RanksAs::kProcesses;
   std::string text = "/usr/share/common-licenses/GPL-3";
   std::string json;
@@ -59,6 +61,10 @@ struct DemoCase {
   std::string name() const;
 };
 
+/// Shared with `ferry bench` and `ferry netcheck`.
+void add_network_card_options(Options& command, NetworkOptions& options, std::vector<std::string>& netns);
+void add_network_options(Options& command, std::string& network, NetworkOptions& options,
+                         std::vector<std::string>& netns);
 void add_demo_options(Options& command, DemoOptions& options);
 /// Fills in what was left open. Throws std::invalid_argument naming option, seen and expected.
 void complete(DemoOptions& options);

@@ -66,6 +66,10 @@ void Options::values(const std::string& option, std::vector<std::int64_t>& targe
   app_->add_option(option, target, help)->delimiter(',')->capture_default_str();
 }
 
+void Options::values(const std::string& option, std::vector<std::string>& target, const std::string& help) {
+  app_->add_option(option, target, help)->delimiter(',')->capture_default_str();
+}
+
 void Options::number(const std::string& option, int& target, std::int64_t low, std::int64_t high,
                      const std::string& help) {
   add_number(*app_, option, target, low, high, help);

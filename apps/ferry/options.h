@@ -37,6 +37,7 @@ class Options {
   /// Several, with commas between them.
   void values(const std::string& option, std::vector<int>& target, const std::string& help);
   void values(const std::string& option, std::vector<std::int64_t>& target, const std::string& help);
+  void values(const std::string& option, std::vector<std::string>& target, const std::string& help);
 
   /// A whole number in a range.
   void number(const std::string& option, int& target, std::int64_t low, std::int64_t high, const std::string& help);

@@ -6,7 +6,10 @@
 
 #include <fmt/format.h>
 
+#include <stdexcept>
+
 #include "ferry/error.h"
+#include "ferry/topology.h"
 #include "ranks_internal.h"
 
 namespace ferry::app {
@@ -28,6 +31,19 @@ BlamedFailure describe_exception(int rank, std::exception_ptr exception) {
   } catch (...) {
     return {{.rank = rank, .reason = fmt::format("rank {}: an exception of unknown type", rank)}, Blame::kOwnError};
   }
+}
+
+std::vector<std::string> netns_of_ranks(const std::vector<std::string>& netns_of_nodes, int ranks, int nodes) {
+  if (netns_of_nodes.empty()) return {};
+  if (static_cast<int>(netns_of_nodes.size()) != nodes) {
+    throw std::invalid_argument(fmt::format("--netns: {} names given, expected one per node, of which there are {}",
+                                            netns_of_nodes.size(), nodes));
+  }
+  const Topology topology = Topology::split(ranks, nodes);
+  std::vector<std::string> names;
+  for (int rank = 0; rank < ranks; ++rank)
+    names.push_back(netns_of_nodes[static_cast<std::size_t>(topology.node_of(rank))]);
+  return names;
 }
 
 std::optional<RunFailure> run_ranks(const Launch& launch, const std::function<void(RankPort&)>& body) {

@@ -45,6 +45,8 @@ struct Launch {
   /// No sign of life for this long from a rank that others wait for, or from all: the run is given up.
   std::chrono::nanoseconds silence_limit = std::chrono::seconds(60);
   std::function<void(int rank, std::span<const std::byte> message)> on_message{};
+  /// Network namespaces by rank, as `ip netns` names them; empty: this program's. Processes only.
+  std::vector<std::string> netns{};
 };
 
 struct RunFailure {
@@ -52,6 +54,9 @@ struct RunFailure {
   std::string reason;  ///< one sentence
   bool stuck = false;  ///< threads that could not be ended still run: leave the program without unwinding
 };
+
+/// Namespaces by rank from namespaces by node. Throws std::invalid_argument if they are not as many as the nodes.
+std::vector<std::string> netns_of_ranks(const std::vector<std::string>& netns_of_nodes, int ranks, int nodes);
 
 /// Runs `body` once per rank and waits. Empty if every rank came to its end. As processes it must be called before the
 /// program has any other thread. An exception that leaves `body` is that rank's failure; the other ranks are then

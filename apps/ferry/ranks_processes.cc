@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -56,6 +57,16 @@ void write_frame(int socket, FrameKind kind, std::uint32_t detail, std::span<con
   const FrameHead head{.kind = kind, .detail = detail, .bytes = body.size()};
   write_all(socket, std::as_bytes(std::span(&head, 1)));
   write_all(socket, body);
+}
+
+/// The rank then sees the network interfaces of that namespace alone, as it would on a machine of its own. Sockets that are open
+/// stay what they are.
+void enter_netns(const std::string& name) {
+  const std::string path = "/run/netns/" + name;
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int status = file < 0 ? -1 : ::setns(file, CLONE_NEWNET);
+  if (status != 0) throw_errno(fmt::format("launcher: cannot enter network namespace {}", name).c_str());
+  ::close(file);
 }
 
 /// A gather's answer: all ranks' bytes, each with its length in front.
@@ -136,6 +147,7 @@ class ProcessPort final : public RankPort {
   if (::getppid() != parent) ::_exit(1);  // it died before the line above
   int status = 0;
   try {
+    if (!launch.netns.empty()) enter_netns(launch.netns[static_cast<std::size_t>(rank)]);
     // The parent gives up first, because it knows who is missing.
     ProcessPort port(socket, rank, launch.num_ranks, launch.silence_limit + std::chrono::seconds(30));
     try {

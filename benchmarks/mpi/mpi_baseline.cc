@@ -24,6 +24,7 @@ struct Settings {
 
 void add_options(app::Options command, Settings& settings) {
   add_case_options(command, settings.bench_case, settings.tokens);
+  command.value("--network", settings.bench_case.network, "what the results shall say of the links between nodes");
   command.word("--exchange", settings.exchange,
                app::Words<std::string>{{"split", "split"}, {"joined", "joined"}, {"auto", "auto"}},
                "auto: joined in latency mode, else split");

@@ -11,6 +11,7 @@
 #include "ferry/group.h"
 #include "ferry/handle.h"
 #include "ferry/meeting.h"
+#include "ferry/netcheck.h"
 #include "ferry/placement.h"
 #include "ferry/topology.h"
 #include "ferry/types.h"

@@ -45,14 +45,38 @@ struct TestOptions {
   std::int64_t max_signal_delay_ns = 0;  ///< a random delay up to this before every signal
 };
 
+/// How a group uses network cards. A provider that cannot honour an option refuses it with Error(unsupported). May differ between
+/// ranks, but for the counts.
+struct NetworkOptions {
+  /// Network cards by the provider's names ("eth0", "mlx5_0"), all used by this rank; empty: the `num_nics` nearest to `near_pci`.
+  std::vector<std::string> nics{};
+  int num_nics = 1;
+  /// PCIe address of the device whose data travels, "0000:3b:00.0": distances are counted on the PCIe tree, and ranks that find
+  /// several cards equally near spread over them. Empty: the provider's first card.
+  std::string near_pci{};
+  /// Of the group's packets, to keep throughput and latency groups apart: best_effort, low_latency, dedicated_access, bulk_data,
+  /// scavenger, network_ctrl, or dscp:0 to dscp:63; empty: the provider's own. docs/network.md says what becomes of it.
+  std::string traffic_class{};
+  /// Signals wait until the rows before them are acknowledged, also where the provider promises the order of writes: for fabrics
+  /// that reorder packets (adaptive routing). Costs a round trip per signal.
+  bool gated_posts = false;
+  int proxy_threads = 1;           ///< that drive the network for this rank; equal on all ranks
+  std::vector<int> proxy_cores{};  ///< CPUs that these threads are bound to, in turn; empty: any
+};
+
 struct GroupConfig {
   GroupLimits limits;
-  std::optional<Topology>
-      topology{};  ///< empty: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per machine
+  /// Empty: nodes of FERRY_NODE_SIZE ranks if that is set (pretend nodes), else one node per machine, whose ranks must be numbered
+  /// one after the other. A network namespace counts as a machine.
+  std::optional<Topology> topology{};
   std::optional<Placement> placement{};  ///< empty: contiguous over limits.num_experts
   std::string backend = "auto";          ///< "host" (tensors in host memory), "cuda" (on a GPU); "auto" is "host"
   int device = -1;                       ///< cuda backend: this rank's GPU; -1: the thread's current device
-  std::string network = "auto";  ///< between nodes: "loopback" (ranks of one machine); "auto" takes the best there is
+  /// Between nodes: "loopback" or "shm" (ranks of one machine), "tcp", "verbs" (InfiniBand, RoCE), "efa". "auto": loopback on one
+  /// machine, else the first of efa, verbs and tcp that all ranks can use. "shuffle+" in front delays and reorders everything that
+  /// the network's contract lets it (tests).
+  std::string network = "auto";
+  NetworkOptions network_options{};
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);  ///< of every wait
   TestOptions test{};
 };
@@ -152,7 +176,7 @@ class Group {
   const GroupConfig& config() const;
   /// The backend that was chosen: "host" or "cuda".
   std::string backend_name() const;
-  /// The network that was chosen, "loopback"; "none" if all ranks are in one node.
+  /// The network that was chosen, "loopback" or "tcp" for example; "none" if all ranks are in one node.
   std::string network_name() const;
 
   DispatchResult dispatch(const DispatchArgs& args);

@@ -34,7 +34,13 @@ to 128). owned_rows: on the cuda backend, widest rows that owned results may hol
 topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
 machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".
 device: of the cuda backend, the number of this rank's GPU, -1 = the thread's current one (torch.cuda.set_device).
-network, between nodes: "auto" or "loopback". timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
+network, between nodes: "loopback" or "shm" (ranks of one machine), "tcp", "verbs" (InfiniBand, RoCE), "efa"; "auto":
+loopback on one machine, else the first of efa, verbs and tcp that all ranks can use. nics: names of network cards that
+this rank uses; empty: the num_nics nearest to near_pci, a PCIe address such as "0000:3b:00.0". traffic_class: empty, a
+word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
+fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
+that they are bound to. What a provider cannot honour is Error(unsupported).
+timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
 for tests, a random delay up to this before every signal; changes no result.)";
 
 using TopologyLike = std::variant<Topology, std::vector<int>>;
@@ -49,7 +55,9 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                int max_top_k, std::int64_t hidden, const std::string& dtype, std::int64_t extra_bytes,
                std::int64_t recv_rows, std::int64_t owned_rows, int max_slots, int num_flights,
                std::optional<TopologyLike> topology, std::optional<Placement> placement, const std::string& backend,
-               int device, const std::string& network, double timeout, std::uint64_t test_seed,
+               int device, const std::string& network, std::vector<std::string> nics, int num_nics,
+               const std::string& near_pci, const std::string& traffic_class, bool gated_posts, int proxy_threads,
+               std::vector<int> proxy_cores, double timeout, std::uint64_t test_seed,
                std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
   GroupConfig config{.limits = {.num_experts = num_experts,
@@ -68,6 +76,13 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                      .backend = backend,
                      .device = device,
                      .network = network,
+                     .network_options = {.nics = std::move(nics),
+                                         .num_nics = num_nics,
+                                         .near_pci = near_pci,
+                                         .traffic_class = traffic_class,
+                                         .gated_posts = gated_posts,
+                                         .proxy_threads = proxy_threads,
+                                         .proxy_cores = std::move(proxy_cores)},
                      .timeout = parse_timeout(kFunction, timeout),
                      .test = {.seed = test_seed, .max_signal_delay_ns = test_max_signal_delay_ns}};
   new (self) GroupConfig(std::move(config));
@@ -96,6 +111,13 @@ void bind_properties(nb::class_<GroupConfig>& config) {
       .def_prop_ro("backend", [](const GroupConfig& self) { return self.backend; })
       .def_prop_ro("device", [](const GroupConfig& self) { return self.device; })
       .def_prop_ro("network", [](const GroupConfig& self) { return self.network; })
+      .def_prop_ro("nics", [](const GroupConfig& self) { return self.network_options.nics; })
+      .def_prop_ro("num_nics", [](const GroupConfig& self) { return self.network_options.num_nics; })
+      .def_prop_ro("near_pci", [](const GroupConfig& self) { return self.network_options.near_pci; })
+      .def_prop_ro("traffic_class", [](const GroupConfig& self) { return self.network_options.traffic_class; })
+      .def_prop_ro("gated_posts", [](const GroupConfig& self) { return self.network_options.gated_posts; })
+      .def_prop_ro("proxy_threads", [](const GroupConfig& self) { return self.network_options.proxy_threads; })
+      .def_prop_ro("proxy_cores", [](const GroupConfig& self) { return self.network_options.proxy_cores; })
       .def_prop_ro(
           "timeout", [](const GroupConfig& self) { return std::chrono::duration<double>(self.timeout).count(); },
           "Seconds.")
@@ -119,6 +141,12 @@ void bind_config(nb::module_& module) {
              "recv_rows"_a = limits.recv_rows, "owned_rows"_a = limits.owned_rows, "max_slots"_a = limits.max_slots,
              "num_flights"_a = limits.num_flights, "topology"_a = nb::none(), "placement"_a = nb::none(),
              "backend"_a = defaults.backend, "device"_a = defaults.device, "network"_a = defaults.network,
+             "nics"_a = defaults.network_options.nics, "num_nics"_a = defaults.network_options.num_nics,
+             "near_pci"_a = defaults.network_options.near_pci,
+             "traffic_class"_a = defaults.network_options.traffic_class,
+             "gated_posts"_a = defaults.network_options.gated_posts,
+             "proxy_threads"_a = defaults.network_options.proxy_threads,
+             "proxy_cores"_a = defaults.network_options.proxy_cores,
              "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "test_seed"_a = defaults.test.seed,
              "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);

@@ -69,7 +69,9 @@ constexpr const char* kInitSignature =
     "recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., "
     "topology: Topology | collections.abc.Sequence[int] | None = ..., placement: Placement | None = ..., backend: str "
     "= ..., "
-    "device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
+    "device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., "
+    "traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., "
+    "timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
     "= ...) -> None";
 
 GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
@@ -150,7 +152,7 @@ void bind_properties(GroupClass& group) {
           "The backend that was chosen: \"host\" or \"cuda\".")
       .def_prop_ro(
           "network_name", [](const PyGroup& self) { return self.group->network_name(); },
-          "The network that was chosen, \"loopback\"; \"none\" if all ranks are in one node.");
+          "The network that was chosen, \"loopback\" or \"tcp\" for example; \"none\" if all ranks are in one node.");
 }
 
 }  // namespace

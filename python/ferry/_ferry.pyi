@@ -288,11 +288,17 @@ class GroupConfig:
     topology: a Topology or a list of node sizes; None: nodes of FERRY_NODE_SIZE ranks if that is set, else one node per
     machine. placement: None: contiguous. backend: "host" (arrays in host memory), "cuda" (on a GPU); "auto" is "host".
     device: of the cuda backend, the number of this rank's GPU, -1 = the thread's current one (torch.cuda.set_device).
-    network, between nodes: "auto" or "loopback". timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
+    network, between nodes: "loopback" or "shm" (ranks of one machine), "tcp", "verbs" (InfiniBand, RoCE), "efa"; "auto":
+    loopback on one machine, else the first of efa, verbs and tcp that all ranks can use. nics: names of network cards that
+    this rank uses; empty: the num_nics nearest to near_pci, a PCIe address such as "0000:3b:00.0". traffic_class: empty, a
+    word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
+    fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
+    that they are bound to. What a provider cannot honour is Error(unsupported).
+    timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
     for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', nics: Sequence[str] = [], num_nics: int = 1, near_pci: str = '', traffic_class: str = '', gated_posts: bool = False, proxy_threads: int = 1, proxy_cores: Sequence[int] = [], timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
 
     @property
     def num_experts(self) -> int: ...
@@ -341,6 +347,27 @@ class GroupConfig:
 
     @property
     def network(self) -> str: ...
+
+    @property
+    def nics(self) -> list[str]: ...
+
+    @property
+    def num_nics(self) -> int: ...
+
+    @property
+    def near_pci(self) -> str: ...
+
+    @property
+    def traffic_class(self) -> str: ...
+
+    @property
+    def gated_posts(self) -> bool: ...
+
+    @property
+    def proxy_threads(self) -> int: ...
+
+    @property
+    def proxy_cores(self) -> list[int]: ...
 
     @property
     def timeout(self) -> float:
@@ -654,7 +681,7 @@ class Group:
     changes or another group is made. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
 
     @property
     def rank(self) -> int: ...
@@ -678,7 +705,7 @@ class Group:
     @property
     def network_name(self) -> str:
         """
-        The network that was chosen, "loopback"; "none" if all ranks are in one node.
+        The network that was chosen, "loopback" or "tcp" for example; "none" if all ranks are in one node.
         """
 
     def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> DispatchResult:

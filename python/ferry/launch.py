@@ -64,6 +64,7 @@ def make_environment(job: Job, rank: int, port: int, token: str) -> dict[str, st
     """The environment of one rank. What the user set already stays: FERRY_TOKEN, FERRY_PORT, OMP_NUM_THREADS."""
     environment = dict(os.environ)
     environment.setdefault("FERRY_TOKEN", token)
+    environment.setdefault("FI_TCP_PREFETCH_RBUF_SIZE", "1024")  # for network tcp, see docs/network.md
     if job.ranks > 1:
         environment.setdefault("OMP_NUM_THREADS", "1")  # as torchrun: ranks share the cores
     environment |= {

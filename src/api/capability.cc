@@ -27,6 +27,8 @@
 #include <thread>
 #include <vector>
 
+#include "net/engine.h"
+
 #ifndef FERRY_VERSION
 #define FERRY_VERSION "unknown"
 #endif
@@ -242,32 +244,23 @@ Function find(const Library& library, const char* symbol) {
   return reinterpret_cast<Function>(::dlsym(library.get(), symbol));
 }
 
-/// The providers that `fi_info -l` lists, one per line with a colon behind it; empty if there is no such program. Asked in a
-/// process of its own, because some providers leave threads and files behind where they were started.
-std::vector<std::string> libfabric_providers() {
-  std::vector<std::string> providers;
-  const std::unique_ptr<FILE, int (*)(FILE*)> listing(::popen("fi_info -l 2>/dev/null", "r"), ::pclose);
-  char line[256];
-  while (listing && std::fgets(line, sizeof(line), listing.get()) != nullptr) {
-    const std::string_view text(line);
-    const std::size_t colon = text.find(':');
-    if (colon != std::string_view::npos && text[0] != ' ') providers.emplace_back(text.substr(0, colon));
-  }
-  return providers;
-}
-
 Capability look_at_libfabric() {
   const char* name = "libfabric";
-  const char* fix = "install libfabric 1.17 or newer (Debian: libfabric1); needed for nodes on several machines only";
-  const Library library(::dlopen("libfabric.so.1", RTLD_NOW | RTLD_LOCAL));
-  if (!library) return unusable(name, ::dlerror(), fix);
-  const auto version = find<std::uint32_t (*)()>(library, "fi_version");
-  if (version == nullptr) return unusable(name, "libfabric.so.1 has no fi_version", fix);
-  const std::vector<std::string> providers = libfabric_providers();
-  const std::string listed = providers.empty() ? "providers unknown (fi_info, Debian: libfabric-bin, lists them)"
-                                               : fmt::format("providers {}", fmt::join(providers, ", "));
-  return usable(name, fmt::format("{}.{} found, {}; not used by this version of Ferry", version() >> 16,
-                                  version() & 0xffff, listed));
+  std::string why_not;
+  const std::string version = net::network_library(why_not);
+  if (version.empty()) return unusable(name, why_not, "needed for nodes on several machines only");
+  return usable(name, version + " found, opened when a group spans nodes over its networks");
+}
+
+/// One finding per network that groups can be made with.
+std::vector<Capability> look_at_networks() {
+  std::vector<Capability> found;
+  for (const net::Provider& one : net::find_networks()) {
+    const std::string name = "network " + one.name;
+    found.push_back(one.why_not.empty() ? usable(name, one.detail)
+                                        : unusable(name, one.why_not, "needed for nodes on several machines only"));
+  }
+  return found;
 }
 
 int num_gpus() {
@@ -318,19 +311,12 @@ Capability judge_host_backend(const Capability& memory) {
 
 std::vector<Capability> capabilities() {
   const Capability memory = try_shared_memory();
-  return {judge_host_backend(memory),
-          look_at_cuda_backend(),
-          usable("network loopback", "between pretend nodes of this machine"),
-          memory,
-          try_memory_handover(),
-          try_abstract_socket(),
-          look_at_free_memory(),
-          look_at_locked_memory(),
-          look_at_open_files(),
-          look_at_cores(),
-          look_at_libfabric(),
-          look_at_driver(),
-          look_at_peers()};
+  std::vector<Capability> found = look_at_networks();
+  found.insert(found.begin(), {judge_host_backend(memory), look_at_cuda_backend()});
+  found.insert(found.end(),
+               {memory, try_memory_handover(), try_abstract_socket(), look_at_free_memory(), look_at_locked_memory(),
+                look_at_open_files(), look_at_cores(), look_at_libfabric(), look_at_driver(), look_at_peers()});
+  return found;
 }
 
 const char* version() noexcept {

@@ -358,7 +358,7 @@ void GroupState::close() {
     // The peers concerned see that this rank is gone.
   }
   // What was handed to the engine belongs to calls that peers may still be in; carrying it out is local work.
-  runtime->drain(std::chrono::seconds(1));
+  if (windows_) runtime->finish(*windows_, std::chrono::seconds(1));
   try {
     backend->settle(true);
   } catch (const Error&) {

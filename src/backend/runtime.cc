@@ -91,6 +91,8 @@ Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> li
       test_(test),
       random_(test.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(my_rank) + 1),
       oversubscribed_(static_cast<unsigned>(topology.num_ranks()) > std::thread::hardware_concurrency()),
+      drives_network_(engine && !engine->provider().maps_windows),
+      network_(static_cast<std::size_t>(topology.num_ranks())),
       early_notices_(static_cast<std::size_t>(topology.num_ranks())) {}
 
 std::uint64_t Runtime::signal(const Windows& windows, Signal kind, int flight, int writer) const {
@@ -208,6 +210,7 @@ void Runtime::wait(const Call& call, const char* step, std::span<const Wait> wai
     Idle idle(oversubscribed_);
     while (!reached(call, one, seen)) {
       if (progress) progress();
+      drive_network();
       if (idle.pause()) {
         check_aborted(call, step, *call.windows);
         if (reached(call, one, seen)) break;
@@ -222,6 +225,7 @@ void Runtime::wait_until(const Call& call, const char* step, const std::function
   if (done()) return;
   Idle idle(oversubscribed_);
   while (!done()) {
+    drive_network();
     if (!idle.pause()) continue;
     check_aborted(call, step, *call.windows);
     check_slow(call, step, {}, idle.waited().count(), call.timeout);
@@ -253,10 +257,7 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
 void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                          std::chrono::nanoseconds limit) {
   check_notices(call, step, waits);
-  if (engine) {
-    if (const auto broken = engine->poll_error())
-      throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + *broken);
-  }
+  check_network(call, step, waits);
   check_refusals(call, step, waits);
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
@@ -359,8 +360,85 @@ void Runtime::spread_abort_by_network(const Windows& windows, std::uint64_t who)
 void Runtime::drain(std::chrono::nanoseconds limit) {
   if (!engine) return;
   const std::uint64_t submitted_total = engine->channel(0).submitted();
+  // Acknowledgements are a peer's work: one that stands still shall not hold up for long whoever needs nothing more of it.
+  constexpr std::chrono::nanoseconds kMostForPeers = std::chrono::seconds(1);
+  if (!engine->provider().maps_windows) limit = std::min(limit, kMostForPeers);
   Idle idle(oversubscribed_);
-  while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) static_cast<void>(idle.pause());
+  while (engine->channel(0).completed() < submitted_total && idle.waited() < limit) {
+    drive_network();
+    if (idle.pause()) give_up_the_gone();
+  }
+}
+
+void Runtime::finish(const Windows& windows, std::chrono::nanoseconds limit) {
+  if (!engine) return;
+  give_up_the_gone();
+  engine->acknowledge_posts();
+  // The activity word once more: it changes nothing, and whoever acknowledges it has all that came before. A full ring needs no
+  // more: what is in it will be acknowledged.
+  const auto offset = static_cast<std::uint64_t>(windows.layout.signal(Signal::kActivity, 0, rank));
+  const std::uint64_t word = word_at(windows.own(static_cast<std::int64_t>(offset))).load(std::memory_order_relaxed);
+  for (int peer : windows.live) {
+    const NetworkState& state = network_[static_cast<std::size_t>(peer)];
+    if (topology.node_of(peer) == topology.node_of(rank) || state.given_up ||
+        masked_now[static_cast<std::size_t>(peer)] != 0)
+      continue;
+    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), offset, word));
+  }
+  drain(limit);
+}
+
+/// A provider may never learn that a process has died. The mesh does, and what was meant for the dead must not hold back the
+/// completion of what went to others.
+void Runtime::give_up_the_gone() {
+  if (!engine || !mesh) return;
+  collect_notices();
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    NetworkState& state = network_[static_cast<std::size_t>(peer)];
+    if (state.given_up || topology.node_of(peer) == topology.node_of(rank) || !mesh->gone(peer)) continue;
+    state.given_up = true;
+    engine->give_up(peer);
+  }
+}
+
+void Runtime::forget_failures(std::span<const std::uint8_t> masked) {
+  if (!engine) return;
+  while (engine->poll_error()) {
+  }
+  for (int peer = 0; peer < topology.num_ranks(); ++peer) {
+    network_[static_cast<std::size_t>(peer)].failure.clear();
+    const bool in_node = topology.node_of(peer) == topology.node_of(rank);
+    // A loopback copies into memory that is always there; whoever was left out may still want what was sent to it.
+    if (masked[static_cast<std::size_t>(peer)] == 0 || in_node || engine->provider().maps_windows) continue;
+    engine->give_up(peer);
+  }
+}
+
+/// Throws what the engine has reported. A peer that left after its part of the call makes our last signals to it fail, too, and
+/// that is no concern of this call: so the mesh gets a moment to say that it is gone.
+void Runtime::check_network(const Call& call, const char* step, std::span<const Wait> waits) {
+  if (!engine) return;
+  constexpr auto kMomentToBeSeenGone = std::chrono::milliseconds(250);
+  while (const auto broken = engine->poll_error()) {
+    if (broken->peer < 0) {
+      engine_failure_ = broken->what;
+      continue;
+    }
+    NetworkState& state = network_[static_cast<std::size_t>(broken->peer)];
+    if (!state.failure.empty()) continue;
+    state.failure = broken->what;
+    state.failed_at = Clock::now();
+  }
+  give_up_the_gone();
+  const auto fail = [&](const std::string& what) {
+    throw failure(ErrorCode::kPeerLost, call, step, waits, "the network engine reports: " + what);
+  };
+  if (!engine_failure_.empty()) fail(engine_failure_);
+  for (std::size_t peer = 0; peer < network_.size(); ++peer) {
+    const NetworkState& state = network_[peer];
+    if (state.failure.empty() || state.given_up || masked_now[peer] != 0) continue;
+    if (Clock::now() - state.failed_at > kMomentToBeSeenGone) fail(state.failure);
+  }
 }
 
 const char* name(CallKind kind) noexcept {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <span>
@@ -100,12 +101,29 @@ class Runtime {
   void leave() {
     mesh = nullptr;
     engine = nullptr;
+    drives_network_ = false;
   }
+  /// Before this rank lets go of its links: waits, for at most `limit`, until the peers have acknowledged everything.
+  void finish(const Windows& windows, std::chrono::nanoseconds limit);
+  /// New windows: what went wrong with old ones is over, and nothing more goes to masked ranks.
+  void forget_failures(std::span<const std::uint8_t> masked);
   /// Carries out what is left for the network, for at most `limit`.
   void drain(std::chrono::nanoseconds limit);
 
  private:
   struct Idle;
+  /// How the network is with one rank.
+  struct NetworkState {
+    bool given_up = false;  ///< it is gone: the engine carries nothing to it any more
+    std::string failure;    ///< what the engine reported
+    std::chrono::steady_clock::time_point failed_at;
+  };
+  /// While this rank waits it may as well drive the network. Not the loopback, whose copies are better made by another core.
+  void drive_network() {
+    if (drives_network_) engine->help();
+  }
+  void give_up_the_gone();
+  void check_network(const Call& call, const char* step, std::span<const Wait> waits);
   void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                   std::chrono::nanoseconds limit);
   void check_notices(const Call& call, const char* step, std::span<const Wait> waits);
@@ -129,6 +147,9 @@ class Runtime {
   TestOptions test_;
   std::uint64_t random_ = 0;
   bool oversubscribed_ = false;
+  bool drives_network_ = false;
+  std::vector<NetworkState> network_;  // by rank
+  std::string engine_failure_;
   std::vector<std::vector<Notice>>
       early_notices_;  // by rank: notices of memberships that this rank has not reached yet
 };

@@ -118,6 +118,7 @@ class WindowOpener {
       header_.has_fabric_handle = fabric ? 1 : 0;
       header_.fabric_handle = fabric.value_or(FabricHandle{});
     }
+    runtime_.forget_failures(windows_.membership.masked);
     send_notices();
     const auto deadline = std::chrono::steady_clock::now() + timeout_;
     std::vector<int> missing;
@@ -144,12 +145,14 @@ class WindowOpener {
  private:
   void send_notices() {
     const std::vector<std::byte> description =
-        runtime_.engine ? runtime_.engine->describe(*windows_.memory_) : std::vector<std::byte>{};
+        runtime_.engine ? runtime_.engine->describe(windows_.memory_) : std::vector<std::byte>{};
     for (int peer = 0; peer < runtime_.topology.num_ranks(); ++peer) {
       if (peer == runtime_.rank) continue;
       header_.left_out = windows_.membership.is_masked(peer) ? 1 : 0;
       Notice notice = pack(header_, windows_.membership.masked, description);
-      if (header_.left_out == 0) {
+      const bool in_node = runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank);
+      // Who is elsewhere could not map it.
+      if (header_.left_out == 0 && (in_node || maps_windows())) {
         notice.memory = windows_.memory_;
         notice.device = windows_.device_[static_cast<std::size_t>(runtime_.rank)];
       }
@@ -209,6 +212,8 @@ class WindowOpener {
     }
   }
 
+  bool maps_windows() const { return runtime_.engine && runtime_.engine->provider().maps_windows; }
+
   void adopt(int peer, const std::shared_ptr<Memory>& memory, std::span<const std::byte> description) {
     const auto index = static_cast<std::size_t>(peer);
     if (memory && memory->size() < static_cast<std::size_t>(windows_.layout.total_bytes())) {
@@ -217,6 +222,10 @@ class WindowOpener {
                                    windows_.layout.total_bytes()));
     }
     if (runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank)) {
+      if (!memory) {
+        throw peer_error(ErrorCode::kMismatch, "meet", 0, peer,
+                         fmt::format("ferry::Group: rank {} of this node sent no window", peer));
+      }
       windows_.mapped_[index] = memory;
       windows_.base_[index] = memory->data();
       return;

@@ -6,7 +6,6 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
@@ -78,9 +77,10 @@ void Link::send(const Notice& notice) {
 }
 
 bool Link::flush() {
+  socket_.flush();
   while (!outgoing_.empty()) {
     const Queued& next = outgoing_.front();
-    switch (send_packet(socket_, next.packet, next.fds())) {
+    switch (socket_.send(next.packet, next.fds())) {
       case SendStatus::kSent:
         outgoing_.pop_front();
         break;
@@ -104,8 +104,7 @@ std::optional<Notice> Link::poll() {
 bool Link::gone() {
   if (!complete_.empty()) return false;
   if (ended_) return true;
-  std::array<pollfd, 2> watched{
-      {{socket_.get(), POLLIN, 0}, {process_.get(), POLLIN, 0}}};  // negative ones are skipped
+  std::array<pollfd, 2> watched{{{socket_.fd(), POLLIN, 0}, {process_.get(), POLLIN, 0}}};  // negative ones are skipped
   if (::poll(watched.data(), watched.size(), 0) <= 0) return false;
   // Asked before reading: what a process sent before it ended is in the socket by now.
   const bool process_ended = (watched[1].revents & POLLIN) != 0;
@@ -116,13 +115,13 @@ bool Link::gone() {
 }
 
 void Link::shut_down() {
-  if (socket_) shutdown(socket_.get(), SHUT_RDWR);
+  socket_.shut_down();
 }
 
 bool Link::receive() {
   std::array<std::byte, kMaxPacketBytes> buffer;
   while (!ended_) {
-    Received received = receive_packet(socket_, buffer);
+    Received received = socket_.receive(buffer);
     if (received.status == Received::Status::kNothing) return false;
     const std::span<const std::byte> packet(buffer.data(), received.num_bytes);
     if (received.status != Received::Status::kPacket) {

@@ -16,6 +16,7 @@
 #include "bootstrap/fd.h"
 #include "bootstrap/mesh.h"
 #include "bootstrap/packet_socket.h"
+#include "bootstrap/stream_packets.h"
 
 namespace ferry::bootstrap {
 
@@ -44,8 +45,9 @@ constexpr std::size_t kMaxNoticeBytes = std::size_t{64} << 20;
 
 class Link {
  public:
-  /// A socket whose other end is known to be `peer`. `process` may be empty.
-  Link(int peer, Fd socket, Fd process) : peer_(peer), socket_(std::move(socket)), process_(std::move(process)) {}
+  /// A socket whose other end is known to be `peer`. `process` may be empty: where it runs on another machine.
+  Link(int peer, PacketSocket socket, Fd process)
+      : peer_(peer), socket_(std::move(socket)), process_(std::move(process)) {}
 
   void send(const Notice& notice);
   /// Hands queued packets to the socket as far as it takes them. True if nothing is left.
@@ -75,7 +77,7 @@ class Link {
   void end();
 
   int peer_;
-  Fd socket_;
+  PacketSocket socket_;
   Fd process_;
   bool ended_ = false;
   std::deque<Queued> outgoing_;

@@ -129,15 +129,7 @@ void check_cards(const std::vector<Card>& cards, int rank) {
   const Card& mine = cards[index(rank)];
   for (int peer = 0; peer < static_cast<int>(cards.size()); ++peer) {
     const Card& card = cards[index(peer)];
-    if (card.boot_id != mine.boot_id || card.network != mine.network) {
-      const char* what = card.boot_id != mine.boot_id ? "runs on another machine" : "runs in another network namespace";
-      throw failure(
-          ErrorCode::kUnsupported,
-          fmt::format("make_mesh: rank {} {} than rank {}; ranks of several machines need a network engine, which "
-                      "this group has not: start all ranks on one machine and in one network namespace",
-                      peer, what, rank),
-          {peer});
-    }
+    if (!card.is_near(mine)) continue;
     if (card.uid != mine.uid) {
       throw failure(
           ErrorCode::kBootstrap,
@@ -155,12 +147,15 @@ Linker::Linker(int rank, int size, const Card& card)
       uid_(card.uid),
       listener_(listen_at(card.name, size + 16)),
       peers_(index(size)),
-      num_missing_(size - 1) {}
+      num_missing_(0) {}
 
 std::vector<Peer> Linker::link(const std::vector<Card>& cards, Deadline deadline) {
   cards_ = &cards;
+  num_missing_ = static_cast<int>(missing().size());
   // Begin with the neighbour, so that 64 ranks do not all knock at rank 0 first.
-  for (int peer = rank_ - 1; peer >= 0; --peer) calls_.push_back({.peer = peer, .socket = Fd()});
+  for (int peer = rank_ - 1; peer >= 0; --peer) {
+    if (cards[index(peer)].is_near(cards[index(rank_)])) calls_.push_back({.peer = peer, .socket = Fd()});
+  }
   while (num_missing_ > 0) {
     for (Call& each : calls_) {
       if (!each.socket) call(each);
@@ -285,7 +280,8 @@ bool Linker::belongs_to_us(const Fd& socket, PeerProcess& process) const {
 std::vector<int> Linker::missing() const {
   std::vector<int> ranks;
   for (int peer = 0; peer < size_; ++peer) {
-    if (peer != rank_ && !peers_[index(peer)].socket) ranks.push_back(peer);
+    const bool is_near = (*cards_)[index(peer)].is_near((*cards_)[index(rank_)]);
+    if (peer != rank_ && is_near && !peers_[index(peer)].socket) ranks.push_back(peer);
   }
   return ranks;
 }

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// How the pairs of a mesh of processes find each other: every rank tells the group where it listens, the higher rank
+// How the pairs of a mesh of processes on one machine find each other: every rank tells the group where it listens, the higher rank
 // of a pair connects to the lower one, and both prove that they were at the meeting.
 #pragma once
 
@@ -35,9 +35,12 @@ struct Card {
   /// Throws Error(bootstrap) that names the rank.
   static Card decode(int rank, std::span<const std::byte> bytes);
   static Card of_this_process();
+
+  /// True for ranks of one machine and network namespace: they see each other's abstract names and can pass memory.
+  bool is_near(const Card& other) const { return boot_id == other.boot_id && network == other.network; }
 };
 
-/// Refuses groups that cannot be linked: Error(unsupported) for another machine, Error(bootstrap) for another user.
+/// Refuses groups that cannot be linked: Error(bootstrap) where a rank of this machine belongs to another user.
 void check_cards(const std::vector<Card>& cards, int rank);
 
 struct Peer {
@@ -50,8 +53,8 @@ class Linker {
   /// Listens from now on; `card.name` is where.
   Linker(int rank, int size, const Card& card);
 
-  /// Links with everybody else; element `rank` stays empty. Throws Error(bootstrap | timeout) naming the ranks that
-  /// are missing.
+  /// Links with everybody else who is near; element `rank` and those of ranks elsewhere stay empty. Throws
+  /// Error(bootstrap | timeout) naming the ranks that are missing.
   std::vector<Peer> link(const std::vector<Card>& cards, Deadline deadline);
 
  private:

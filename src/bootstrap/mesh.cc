@@ -10,6 +10,11 @@
 
 namespace ferry {
 
+std::vector<int> find_machines(Meeting& meeting, std::chrono::nanoseconds timeout) {
+  if (meeting.hub()) return std::vector<int>(static_cast<std::size_t>(meeting.size()), 0);
+  return bootstrap::find_machines_of_processes(meeting, timeout);
+}
+
 std::unique_ptr<Mesh> make_mesh(Meeting& meeting, std::chrono::nanoseconds timeout) {
   const std::shared_ptr<InProcessHub> hub = meeting.hub();
   if (!hub) return bootstrap::make_socket_mesh(meeting, timeout);

@@ -56,14 +56,19 @@ class Mesh {
   /// The next notice from a peer, if one has arrived in full. Never waits. Throws Error(bootstrap | internal) if its
   /// memory cannot be mapped; the peer counts as gone then.
   virtual std::optional<Notice> poll(int peer) = 0;
-  /// True once the peer's process ended or it destroyed its mesh, and every notice that came before has been polled:
+  /// True once the peer's process ended or it destroyed its mesh (on another machine: once its kernel or ours has said so, which
+  /// a link that is cut does not), and every notice that came before has been polled:
   /// poll() until it is empty before asking. False negatives for a moment are allowed, false positives are not.
   virtual bool gone(int peer) = 0;
 };
 
+/// Collective over the meeting: the machine of every rank, counted from 0 in the order of ranks. A network namespace counts as a
+/// machine: its processes see no other's abstract sockets.
+std::vector<int> find_machines(Meeting& meeting, std::chrono::nanoseconds timeout);
+
 /// Collective over the meeting. Ranks that share a hub pass pointers; ranks of other processes on this machine are
-/// linked by Unix sockets in the abstract namespace, and both ends check that the other belongs to the same user.
-/// Throws Error(unsupported) naming a rank that is on another machine, Error(bootstrap | timeout) otherwise.
+/// linked by Unix sockets in the abstract namespace, and both ends check that the other belongs to the same user; ranks of other
+/// machines are linked by TCP and cannot be sent memory. Throws Error(bootstrap | timeout).
 std::unique_ptr<Mesh> make_mesh(Meeting& meeting, std::chrono::nanoseconds timeout);
 
 }  // namespace ferry

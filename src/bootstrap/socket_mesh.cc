@@ -1,12 +1,13 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// The mesh of ranks that are processes of one machine.
+// The mesh of ranks that are processes, of one machine or of several.
 #include "bootstrap/socket_mesh.h"
 
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <deque>
 #include <mutex>
 #include <optional>
@@ -15,6 +16,7 @@
 
 #include "bootstrap/bytes.h"
 #include "bootstrap/failure.h"
+#include "bootstrap/far_linking.h"
 #include "bootstrap/link.h"
 #include "bootstrap/linking.h"
 #include "core/check.h"
@@ -28,10 +30,13 @@ std::size_t index(int rank) {
 
 class SocketMesh final : public Mesh {
  public:
-  SocketMesh(int rank, std::vector<Peer> peers) : rank_(rank), process_(getpid()) {
-    for (std::size_t peer = 0; peer < peers.size(); ++peer) {
-      links_.push_back(std::make_unique<Link>(static_cast<int>(peer), std::move(peers[peer].socket),
-                                              std::move(peers[peer].process)));
+  /// By rank: those of this machine, and those elsewhere. Where one is empty the other is not, but for this rank itself.
+  SocketMesh(int rank, std::vector<Peer> near, std::vector<PacketSocket> far) : rank_(rank), process_(getpid()) {
+    for (std::size_t peer = 0; peer < near.size(); ++peer) {
+      PacketSocket socket =
+          near[peer].socket || far.empty() ? PacketSocket(std::move(near[peer].socket)) : std::move(far[peer]);
+      links_.push_back(
+          std::make_unique<Link>(static_cast<int>(peer), std::move(socket), std::move(near[peer].process)));
     }
   }
   SocketMesh(const SocketMesh&) = delete;
@@ -123,6 +128,20 @@ void tell_outcome(Meeting& meeting, const std::optional<Error>& mine, Deadline d
 
 }  // namespace
 
+std::vector<int> find_machines_of_processes(Meeting& meeting, std::chrono::nanoseconds timeout) {
+  const auto encoded = meeting.all_gather(Card::of_this_process().encode(), timeout);
+  std::vector<Card> machines;
+  std::vector<int> machine_of;
+  for (int rank = 0; rank < meeting.size(); ++rank) {
+    const Card card = Card::decode(rank, encoded[index(rank)]);
+    const auto found =
+        std::find_if(machines.begin(), machines.end(), [&](const Card& one) { return one.is_near(card); });
+    machine_of.push_back(static_cast<int>(found - machines.begin()));
+    if (found == machines.end()) machines.push_back(card);
+  }
+  return machine_of;
+}
+
 std::unique_ptr<Mesh> make_socket_mesh(Meeting& meeting, std::chrono::nanoseconds timeout) {
   const Deadline deadline = Deadline::after(timeout);
   const Deadline link_deadline =
@@ -133,16 +152,29 @@ std::unique_ptr<Mesh> make_socket_mesh(Meeting& meeting, std::chrono::nanosecond
   const auto encoded = meeting.all_gather(card.encode(), deadline.remaining());
   std::vector<Card> cards;
   for (int peer = 0; peer < meeting.size(); ++peer) cards.push_back(Card::decode(peer, encoded[index(peer)]));
-  check_cards(cards, rank);  // everybody sees the same cards, so everybody throws or nobody
+  const auto is_elsewhere = [&](const Card& other) { return !other.is_near(cards.front()); };
+  const bool has_far = std::any_of(cards.begin(), cards.end(), is_elsewhere);  // everybody sees the same cards
   std::optional<Error> error;
-  std::vector<Peer> peers;
+  std::vector<Peer> near;
+  std::vector<PacketSocket> far;
+  std::unique_ptr<FarLinker> far_linker;
+  std::vector<std::vector<std::byte>> doors;
   try {
-    peers = linker.link(cards, link_deadline);
+    check_cards(cards, rank);
+    if (has_far) far_linker = std::make_unique<FarLinker>(rank, cards);
+  } catch (const Error& seen) {
+    error = seen;
+  }
+  if (has_far)
+    doors = meeting.all_gather(far_linker ? far_linker->doors() : std::vector<std::byte>{}, deadline.remaining());
+  try {
+    if (!error) near = linker.link(cards, link_deadline);
+    if (!error && far_linker) far = far_linker->link(doors, link_deadline);
   } catch (const Error& seen) {
     error = seen;
   }
   tell_outcome(meeting, error, deadline);
-  return std::make_unique<SocketMesh>(rank, std::move(peers));
+  return std::make_unique<SocketMesh>(rank, std::move(near), std::move(far));
 }
 
 }  // namespace ferry::bootstrap

@@ -5,6 +5,8 @@
 // merging, fairness, gated posts, completion in order, errors.
 #pragma once
 
+#include <poll.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -27,6 +29,8 @@ class RemoteWindow {
   virtual ~RemoteWindow() = default;
   std::uint64_t size_bytes() const noexcept { return size_bytes_; }
 
+  std::uint64_t serial = 0;  ///< the how-manieth window of its engine this is; set when it is opened
+
  private:
   std::uint64_t size_bytes_;
 };
@@ -36,6 +40,7 @@ using Ticket = std::uint64_t;
 
 struct PutRequest {
   RemoteWindow* window;
+  int peer;
   int channel;
   std::uint64_t offset;
   const std::byte* source;
@@ -45,6 +50,7 @@ struct PutRequest {
 
 struct PostRequest {
   RemoteWindow* window;
+  int peer;
   int channel;
   std::uint64_t offset;
   std::uint64_t total;
@@ -65,15 +71,24 @@ struct Completion {
   std::string failure;
 };
 
-/// describe() and attach() come from any thread, one at a time; all else from the proxy's thread. Offsets and sizes
+/// describe(), attach() and abandon() come from any thread, one at a time; all else from the proxy's thread. Offsets and sizes
 /// were checked. An exception from start_*() fails the lane (channel, peer); one from progress() ends the proxy.
 class Carrier {
  public:
   virtual ~Carrier() = default;  ///< drops what is unfinished; afterwards no user memory is touched
   virtual const Provider& provider() const = 0;
-  virtual std::vector<std::byte> describe(const Memory& memory) = 0;
+  virtual std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) = 0;
   virtual std::unique_ptr<RemoteWindow> attach(int peer, std::span<const std::byte> description,
                                                std::shared_ptr<Memory> memory) = 0;
+  /// Ends what is on its way to a peer through windows up to this serial, which are all that were attached for it: transfers that
+  /// have not completed come out of progress() as failures, and none of their sources is read after that. Who never leaves a
+  /// transfer open need do nothing.
+  virtual void abandon(int peer, std::uint64_t last_serial) {
+    static_cast<void>(peer);
+    static_cast<void>(last_serial);
+  }
+  /// Any thread: see Engine.
+  virtual void acknowledge_posts() {}
   /// Larger puts are handed over in pieces.
   virtual std::size_t max_put_bytes() const = 0;
   virtual Start start_put(const PutRequest& request) = 0;
@@ -81,6 +96,12 @@ class Carrier {
   virtual Start start_post(const PostRequest& request) = 0;
   /// Called once a pass. True: something moved.
   virtual bool progress(std::vector<Completion>& completions) = 0;
+  /// Before the proxy sleeps: adds descriptors that become ready when progress() has something to do. False: there is something
+  /// now, or this provider has no such descriptors; the proxy then only naps.
+  virtual bool prepare_sleep(std::vector<pollfd>& watched) {
+    static_cast<void>(watched);
+    return false;
+  }
   /// True: progress() must go on while this rank has nothing to send (a target that needs driving); no deep sleep then.
   virtual bool must_be_driven() const { return false; }
 };

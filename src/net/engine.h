@@ -30,13 +30,26 @@ struct Statistics {
   std::uint64_t bytes = 0;     ///< payload bytes of puts
   std::uint64_t stalls = 0;    ///< try_put/try_post refused because the ring was full
   std::uint64_t merged = 0;    ///< puts carried out together with their neighbour
+
+  Statistics& operator+=(const Statistics& other) {
+    commands += other.commands, bytes += other.bytes, stalls += other.stalls, merged += other.merged;
+    return *this;
+  }
 };
 
 /// What a provider can and cannot do; `why_not` empty means usable.
 struct Provider {
-  std::string name;  ///< "loopback", later "tcp", "shm", "verbs", "efa"
+  std::string name;  ///< "loopback", "tcp", "shm", "verbs", "efa"
   std::string why_not;
-  bool ordered = false;  ///< a post needs no completion of earlier puts
+  bool ordered = false;       ///< a post needs no completion of earlier puts
+  bool maps_windows = false;  ///< open() wants the peer's memory mapped on this machine
+  std::string detail{};       ///< for people: network cards, kind of posts, registration
+};
+
+/// What went wrong. `peer` -1: not with one rank in particular.
+struct Failure {
+  int peer = -1;
+  std::string what;
 };
 
 /// One stream of commands. One thread at a time may use a channel.
@@ -61,22 +74,44 @@ class Engine {
  public:
   virtual ~Engine() = default;  ///< stops the proxy without waiting for peers; commands not yet carried out are dropped
   virtual const Provider& provider() const = 0;
-  /// Bytes by which peers can open this memory; they travel in a notice together with it.
-  virtual std::vector<std::byte> describe(const Memory& memory) = 0;
-  /// Opens a peer's window. `memory` is the peer's memory where this machine can map it (loopback needs it), else null.
+  /// Opens this memory to peers, and gives the bytes by which they find it; they travel in a notice. The engine keeps a share
+  /// of the memory for as long as a peer may write there.
+  virtual std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) = 0;
+  /// Opens a peer's window. `memory`: the peer's memory as mapped here, for a provider that maps_windows; else null.
   virtual WindowId open(int peer, std::span<const std::byte> description, std::shared_ptr<Memory> memory) = 0;
   /// Commands already taken for it may still be carried out; its memory is kept until they are, and so is `sources`, the
   /// memory that its puts read (may be null, if that lives longer than the engine).
   virtual void close(WindowId window, std::shared_ptr<const void> sources) = 0;
+  /// Nothing more goes to this peer: what is on its way to it is dropped and counts as completed, its windows are dead.
+  /// Windows opened afterwards work. For peers that are gone or masked; any thread.
+  virtual void give_up(int peer) = 0;
+  /// From now on a post completes only when it is delivered, not when it is on its way for certain: for the last ones before
+  /// the engine goes. Any thread.
+  virtual void acknowledge_posts() {}
+  /// For a thread that waits for what the network brings: does a piece of the proxy's work, if the proxy is not at it. True:
+  /// something moved. On a machine with fewer cores than threads this saves handing the core over and back.
+  virtual bool help() { return false; }
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
   /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure
   /// towards a peer its windows of that time are dead: no later post goes out. Any thread.
-  virtual std::optional<std::string> poll_error() = 0;
+  virtual std::optional<Failure> poll_error() = 0;
   virtual Statistics statistics() const = 0;
 };
 
 struct EngineConfig {
+  std::string network = "loopback";  ///< also tcp, shm, verbs, efa; "shuffle+" in front: with shuffle_seed (tests)
+  int rank = 0;                      ///< of this engine: spreads ranks over network cards and proxies
+  /// Network cards by the provider's names ("eth0", "mlx5_0"); empty: the `num_nics` nearest to `near_pci`.
+  std::vector<std::string> nics{};
+  int num_nics = 1;        ///< used together by this rank
+  std::string near_pci{};  ///< "0000:3b:00.0"; empty: no card is nearer than another
+  std::string
+      traffic_class{};        ///< empty, or a word or "dscp:0".."dscp:63"; Error(unsupported) where it is not honoured
+  bool gated_posts = false;   ///< posts wait for completions, whatever the provider promises
+  bool same_machine = false;  ///< all ranks are on this machine: addresses of the loopback interface will do
+  int num_proxies = 1;        ///< proxy threads; peers are spread over them
+  std::vector<int> proxy_cores{};  ///< CPUs that they are bound to, in turn; empty: any
   int num_channels = 1;
   std::uint32_t ring_slots = 1024;     ///< commands that a channel holds, a power of two
   std::uint64_t first_index = 0;       ///< tests start ring indices near 2^32 and 2^63
@@ -86,5 +121,14 @@ struct EngineConfig {
 
 /// Writes into windows of this machine with plain copies by the proxy thread: pretend nodes.
 std::unique_ptr<Engine> make_loopback(const EngineConfig& config);
+
+/// The engine that `config.network` names. Throws Error(invalid_argument) for what makes no sense, Error(unsupported) for what
+/// this build, this machine or the provider cannot do, with the reason.
+std::unique_ptr<Engine> make_engine(const EngineConfig& config);
+
+/// What make_engine() would find here: one entry per network, `why_not` empty where it can be used. Starts nothing.
+std::vector<Provider> find_networks();
+/// Version of the network library at run time, "1.17"; empty with `why_not` set if there is none.
+std::string network_library(std::string& why_not);
 
 }  // namespace ferry::net

@@ -98,6 +98,7 @@ Lane::Step Lane::start_put(Order& order, Budget& budget) {
     const std::uint64_t piece = std::min(
         {order.bytes - order.started_bytes, static_cast<std::uint64_t>(carrier_.max_put_bytes()), budget.bytes});
     const Start start = carrier_.start_put({.window = order.window,
+                                            .peer = peer_,
                                             .channel = channel_,
                                             .offset = order.offset + order.started_bytes,
                                             .source = order.source + order.started_bytes,
@@ -114,6 +115,7 @@ Lane::Step Lane::start_put(Order& order, Budget& budget) {
 
 bool Lane::start_post(Order& order) {
   const Start start = carrier_.start_post({.window = order.window,
+                                           .peer = peer_,
                                            .channel = channel_,
                                            .offset = order.offset,
                                            .total = order.total,

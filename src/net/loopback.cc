@@ -15,7 +15,6 @@
 #include "core/check.h"
 #include "net/command.h"
 #include "net/proxy_engine.h"
-#include "net/shuffle.h"
 
 namespace ferry::net {
 namespace {
@@ -41,12 +40,17 @@ class LoopbackWindow final : public RemoteWindow {
 
 class LoopbackCarrier final : public Carrier {
  public:
-  LoopbackCarrier() : provider_{.name = "loopback", .why_not = "", .ordered = true} {}
+  LoopbackCarrier()
+      : provider_{.name = "loopback",
+                  .why_not = "",
+                  .ordered = true,
+                  .maps_windows = true,
+                  .detail = "copies by the proxy thread, between pretend nodes of this machine"} {}
 
   const Provider& provider() const override { return provider_; }
 
-  std::vector<std::byte> describe(const Memory& memory) override {
-    const Description description{.size_bytes = memory.size()};
+  std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) override {
+    const Description description{.size_bytes = memory->size()};
     std::vector<std::byte> bytes(sizeof(description));
     std::memcpy(bytes.data(), &description, sizeof(description));
     return bytes;
@@ -110,13 +114,7 @@ std::unique_ptr<Carrier> make_loopback_carrier() {
 }
 
 std::unique_ptr<Engine> make_loopback(const EngineConfig& config) {
-  std::unique_ptr<Carrier> carrier = make_loopback_carrier();
-  if (config.shuffle_seed != 0 || config.max_post_delay_ns != 0) {
-    const ShuffleConfig shuffle{
-        .seed = config.shuffle_seed, .max_post_delay_ns = config.max_post_delay_ns, .split_puts = true};
-    carrier = make_shuffle(shuffle, std::move(carrier));
-  }
-  return make_proxy_engine(config, std::move(carrier));
+  return make_proxy_engine(config, make_loopback_carrier());
 }
 
 }  // namespace ferry::net

@@ -6,7 +6,9 @@
 #include "net/proxy.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #include <algorithm>
 #include <chrono>
@@ -16,7 +18,7 @@
 
 #include <fmt/format.h>
 
-#include "ferry/error.h"
+#include "core/check.h"
 
 namespace ferry::net {
 namespace {
@@ -29,6 +31,14 @@ constexpr Budget kTurn{.bytes = std::uint64_t{512} << 10, .orders = 64};
 constexpr int kSpinPasses = 64;
 constexpr int kYieldPasses = 16;
 constexpr std::chrono::microseconds kNapWhileBusy{20};  // transfers are on their way: look again soon
+// Who only drives the provider for its peers naps longer once nothing has come for about 50 ms.
+constexpr std::chrono::microseconds kNapWhileQuiet{200};
+// A waiting rank makes the passes (help()).
+constexpr std::chrono::microseconds kNapWhileHelped{200};
+// With descriptors to watch it need not look so often; this bounds what a provider costs that forgets to say something.
+constexpr std::chrono::milliseconds kWatch{1};
+constexpr std::chrono::milliseconds kWatchWhileQuiet{10};
+constexpr int kQuietAfterPasses = kSpinPasses + kYieldPasses + 700;
 constexpr std::chrono::milliseconds kSleepAtMost{500};  // the bell wakes us; this bounds the wait all the same
 
 void relax() noexcept {
@@ -57,6 +67,14 @@ class SignalsBlocked {
   sigset_t before_{};
 };
 
+bool bind_to_core(std::thread& thread, int core) {
+  cpu_set_t cores;
+  CPU_ZERO(&cores);
+  if (core >= CPU_SETSIZE) return false;
+  CPU_SET(static_cast<unsigned>(core), &cores);
+  return pthread_setaffinity_np(thread.native_handle(), sizeof(cores), &cores) == 0;
+}
+
 /// Empty if the command stays inside its window.
 std::string out_of_range(const Command& command, std::uint64_t window_bytes) {
   const bool is_put = command.operation == Operation::kPut;
@@ -73,33 +91,33 @@ std::string out_of_range(const Command& command, std::uint64_t window_bytes) {
 
 }  // namespace
 
-void FailureBox::report(std::string failure) {
+void FailureBox::report(Failure failure) {
   keep(std::move(failure), kMaxKept);
 }
 
-void FailureBox::report_end(std::string failure) {
+void FailureBox::report_end(Failure failure) {
   keep(std::move(failure), kMaxKept + 1);
 }
 
-void FailureBox::keep(std::string failure, std::size_t at_most) {
+void FailureBox::keep(Failure failure, std::size_t at_most) {
   const std::lock_guard lock(mutex_);
   if (failures_.size() >= at_most) return;
   failures_.push_back(std::move(failure));
   any_.store(true, std::memory_order_release);  // a hint: the list is read under the mutex, whatever this order
 }
 
-std::optional<std::string> FailureBox::take() {
+std::optional<Failure> FailureBox::take() {
   if (!any_.load(std::memory_order_acquire)) return std::nullopt;
   const std::lock_guard lock(mutex_);
   if (failures_.empty()) return std::nullopt;
-  std::string failure = std::move(failures_.front());
+  Failure failure = std::move(failures_.front());
   failures_.pop_front();
   any_.store(!failures_.empty(), std::memory_order_relaxed);
   return failure;
 }
 
 Proxy::Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique_ptr<RingChannel>> channels, Bell& bell,
-             FailureBox& failures)
+             FailureBox& failures, int core)
     : carrier_(carrier), windows_(windows), bell_(bell), failures_(failures), completed_(channels.size()) {
   for (const auto& channel : channels) {
     Stream stream;
@@ -114,9 +132,18 @@ Proxy::Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique
     throw Error(ErrorCode::kInternal,
                 fmt::format("the network proxy's thread could not be started: {}", failure.what()));
   }
+  if (core < 0 || bind_to_core(thread_, core)) return;
+  stop();
+  refuse_unsupported("ferry::net::make_engine", "proxy_cores",
+                     fmt::format("this process may not run its network proxy on core {}; see taskset -p", core));
 }
 
 Proxy::~Proxy() {
+  stop();
+}
+
+void Proxy::stop() {
+  if (!thread_.joinable()) return;
   stop_.store(true, std::memory_order_seq_cst);
   bell_.ring();
   thread_.join();
@@ -124,24 +151,36 @@ Proxy::~Proxy() {
 
 void Proxy::work() noexcept {
   pthread_setname_np(pthread_self(), "ferry-proxy");
-  std::string why = "an exception of unknown type";
+  constexpr unsigned long kTimerSlackNs = 1000;  // a nap of 20 us shall not take 70
+  ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
   try {
     loop();
     return;
   } catch (const std::exception& failure) {
-    why = failure.what();
+    end_with(failure.what());
   } catch (...) {
+    end_with("an exception of unknown type");
   }
+}
+
+/// Nobody makes another pass.
+void Proxy::end_with(const char* why) noexcept {
+  ended_.store(true, std::memory_order_release);
   try {
-    failures_.report_end(fmt::format("the network proxy ({}) stopped: {}", carrier_.provider().name, why));
+    failures_.report_end({-1, fmt::format("the network proxy ({}) stopped: {}", carrier_.provider().name, why)});
   } catch (...) {  // no memory for the message: the ring fills up and every wait ends at its deadline
   }
 }
 
 void Proxy::loop() {
   int idle_passes = 0;
-  while (!stopping()) {
-    if (pass()) {
+  while (!stopping() && !ended_.load(std::memory_order_acquire)) {
+    bool moved = false;
+    {
+      const std::lock_guard lock(pass_mutex_);
+      moved = pass();
+    }
+    if (moved) {
       idle_passes = 0;
     } else {
       back_off(idle_passes++);
@@ -149,8 +188,21 @@ void Proxy::loop() {
   }
 }
 
+bool Proxy::help() {
+  const std::unique_lock lock(pass_mutex_, std::try_to_lock);
+  if (!lock.owns_lock() || ended_.load(std::memory_order_acquire)) return false;
+  helps_.fetch_add(1, std::memory_order_relaxed);
+  try {
+    return pass();
+  } catch (const std::exception& failure) {
+    end_with(failure.what());
+  }
+  return false;
+}
+
 bool Proxy::pass() {
   bool moved = false;
+  drop_given_up();
   for (std::size_t i = 0; i < streams_.size() && !stopping(); ++i) {
     Stream& stream = streams_[(first_stream_ + i) % streams_.size()];
     moved |= drain(stream);
@@ -180,14 +232,14 @@ bool Proxy::take(Stream& stream, CommandWords words) {
   const std::uint64_t number = stream.channel->ring().popped();
   Command command;
   if (!unpack(words, command)) {
-    failures_.report(fmt::format("channel {}, command {}: {:#018x} {:#018x} is no command", stream.index, number,
-                                 words.first, words.second));
+    failures_.report({-1, fmt::format("channel {}, command {}: {:#018x} {:#018x} is no command", stream.index, number,
+                                      words.first, words.second)});
     return true;
   }
   const WindowEntry* entry = windows_.find(command.window_slot);
   if (entry == nullptr) {
-    failures_.report(
-        fmt::format("channel {}, command {}: window slot {} is not open", stream.index, number, command.window_slot));
+    failures_.report({-1, fmt::format("channel {}, command {}: window slot {} is not open", stream.index, number,
+                                      command.window_slot)});
     return true;
   }
   Lane& lane = lane_for(stream, *entry);
@@ -236,18 +288,42 @@ bool Proxy::run_lane(Lane& lane) {
 bool Proxy::finish_transfers() {
   completions_.clear();
   const bool moved = carrier_.progress(completions_);
+  drop_given_up();  // before their last transfers come back as failures
   for (const Completion& completion : completions_) {
     Order& order = *reinterpret_cast<Order*>(completion.ticket);
     Lane& lane = *order.lane;
-    if (!completion.failure.empty()) fail_lane(lane, completion.failure);
+    // A lane that has failed already tells nothing new: windows opened since then are not concerned.
+    if (!completion.failure.empty() && !lane.refuses(order.window->serial)) fail_lane(lane, completion.failure);
     lane.finish(order);
   }
   return moved || !completions_.empty();
 }
 
 void Proxy::fail_lane(Lane& lane, const std::string& why) {
-  failures_.report(fmt::format("network ({}) to rank {}: {}", carrier_.provider().name, lane.peer(), why));
+  failures_.report(
+      {lane.peer(), fmt::format("network ({}) to rank {}: {}", carrier_.provider().name, lane.peer(), why)});
   lane.fail(windows_.last_serial());
+}
+
+void Proxy::give_up(int peer, std::uint64_t last_serial) {
+  const std::lock_guard lock(given_up_mutex_);
+  given_up_.push_back({peer, last_serial});
+  any_given_up_.store(true, std::memory_order_seq_cst);
+}
+
+void Proxy::drop_given_up() {
+  if (!any_given_up_.load(std::memory_order_seq_cst)) return;
+  const std::lock_guard lock(given_up_mutex_);
+  for (const GivenUp& one : given_up_) {
+    for (Stream& stream : streams_) {
+      for (const auto& lane : stream.lanes) {
+        if (lane && lane->peer() == one.peer) lane->fail(one.last_serial);
+      }
+      std::erase_if(stream.active, [](const Lane* lane) { return lane->empty(); });
+    }
+  }
+  given_up_.clear();
+  any_given_up_.store(false, std::memory_order_seq_cst);
 }
 
 void Proxy::publish_completed(Stream& stream) {
@@ -264,22 +340,42 @@ void Proxy::retire_windows() {
   windows_.retire(completed_);
 }
 
-bool Proxy::work_waits() const {
+bool Proxy::work_waits() {
+  const std::lock_guard lock(pass_mutex_);  // a helper may be popping
   CommandWords words;
   const auto has_command = [&](const Stream& stream) { return stream.channel->ring().front(words); };
-  return stopping() || windows_.has_closing() || std::any_of(streams_.begin(), streams_.end(), has_command);
+  return stopping() || windows_.has_closing() || any_given_up_.load(std::memory_order_seq_cst) ||
+         std::any_of(streams_.begin(), streams_.end(), has_command);
+}
+
+/// Whether transfers are on their way, and whether `watched_` says when to look again.
+Proxy::Outlook Proxy::look_ahead() {
+  const std::lock_guard lock(pass_mutex_);
+  Outlook outlook;
+  outlook.busy =
+      std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
+  outlook.must_look = outlook.busy || carrier_.must_be_driven();
+  watched_.clear();
+  outlook.can_watch = outlook.must_look && carrier_.prepare_sleep(watched_);
+  return outlook;
 }
 
 void Proxy::back_off(int idle_passes) {
   if (idle_passes < kSpinPasses) return relax();
   if (idle_passes < kSpinPasses + kYieldPasses) return std::this_thread::yield();
-  const bool busy =
-      carrier_.must_be_driven() ||
-      std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
-  if (busy) {
-    std::this_thread::sleep_for(kNapWhileBusy);
+  const std::uint64_t helps = helps_.load(std::memory_order_relaxed);
+  if (std::exchange(helps_seen_, helps) != helps) return std::this_thread::sleep_for(kNapWhileHelped);
+  const Outlook outlook = look_ahead();
+  const bool quiet = !outlook.busy && idle_passes > kQuietAfterPasses;
+  const auto has_work = [this] { return work_waits(); };
+  if (!outlook.must_look) {
+    bell_.sleep(kSleepAtMost, has_work);
+  } else if (outlook.can_watch) {
+    bell_.sleep(quiet ? kWatchWhileQuiet : kWatch, has_work, &watched_);
+  } else if (quiet) {
+    bell_.sleep(kNapWhileQuiet, has_work);
   } else {
-    bell_.sleep(kSleepAtMost, [this] { return work_waits(); });
+    std::this_thread::sleep_for(kNapWhileBusy);
   }
 }
 

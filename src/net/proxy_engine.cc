@@ -15,6 +15,7 @@
 #include "core/check.h"
 #include "net/channel.h"
 #include "net/proxy.h"
+#include "net/shuffle.h"
 #include "net/window_table.h"
 
 namespace ferry::net {
@@ -32,20 +33,24 @@ void check(const EngineConfig& config) {
     refuse(kFunction, "ring_slots", fmt::format("{}", config.ring_slots),
            fmt::format("a power of two from 2 to {}", kMaxRingSlots));
   }
+  for (const int core : config.proxy_cores) {
+    if (core < 0) refuse(kFunction, "proxy_cores", fmt::format("{}", core), "numbers of cores, from 0 on");
+  }
 }
 
 class ProxyEngine final : public Engine {
  public:
   ProxyEngine(const EngineConfig& config, std::unique_ptr<Carrier> carrier) : carrier_(std::move(carrier)) {
+    const int core = config.proxy_cores.empty() ? -1 : config.proxy_cores.front();
     for (int i = 0; i < config.num_channels; ++i) {
       channels_.push_back(std::make_unique<RingChannel>(config, windows_, bell_));
     }
-    proxy_ = std::make_unique<Proxy>(*carrier_, windows_, channels_, bell_, failures_);
+    proxy_ = std::make_unique<Proxy>(*carrier_, windows_, channels_, bell_, failures_, core);
   }
 
   const Provider& provider() const override { return carrier_->provider(); }
 
-  std::vector<std::byte> describe(const Memory& memory) override {
+  std::vector<std::byte> describe(const std::shared_ptr<Memory>& memory) override {
     const std::lock_guard lock(attach_mutex_);
     return carrier_->describe(memory);
   }
@@ -63,6 +68,17 @@ class ProxyEngine final : public Engine {
     bell_.ring();
   }
 
+  void give_up(int peer) override {
+    const std::lock_guard lock(attach_mutex_);
+    const std::uint64_t last_serial = windows_.last_serial();
+    proxy_->give_up(peer, last_serial);  // first: the transfers that abandon() ends are then no news
+    carrier_->abandon(peer, last_serial);
+    bell_.ring();
+  }
+
+  void acknowledge_posts() override { carrier_->acknowledge_posts(); }
+  bool help() override { return proxy_->help(); }
+
   Channel& channel(int index) override {
     if (index < 0 || index >= num_channels()) {
       refuse("ferry::net::Engine::channel", "index", fmt::format("{}", index),
@@ -73,7 +89,7 @@ class ProxyEngine final : public Engine {
 
   int num_channels() const override { return static_cast<int>(channels_.size()); }
 
-  std::optional<std::string> poll_error() override { return failures_.take(); }
+  std::optional<Failure> poll_error() override { return failures_.take(); }
 
   Statistics statistics() const override {
     Statistics sum;
@@ -95,6 +111,10 @@ class ProxyEngine final : public Engine {
 
 std::unique_ptr<Engine> make_proxy_engine(const EngineConfig& config, std::unique_ptr<Carrier> carrier) {
   check(config);
+  if (config.shuffle_seed != 0 || config.max_post_delay_ns != 0) {
+    const ShuffleConfig shuffle{.seed = config.shuffle_seed, .max_post_delay_ns = config.max_post_delay_ns};
+    carrier = make_shuffle(shuffle, std::move(carrier));
+  }
   return std::make_unique<ProxyEngine>(config, std::move(carrier));
 }
 

@@ -11,7 +11,8 @@
 
 namespace ferry::net {
 
-/// Throws Error(invalid_argument) for a configuration that cannot be.
+/// With `shuffle_seed` or `max_post_delay_ns` the shuffle stands in between. Throws Error(invalid_argument) for a
+/// configuration that cannot be.
 std::unique_ptr<Engine> make_proxy_engine(const EngineConfig& config, std::unique_ptr<Carrier> carrier);
 
 }  // namespace ferry::net

@@ -16,7 +16,6 @@ namespace ferry::net {
 struct ShuffleConfig {
   std::uint64_t seed = 0;              ///< 0: puts pass untouched, only posts are delayed
   std::int64_t max_post_delay_ns = 0;  ///< at most one second
-  bool split_puts = false;             ///< write some puts in pieces; only around a provider that finishes at once
 };
 
 /// Throws Error(invalid_argument) for a delay out of range.

@@ -71,6 +71,7 @@ WindowId WindowTable::open(int peer, std::unique_ptr<RemoteWindow> window) {
   entry.peer = peer;
   entry.lane = lane;
   entry.serial = last_serial_.load(std::memory_order_relaxed) + 1;
+  entry.window->serial = entry.serial;
   last_serial_.store(entry.serial, std::memory_order_release);
   // Release for other threads that use the window; the proxy has the entry by the ring slot of the command that names it.
   entry.state.store(state_of(Phase::kOpen, id), std::memory_order_release);

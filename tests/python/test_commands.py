@@ -3,7 +3,6 @@
 """`ferry demo`, `plan` and `doctor` as a user calls them: last lines, exit codes, JSON. (`bench`: test_bench.py.)"""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -177,16 +176,44 @@ def test_doctor_judges_the_cuda_backend_when_asked(tmp_path):
     assert "cuda backend" not in last_line(about_host)
 
 
-def test_doctor_lists_the_providers_that_fi_info_knows(tmp_path, monkeypatch):
-    program = tmp_path / "fi_info"
-    program.write_text(
-        "#!/bin/sh\n[ \"$1\" = -l ] && printf 'tcp:\\n    version: 117.0\\nverbs:\\n    version: 117.0\\n'\n"
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+def usable_networks(tmp_path):
     path = tmp_path / "doctor.json"
     ferry("doctor", f"--json={path}")
-    libfabric = next(one for one in read(path) if one["name"] == "libfabric")
-    if not libfabric["usable"]:
-        pytest.skip("no libfabric on this machine")
-    assert "providers tcp, verbs;" in libfabric["detail"]
+    prefix = "network "
+    return {one["name"].removeprefix(prefix): one for one in read(path) if one["name"].startswith(prefix)}
+
+
+def test_doctor_lists_networks_and_the_library_behind_them(tmp_path):
+    networks = usable_networks(tmp_path)
+    assert list(networks) == ["loopback", "tcp", "shm", "verbs", "efa"]
+    if not networks["tcp"]["usable"]:
+        pytest.skip(networks["tcp"]["detail"])
+    assert "lo" in networks["tcp"]["detail"] and "posts" in networks["tcp"]["detail"]
+
+
+@pytest.mark.parametrize("network", ["tcp", "shm", "shuffle+tcp"])
+def test_demo_between_nodes_over_a_network(network, tmp_path):
+    found = usable_networks(tmp_path)[network.removeprefix("shuffle+")]
+    if not found["usable"]:
+        pytest.skip(found["detail"])
+    run = ferry("demo", *SMALL, "--ranks=3", "--nodes=2", f"--network={network}")
+    assert last_line(run) == "verified", run.stdout + run.stderr
+    assert f"network {network}" in run.stdout
+
+
+def test_netcheck_passes_and_measures(tmp_path):
+    if not usable_networks(tmp_path)["tcp"]["usable"]:
+        pytest.skip("no tcp network")
+    path = tmp_path / "netcheck.json"
+    run = ferry("netcheck", "--networks=tcp", f"--json={path}")
+    assert last_line(run) == "passed", run.stdout + run.stderr
+    (report,) = read(path)
+    assert report["passed"] and len(report["checks"]) == 4 and not any(one["failure"] for one in report["checks"])
+    assert report["latency_us"] > 0 and report["messages_per_s"] > 0 and report["bandwidth_gbps"] > 0
+
+
+def test_netcheck_says_what_it_cannot_open():
+    run = ferry("netcheck", "--networks=loopback")
+    assert run.returncode == 1
+    assert last_line(run).startswith("FAILED")
+    assert "nothing to check" in run.stdout

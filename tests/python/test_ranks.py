@@ -367,6 +367,25 @@ def test_names_of_what_was_chosen(nodes: list[int], network: str) -> None:
     run_ranks(2, body, topology=nodes, backend="host")
 
 
+def test_a_group_over_tcp_and_options_that_cannot_be_honoured() -> None:
+    usable = {one.name: one for one in ferry.capabilities()}["network tcp"]
+    if not usable.usable:
+        pytest.skip(usable.detail)
+
+    def body(group: ferry.Group) -> None:
+        assert group.network_name == "tcp"
+        assert group.config.proxy_threads == 2
+        x = np.full((3, 64), group.rank + 1, dtype=np.float32)
+        result = group.dispatch(x, ids_for(group, 3))
+        assert len(result.payload[0]) > 0
+
+    run_ranks(2, body, topology=[1, 1], network="tcp", proxy_threads=2)
+    with pytest.raises(ferry.Error, match="traffic class"):
+        run_ranks(2, body, topology=[1, 1], network="tcp", traffic_class="low_latency")
+    with pytest.raises(ferry.Error, match="no_such_card"):
+        run_ranks(2, body, topology=[1, 1], network="tcp", nics=["no_such_card"])
+
+
 def test_traffic_plan() -> None:
     config = ferry.GroupConfig(num_experts=8, hidden=64)
     plan = ferry.traffic_plan(config, ferry.Topology.split(8, 2), "per_node", 100, 2)

@@ -231,6 +231,14 @@ std::string why_not_here(const Case& c) {
   return {};
 }
 
+std::string why_no_network(const std::string& network) {
+  const std::string name = "network " + network.substr(network.find('+') + 1);
+  for (const Capability& one : capabilities()) {
+    if (one.name == name) return one.usable ? "" : one.detail;
+  }
+  return name + " is unknown";
+}
+
 std::vector<RanksAs> ways() {
   const char* backend = std::getenv("FERRY_TEST_BACKEND");
   if (backend == nullptr || std::string(backend) != "cuda") return {RanksAs::kThreads, RanksAs::kProcesses};
@@ -253,6 +261,7 @@ std::string describe(const Case& c) {
   text += fmt::format(" order {} weighting {}",
                       c.reduction.order == Reduction::Order::kAscending ? "ascending" : "last-choice",
                       static_cast<int>(c.weighting));
+  if (c.network != "auto") text += " network " + c.network;
   if (!c.masked.empty()) text += fmt::format(" masked {}", fmt::join(c.masked, ","));
   const std::pair<bool, const char*> flags[] = {{c.strided, "strided"},
                                                 {c.weights, "weights"},
@@ -277,6 +286,7 @@ GroupConfig group_config(const Case& c) {
   config.backend = c.backend;
   config.topology = Topology::nodes(c.nodes);
   if (!c.places.empty()) config.placement = Placement::explicit_map(c.places, c.num_ranks());
+  config.network = c.network;
   config.timeout = c.timeout;
   config.test = {.seed = c.seed, .max_signal_delay_ns = c.max_signal_delay_ns};
 
@@ -425,6 +435,15 @@ Case draw_case(std::uint64_t seed) {
     c.renormalise = c.weights && chance(0.5);
   }
   return c;
+}
+
+Case draw_network_case(std::uint64_t seed, const std::string& network) {
+  Case c;
+  // The first seeds of a draw that fit: more than one node, ranks that stay few on a small machine.
+  for (std::uint64_t next = seed; c.nodes.size() < 2 || c.num_ranks() > 5; next += 7919) c = draw_case(next);
+  c.ranks_as = RanksAs::kProcesses;
+  c.network = network;
+  return adapted(c);
 }
 
 }  // namespace ferry::test

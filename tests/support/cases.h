@@ -39,6 +39,7 @@ struct Case {
   std::string backend = "host";
   RanksAs ranks_as = RanksAs::kThreads;
   std::vector<int> nodes{1};
+  std::string network = "auto";  ///< between them
   int num_experts = 8;
   std::vector<std::vector<Place>> places{};  ///< empty: contiguous
   std::vector<int> masked{};
@@ -99,6 +100,8 @@ Case adapted(Case c);
 /// Why such a case has no place in a run for the backend that FERRY_TEST_BACKEND names: adapted() would make it the twin of
 /// another one. Empty if it has.
 std::string why_not_here(const Case& c);
+/// Why groups over this network cannot be made on this machine; empty if they can.
+std::string why_no_network(const std::string& network);
 /// Ranks as threads and as processes; on GPUs only what the run is for (FERRY_TEST_PROCESSES).
 std::vector<RanksAs> ways();
 
@@ -107,6 +110,9 @@ std::string describe(const Case& c);
 
 /// A case drawn at random; always legal. The same seed draws the same case.
 Case draw_case(std::uint64_t seed);
+
+/// The same for a network between nodes: ranks are processes, nodes at least two.
+Case draw_network_case(std::uint64_t seed, const std::string& network);
 
 /// Limits and settings of a group that carries the case, no larger than needed.
 GroupConfig group_config(const Case& c);

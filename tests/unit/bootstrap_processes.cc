@@ -7,17 +7,22 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <set>
 #include <string>
 #include <thread>
 
+#include "bootstrap/bytes.h"
+#include "bootstrap/far_linking.h"
 #include "bootstrap/link.h"
 #include "bootstrap/linking.h"
 #include "bootstrap/packet_socket.h"
+#include "bootstrap/tcp_stream.h"
 #include "bootstrap_support.h"
 #include "ferry/meeting.h"
 
@@ -245,19 +250,22 @@ TEST(BootstrapProcesses, RanksAsThreadsCanUseSocketsToo) {
   });
 }
 
-TEST(BootstrapProcesses, AnotherMachineOrUserIsRefusedByName) {
+TEST(BootstrapProcesses, AnotherUserIsRefusedByNameAndAnotherMachineIsFar) {
   const bootstrap::Card mine = bootstrap::Card::of_this_process();
   EXPECT_EQ(bootstrap::Card::decode(0, mine.encode()).name, mine.name);
   bootstrap::check_cards({mine, mine}, 1);
   bootstrap::Card far = mine;
   far.boot_id += "x";
-  const auto machine = expect_error(ErrorCode::kUnsupported, [&] { bootstrap::check_cards({mine, mine, far}, 0); });
-  EXPECT_NE(machine.find("rank 2 runs on another machine"), std::string::npos) << machine;
   bootstrap::Card walled = mine;
   walled.network += 1;
-  expect_error(ErrorCode::kUnsupported, [&] { bootstrap::check_cards({walled, mine}, 1); });
+  EXPECT_TRUE(mine.is_near(mine));
+  EXPECT_FALSE(mine.is_near(far));
+  EXPECT_FALSE(mine.is_near(walled));
   bootstrap::Card foreign = mine;
   foreign.uid += 1;
+  bootstrap::Card foreign_and_far = far;
+  foreign_and_far.uid += 1;
+  bootstrap::check_cards({mine, foreign_and_far, walled}, 0);
   const auto user = expect_error(ErrorCode::kBootstrap, [&] { bootstrap::check_cards({mine, foreign}, 0); });
   EXPECT_NE(user.find("rank 1 belongs to user"), std::string::npos) << user;
   expect_error(ErrorCode::kBootstrap, [&] { bootstrap::Card::decode(3, as_bytes("something else")); });
@@ -315,6 +323,82 @@ TEST(BootstrapProcesses, MissingPeerIsNamedWhenLinking) {
     last.link(cards, bootstrap::Deadline::after(10s));
   });
   EXPECT_NE(refused.find("rank 1"), std::string::npos) << refused;
+}
+
+/// Cards that differ in the network namespace, on one machine: the doors of its own addresses are used.
+std::vector<bootstrap::Card> far_cards(int count) {
+  std::vector<bootstrap::Card> cards;
+  for (int i = 0; i < count; ++i) {
+    cards.push_back(bootstrap::Card::of_this_process());
+    cards.back().network += static_cast<std::uint64_t>(i);
+  }
+  return cards;
+}
+
+/// Null where this machine has no address but the loopback's.
+std::unique_ptr<bootstrap::FarLinker> far_linker(int rank, const std::vector<bootstrap::Card>& cards) {
+  try {
+    return std::make_unique<bootstrap::FarLinker>(rank, cards);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kBootstrap);
+    return nullptr;
+  }
+}
+
+TEST(BootstrapProcesses, RanksOfSeveralMachinesLinkByTcpAndStrangersDoNot) {
+  const auto cards = far_cards(3);
+  std::vector<std::unique_ptr<bootstrap::FarLinker>> linkers;
+  std::vector<std::vector<std::byte>> doors;
+  for (int rank = 0; rank < 3; ++rank) {
+    linkers.push_back(far_linker(rank, cards));
+    if (!linkers.back()) GTEST_SKIP() << "no interface but the loopback";
+    doors.push_back(linkers.back()->doors());
+  }
+  // Door of rank 0: number of doors, length of the address, address, port.
+  bootstrap::ByteReader reader(doors[0]);
+  reader.get<std::uint32_t>();
+  const std::string address = reader.get_text();
+  const auto port = reader.get<std::uint16_t>();
+  std::vector<bootstrap::Fd> strangers;
+  for (const char* says : {"", "garbage", "\xff\xff\xff\xff too long"}) {
+    strangers.push_back(bootstrap::begin_connect(bootstrap::resolve(address, port).addresses.front()));
+    std::this_thread::sleep_for(20ms);
+    ::send(strangers.back().get(), says, std::strlen(says), MSG_NOSIGNAL);
+  }
+  on_threads(3, [&](int rank) {
+    auto sockets = linkers[static_cast<std::size_t>(rank)]->link(doors, bootstrap::Deadline::after(10s));
+    const int peer = (rank + 1) % 3, other = (rank + 2) % 3;
+    bootstrap::Link to(peer, std::move(sockets[static_cast<std::size_t>(peer)]), bootstrap::Fd());
+    bootstrap::Link from(other, std::move(sockets[static_cast<std::size_t>(other)]), bootstrap::Fd());
+    Notice notice;
+    notice.bytes.assign(300'000, static_cast<std::byte>(rank));
+    to.send(notice);
+    std::optional<Notice> got;
+    const auto end = std::chrono::steady_clock::now() + 10s;
+    while (!got && std::chrono::steady_clock::now() < end) {
+      to.flush();
+      got = from.poll();
+    }
+    ASSERT_TRUE(got);
+    EXPECT_EQ(got->bytes, std::vector<std::byte>(300'000, static_cast<std::byte>(other)));
+    while (!to.flush()) std::this_thread::yield();
+    notice.memory = Memory::shareable(4096);
+    expect_error(ErrorCode::kInternal, [&] { to.send(notice); });
+    to.shut_down();
+    while (!from.gone() && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    EXPECT_TRUE(from.gone());
+  });
+}
+
+TEST(BootstrapProcesses, AMissingFarPeerIsNamed) {
+  const auto cards = far_cards(2);
+  const auto low = far_linker(0, cards), high = far_linker(1, cards);
+  if (!low || !high) GTEST_SKIP() << "no interface but the loopback";
+  const auto error = expect_error(ErrorCode::kTimeout, [&] {
+    high->link({low->doors(), high->doors()}, bootstrap::Deadline::after(100ms));
+  });
+  EXPECT_NE(error.find("rank 0"), std::string::npos) << error;
+  EXPECT_NE(error.find("firewalls"), std::string::npos) << error;
 }
 
 TEST(BootstrapProcesses, NothingIsLeftBehindAfterACrash) {

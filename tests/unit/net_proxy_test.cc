@@ -188,7 +188,7 @@ TEST(NetProxy, AFailedTransferFailsItsPeerOnly) {
   ASSERT_TRUE(all_completed(channel));
   const auto error = scene.engine->poll_error();
   ASSERT_TRUE(error);
-  EXPECT_NE(error->find("rank 1: the link was cut"), std::string::npos) << *error;
+  EXPECT_NE(error->what.find("rank 1: the link was cut"), std::string::npos) << error->what;
   ASSERT_TRUE(channel.try_post(scene.b, 64, 7));
   ASSERT_TRUE(scene.wait_for_diary(2));
   const auto diary = scene.script->read();
@@ -204,9 +204,9 @@ TEST(NetProxy, ExceptionsBecomeErrors) {
     scene.script->throw_from_start = "no route";
   }
   ASSERT_TRUE(channel.try_put(scene.a, 0, scene.source.data(), 8));
-  std::optional<std::string> error;
+  std::optional<Failure> error;
   ASSERT_TRUE(eventually([&] { return (error = scene.engine->poll_error()).has_value(); }));
-  EXPECT_NE(error->find("rank 1: no route"), std::string::npos) << *error;
+  EXPECT_NE(error->what.find("rank 1: no route"), std::string::npos) << error->what;
   {
     const std::lock_guard lock(scene.script->mutex);
     scene.script->throw_from_start.clear();
@@ -214,7 +214,7 @@ TEST(NetProxy, ExceptionsBecomeErrors) {
   }
   ASSERT_TRUE(channel.try_put(scene.b, 0, scene.source.data(), 8));  // wakes the proxy
   ASSERT_TRUE(eventually([&] { return (error = scene.engine->poll_error()).has_value(); }));
-  EXPECT_NE(error->find("device gone"), std::string::npos) << *error;
+  EXPECT_NE(error->what.find("device gone"), std::string::npos) << error->what;
 }
 
 std::chrono::microseconds cpu_time() {

@@ -5,10 +5,12 @@
 // controls.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -60,12 +62,82 @@ inline bool all_completed(const Channel& channel) {
 }
 
 inline WindowId open_window(Engine& engine, int peer, const std::shared_ptr<Memory>& memory) {
-  return engine.open(peer, engine.describe(*memory), memory);
+  return engine.open(peer, engine.describe(memory), memory);
+}
+
+/// A window of `owner`'s rank, opened by another engine.
+inline WindowId open_window(Engine& engine, Engine& owner, int peer, const std::shared_ptr<Memory>& memory) {
+  return engine.open(peer, owner.describe(memory), engine.provider().maps_windows ? memory : nullptr);
 }
 
 inline std::uint64_t read_signal(const Memory& memory, std::uint64_t offset) {
   return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(memory.data() + offset)).load(std::memory_order_acquire);
 }
+
+inline constexpr std::size_t kRowWords = 8;
+inline constexpr std::size_t kRowBytes = kRowWords * sizeof(std::uint64_t);
+inline constexpr std::uint64_t kRowsPerPost = 24;
+inline constexpr std::uint64_t kBuffers = 4;
+inline constexpr std::uint64_t kSignalOffset = 0;
+inline constexpr std::uint64_t kRowsOffset = 64;
+
+inline std::uint64_t word_of(std::uint64_t batch, std::uint64_t row, std::uint64_t word) {
+  return (batch << 20) ^ (row << 8) ^ word ^ 0x5a5a'0000'0000'0000;
+}
+
+inline std::uint64_t row_offset(std::uint64_t batch, std::uint64_t row) {
+  return kRowsOffset + ((batch % kBuffers) * kRowsPerPost + row) * kRowBytes;
+}
+
+/// One sender, one reader (of the same engine, or of the peer's), a window with room for kBuffers batches; the reader hands credit back through `read_`.
+class Stream {
+ public:
+  Stream(Engine& sender, Engine& reader, Channel& channel, int peer, bool mergeable)
+      : channel_(channel),
+        mergeable_(mergeable),
+        source_free_(kBuffers),
+        memory_(Memory::anonymous(row_offset(kBuffers - 1, kRowsPerPost))),
+        sources_(Memory::anonymous(kBuffers * kRowsPerPost * kRowBytes)),
+        window_(open_window(sender, reader, peer, memory_)) {}
+
+  bool send(std::uint64_t batch) {
+    if (batch >= kBuffers && !eventually([&] { return read_.load(std::memory_order_acquire) + kBuffers > batch; }))
+      return false;
+    const std::uint64_t needed = source_free_[batch % kBuffers];
+    if (!eventually([&] { return channel_.completed() >= needed; })) return false;
+    auto* rows = reinterpret_cast<std::uint64_t*>(sources_->data()) + (batch % kBuffers) * kRowsPerPost * kRowWords;
+    for (std::uint64_t i = 0; i < kRowsPerPost; ++i) {
+      const std::uint64_t row = mergeable_ ? i : i * 7 % kRowsPerPost;
+      for (std::uint64_t w = 0; w < kRowWords; ++w) rows[i * kRowWords + w] = word_of(batch, row, w);
+      if (!put(channel_, window_, row_offset(batch, row), rows + i * kRowWords, kRowBytes)) return false;
+    }
+    source_free_[batch % kBuffers] = channel_.submitted();
+    return post(channel_, window_, kSignalOffset, batch + 1);
+  }
+
+  /// Checks all batches up to `count`; returns the number of wrong words, or one for a signal that never came.
+  std::uint64_t read_all(std::uint64_t count) {
+    std::uint64_t wrong = 0;
+    for (std::uint64_t batch = 0; batch < count; ++batch) {
+      if (!eventually([&] { return read_signal(*memory_, kSignalOffset) > batch; })) return wrong + 1;
+      for (std::uint64_t row = 0; row < kRowsPerPost; ++row) {
+        std::array<std::uint64_t, kRowWords> words;
+        std::memcpy(words.data(), memory_->data() + row_offset(batch, row), kRowBytes);
+        for (std::uint64_t w = 0; w < kRowWords; ++w) wrong += words[w] != word_of(batch, row, w);
+      }
+      read_.store(batch + 1, std::memory_order_release);
+    }
+    return wrong;
+  }
+
+ private:
+  Channel& channel_;
+  bool mergeable_;
+  std::vector<std::uint64_t> source_free_;  // completed() that frees each buffer's source
+  std::shared_ptr<Memory> memory_, sources_;
+  WindowId window_;
+  std::atomic<std::uint64_t> read_{0};
+};
 
 /// Takes everything, completes only what the test lets it complete, and keeps a diary. Windows are told apart by size.
 class ScriptedCarrier final : public Carrier {
@@ -108,7 +180,7 @@ class ScriptedCarrier final : public Carrier {
         max_put_bytes_(max_put_bytes) {}
 
   const Provider& provider() const override { return provider_; }
-  std::vector<std::byte> describe(const Memory&) override { return {}; }
+  std::vector<std::byte> describe(const std::shared_ptr<Memory>&) override { return {}; }
   std::unique_ptr<RemoteWindow> attach(int, std::span<const std::byte>, std::shared_ptr<Memory> memory) override {
     return std::make_unique<RemoteWindow>(memory->size());
   }
