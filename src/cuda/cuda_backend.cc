@@ -218,8 +218,12 @@ void CudaBackend::raise_fault() {
   throw error;
 }
 
+bool CudaBackend::has_fault() const {
+  return static_cast<volatile Fault*>(memory_->fault())->kind != FaultKind::kNone;
+}
+
 void CudaBackend::check_faults() {
-  if (static_cast<volatile Fault*>(memory_->fault())->kind != FaultKind::kNone) raise_fault();
+  if (has_fault()) raise_fault();
 }
 
 void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
@@ -443,8 +447,8 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
     if (polls % 256 != 0) continue;
     if (runtime_.aborted() || runtime_.abort_seen(*call.windows)) give_up();
     if (polls % 65536 == 0) std::this_thread::yield();
-    check_faults();  // of a call before this one: what follows it on the stream may take long to come to its end
     if (std::chrono::steady_clock::now() < deadline) continue;
+    check_faults();  // an earlier call's: it is why the device did not come to this one
     Error error(ErrorCode::kTimeout,
                 fmt::format("route: rank {} in call {}: the device did not come to it", runtime_.rank, call.epoch));
     error.step = "route";
@@ -454,8 +458,7 @@ void CudaBackend::wait_for_counts(const DispatchCall& call) {
   if (counts->failed != 0) {
     runtime_.check_aborted(call, "route", *call.windows);  // says who
     // Another block may have failed first and be writing its record still.
-    while (static_cast<volatile Fault*>(memory_->fault())->kind == FaultKind::kNone &&
-           std::chrono::steady_clock::now() < deadline) {
+    while (!has_fault() && std::chrono::steady_clock::now() < deadline) {
     }
     check_faults();
     throw call_error(ErrorCode::kInternal, "route", call.epoch,

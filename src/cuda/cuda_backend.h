@@ -79,6 +79,7 @@ class CudaBackend final : public Backend {
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
   CombineArgsOnDevice combine_args(const CombineCall& call);
   CallShape shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const;
+  bool has_fault() const;
   [[noreturn]] void raise_fault();
 
   Runtime& runtime_;
