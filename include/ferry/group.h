@@ -193,7 +193,7 @@ class Group {
   /// cuda backend: where the experts may write their results, so that combine reads them where they are and copies nothing:
   /// [rows, elements] of `dtype` for the layout of the handle's dispatch (expert_padded: [E_local, capacity, elements]); rows lie
   /// side by side, each padded to 16 bytes. Valid until this rank starts the dispatch `num_flights` after the handle's. Throws
-  /// Error(unsupported) on the host backend, which copies nothing anyway. The memory is mapped as long as the group has these
+  /// Error(unsupported) on the host backend and in latency mode, which copy nothing anyway. The memory is mapped as long as the group has these
   /// windows, and as long as `owner`, if given, is kept.
   Tensor combine_input(const Handle& handle, DType dtype, std::int64_t elements,
                        std::shared_ptr<const void>* owner = nullptr) const;
