@@ -84,6 +84,7 @@ void GroupState::refresh_windows() {
     call = nullptr;
   }
   backend->adopt(windows);
+  runtime->wait_until_mapped(*windows, config.timeout, windows_.get());
   replace_windows(std::move(windows));
   rejoining_ = false;
   const auto is_finished = [](const auto& old) { return old->over || (old->dropped && old->forward_posted); };

@@ -50,6 +50,10 @@ class Runtime {
   std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout,
                                         const CallCounters& counters, std::uint64_t config_digest,
                                         std::chrono::nanoseconds timeout, const Windows* before);
+  /// Device memory: until every member of the node has mapped everybody's and made ready to use it. Mapping and copying may wait for
+  /// kernels of other ranks on the same device, and those for this rank: nobody launches one before. `before`: the windows whose
+  /// abort word is looked at meanwhile; null: none.
+  void wait_until_mapped(const Windows& windows, std::chrono::nanoseconds timeout, const Windows* before);
   /// The number under which a member has opened windows of the same membership anew, if one has (its first try failed).
   std::optional<std::uint32_t> reopened_as(const Windows& windows) const;
   struct Rejoin {

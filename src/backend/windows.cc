@@ -139,7 +139,6 @@ class WindowOpener {
         fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
-    if (runtime_.device_memories) wait_until_mapped(deadline);
   }
 
  private:
@@ -157,28 +156,6 @@ class WindowOpener {
         notice.device = windows_.device_[static_cast<std::size_t>(runtime_.rank)];
       }
       runtime_.mesh->send(peer, notice);
-    }
-  }
-
-  /// Mapping memory may wait for kernels of other ranks on the same device, and those for this rank: nobody launches one before all
-  /// have mapped.
-  void wait_until_mapped(std::chrono::steady_clock::time_point deadline) {
-    const auto word = [&](std::byte* window, int writer) {
-      return std::atomic_ref(
-          *reinterpret_cast<std::uint64_t*>(window + windows_.layout.signal(Signal::kMapped, 0, writer)));
-    };
-    for (int peer : windows_.node_peers) word(windows_.peer(peer, 0), runtime_.rank).store(1, std::memory_order_release);
-    for (int peer : windows_.node_peers) {
-      while (word(windows_.own(0), peer).load(std::memory_order_acquire) == 0) {
-        if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
-        if (runtime_.aborted()) {
-          throw call_error(ErrorCode::kAborted, "meet", header_.counters.epoch,
-                           "ferry: the group was aborted while windows were opened");
-        }
-        if (std::chrono::steady_clock::now() > deadline)
-          fail(ErrorCode::kTimeout, {peer}, "did not map the windows within the deadline");
-        std::this_thread::sleep_for(std::chrono::microseconds(50));
-      }
     }
   }
 
@@ -276,6 +253,31 @@ std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, con
   header.num_ranks = static_cast<std::uint64_t>(topology.num_ranks());
   WindowOpener(*this, *windows, header, timeout, before).open();
   return windows;
+}
+
+void Runtime::wait_until_mapped(const Windows& windows, std::chrono::nanoseconds timeout, const Windows* before) {
+  if (!device_memories) return;
+  const auto word = [&](std::byte* window, int writer) {
+    return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(window + windows.layout.signal(Signal::kMapped, 0, writer)));
+  };
+  const auto end = [&](ErrorCode code, int peer, const char* why) {
+    throw peer_error(code, "meet", windows.first_epoch, peer,
+                     fmt::format("ferry::Group: rank {} waits for rank {} to open membership {}: {}", rank, peer,
+                                 windows.membership.number, why));
+  };
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  for (int peer : windows.node_peers) word(windows.peer(peer, 0), rank).store(1, std::memory_order_release);
+  for (int peer : windows.node_peers) {
+    while (word(windows.own(0), peer).load(std::memory_order_acquire) == 0) {
+      if (mesh->gone(peer)) end(ErrorCode::kPeerLost, peer, "is gone");
+      if (aborted() || (before != nullptr && abort_seen(*before))) {
+        throw call_error(ErrorCode::kAborted, "meet", windows.first_epoch,
+                         "ferry: the group was aborted while windows were opened");
+      }
+      if (std::chrono::steady_clock::now() > deadline) end(ErrorCode::kTimeout, peer, "did not come within the deadline");
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
 }
 
 Runtime::Rejoin Runtime::wait_for_rejoin(std::chrono::nanoseconds timeout) {

@@ -75,6 +75,7 @@ class CudaBackend final : public Backend {
   LatencyDispatchArgs make_latency_args(DispatchCall& call);
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
+  std::byte* owned_block(DispatchCall& call, std::int64_t bytes);
   void launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream);
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
   CombineArgsOnDevice combine_args(const CombineCall& call);

@@ -120,7 +120,7 @@ void CudaBackend::receive_latency(DispatchCall& call) {
   const LatencyLayout& layout = runtime_.device_layout.latency;
   std::byte* results = call.windows->device(runtime_.rank) + layout.results + call.flight * layout.results_stride;
   for (int b = 0; b < call.format.num_blocks; ++b) {
-    args.rows[b] = call.args.output == Output::kOwned ? allocate(call, *call.memory, rows * call.format[b].padded)
+    args.rows[b] = call.args.output == Output::kOwned ? owned_block(call, rows * call.format[b].padded)
                                                       : results + layout.result_rows * call.format[b].offset;
   }
   const Choices choices = make_choices(call);
@@ -141,6 +141,14 @@ void CudaBackend::receive_latency(DispatchCall& call) {
     }
   }
   make_tensors(call, {std::to_array(args.rows)});
+}
+
+/// From what limits.owned_rows sets apart, else from the driver, which may wait for whatever runs on the device.
+std::byte* CudaBackend::owned_block(DispatchCall& call, std::int64_t bytes) {
+  auto block = owned_->try_allocate(static_cast<std::size_t>(bytes));
+  if (!block) return allocate(call, *call.memory, bytes);
+  call.memory->keep.push_back(block);
+  return block.get();
 }
 
 void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream) {

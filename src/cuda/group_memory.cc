@@ -2,11 +2,17 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/group_memory.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/check.h"
 
 namespace ferry::cuda {
+namespace {
+
+constexpr std::size_t kPlacementBytes = std::size_t{256} << 10;  // some 30 placements of 256 experts
+
+}  // namespace
 
 Pinned::Pinned(std::size_t bytes) {
   void* memory = nullptr;
@@ -21,6 +27,7 @@ Pinned::~Pinned() {
 
 GroupMemory::GroupMemory(int device, const Sizes& sizes)
     : pool(std::make_shared<Pool>(device, static_cast<std::size_t>(sizes.result_bytes))),
+      device_(device),
       num_ranks_(sizes.num_ranks),
       counts_bytes_((static_cast<std::int64_t>(sizeof(HostCounts)) +
                      4 * (sizes.num_ranks + 2 * sizes.max_local_experts + 2) + 63) /
@@ -31,6 +38,8 @@ GroupMemory::GroupMemory(int device, const Sizes& sizes)
   static_assert(sizeof(Fault) + sizeof(std::uint64_t) <= kBoardBytes);
   constexpr std::size_t kUsualBlocks = 32;
   route_scratch(kUsualBlocks * static_cast<std::size_t>(sizes.keys) * 4);
+  const auto block = pool->allocate(kPlacementBytes);
+  placement_memory_.push_back(std::make_shared<Pool>(block.get(), kPlacementBytes, block));
   check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate");
 }
 
@@ -58,6 +67,12 @@ void GroupMemory::clear_fault() {
   copy_to_device(&state()->fault_taken, &taken, sizeof(taken));
 }
 
+std::shared_ptr<std::byte> GroupMemory::placement_block(std::size_t bytes) {
+  if (auto block = placement_memory_.back()->try_allocate(bytes)) return block;
+  placement_memory_.push_back(std::make_shared<Pool>(device_, std::max(bytes, kPlacementBytes)));
+  return placement_memory_.back()->allocate(bytes);
+}
+
 PlacementArgs GroupMemory::placement(const Placement& placement) {
   if (const auto found = placements_.find(placement.digest()); found != placements_.end()) return found->second.args;
   std::vector<std::int32_t> words;
@@ -80,7 +95,7 @@ PlacementArgs GroupMemory::placement(const Placement& placement) {
   for (int slot = 0; slot < placement.num_slots(); ++slot) words.push_back(placement.rank_of_slot(slot));
   const std::size_t first_at = words.size();
   for (int rank = 0; rank <= placement.num_ranks(); ++rank) words.push_back(placement.first_slot(rank));
-  PlacementCopy copy{pool->allocate(words.size() * 4), {}};
+  PlacementCopy copy{placement_block(words.size() * 4), {}};
   copy_to_device(copy.memory.get(), words.data(), words.size() * 4);
   const auto* base = reinterpret_cast<const std::int32_t*>(copy.memory.get());
   static_assert(sizeof(ExpertHome) == 8);

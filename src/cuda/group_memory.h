@@ -63,8 +63,9 @@ class GroupMemory {
   static constexpr std::int64_t kBoardBytes = 256;
 
   void copy_to_device(void* to, const void* from, std::size_t bytes);
+  std::shared_ptr<std::byte> placement_block(std::size_t bytes);
 
-  const int num_ranks_;
+  const int device_, num_ranks_;
   const std::int64_t counts_bytes_;
   Pinned board_;
   std::shared_ptr<std::byte> table_, state_;
@@ -76,6 +77,8 @@ class GroupMemory {
     PlacementArgs args;
   };
   std::map<std::uint64_t, PlacementCopy> placements_;
+  /// Never given back: a block of `pool` may still be written by kernels in flight, which the copy of a placement does not follow.
+  std::vector<std::shared_ptr<Pool>> placement_memory_;
 };
 
 }  // namespace ferry::cuda

@@ -305,6 +305,9 @@ GroupConfig group_config(const Case& c) {
   const auto element = static_cast<std::int64_t>(dtype_bytes(limits.dtype));
   limits.hidden = std::max({(c.blocks[0].row_bytes() + element - 1) / element, c.combine_width,
                             c.codec == Codec::kNone ? std::int64_t{1} : c.blocks[0].width});
+  // Three results at a time: asking the driver for memory may wait for kernels of other ranks on the same GPU.
+  if (c.mode == Mode::kLatency && c.output == Output::kOwned)
+    limits.owned_rows = 3 * c.num_ranks() * limits.max_latency_tokens * static_cast<std::int64_t>(c.all_places().size());
   return config;
 }
 

@@ -42,10 +42,10 @@ __device__ inline float float_of_packet(const uint4& packet) {
   return __uint_as_float(word == 0 ? packet.x : word == 1 ? packet.y : packet.z);
 }
 
-/// Stores a float per lane, `count` of them, in packets. By a whole warp.
-__device__ inline void store_floats(std::byte* to, float mine, int count, std::uint32_t tag) {
+/// Stores a float per lane in packets; only those with a lane of `wanted`. By a whole warp.
+__device__ inline void store_floats(std::byte* to, float mine, unsigned wanted, std::uint32_t tag) {
   const float next = __shfl_down_sync(kAllLanes, mine, 1), after = __shfl_down_sync(kAllLanes, mine, 2);
-  if (lane_idx() % 3 == 0 && lane_idx() < count)
+  if (lane_idx() % 3 == 0 && (wanted >> lane_idx() & 7u) != 0)
     store_packet(to + lane_idx() / 3 * 16, __float_as_uint(mine), __float_as_uint(next), __float_as_uint(after), tag);
 }
 
@@ -73,7 +73,7 @@ __device__ inline void send_weights_ahead(const CombineArgsOnDevice& a, const Ep
     for (unsigned left = __ballot_sync(kAllLanes, first); left != 0; left &= left - 1) {
       const std::int32_t to = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(left)) - 1);
       store_floats(a.group.windows[to] + a.group.layout.latency.weights_at(a.group.flight, a.group.rank, t), weight,
-                   a.top_k, epochs.tag());
+                   kAllLanes >> (32 - a.top_k), epochs.tag());
     }
   }
 }
@@ -249,7 +249,8 @@ class ReturnSender {
     if (a_.topk_weights == nullptr) return;
     float weight = 0.0f;
     if ((mine >> lane_ & 1) != 0) weight = combined_weight(n, choice.row);
-    store_floats(to + shape_.weights_at(), weight, a_.top_k, epochs_.tag());
+    // A packet without a choice of this rank nobody waits for, so that it could come when the slot is another row's.
+    store_floats(to + shape_.weights_at(), weight, mine, epochs_.tag());
   }
   __device__ float combined_weight(std::int64_t n, std::int32_t row) const {
     if (a_.layout == Layout::kRankMajor) return a_.topk_weights[n * a_.topk_stride[0] + lane_ * a_.topk_stride[1]];

@@ -29,6 +29,18 @@ __device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& 
   a.handle.tokens_to_node[0] = to_node;
 }
 
+/// A call that sent nothing leaves a handle with which a combine does nothing. All threads of the grid.
+__device__ void clear_choices(const LatencyDispatchArgs& a) {
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), threads = static_cast<int>(gridDim.x * blockDim.x);
+  for (int i = thread; i < a.num_tokens * a.top_k; i += threads)
+    a.handle.slots[i] = a.handle.ranks[i] = a.handle.rows[i] = a.handle.tokens[i] = -1;
+  for (int rank = thread; rank < a.group.num_ranks; rank += threads)
+    a.handle.tokens_to[rank] = a.handle.choices_to[rank] = 0;
+  for (int slot = thread; slot < a.group.placement.num_slots; slot += threads)
+    a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
+  if (thread == 0) a.handle.tokens_to_node[0] = 0;
+}
+
 /// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
 __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epochs) {
   __shared__ int bad;
@@ -54,9 +66,13 @@ __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epoch
   __syncthreads();
   router.number();
   if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
-  if (!credits.wait(FaultStep::kDispatchSend, epochs, routing.windows)) return false;
-  manifest.send_all(epochs, bad);
-  if (bad == Router::kNone) sender.send_all(epochs);
+  const bool may_send = credits.wait(FaultStep::kDispatchSend, epochs, routing.windows);
+  if (may_send) manifest.send_all(epochs, bad);
+  if (!may_send || bad != Router::kNone) {
+    if (a.write_handle) clear_choices(a);
+    return may_send;
+  }
+  sender.send_all(epochs);
   if (a.write_handle && blockIdx.x == gridDim.x - 1) write_totals(a, routing);
   return true;
 }
@@ -116,7 +132,10 @@ __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epoc
   good = __syncthreads_and(good) != 0;
   if (good) {
     receiver.clear_rest(arrivals.num_rows());
-    if (blockIdx.x == gridDim.x - 1) good = !has_failed(a.group, epochs.now);
+    if (blockIdx.x == gridDim.x - 1) {
+      __threadfence();  // the counts of this block before the look: a block that fails marks the call before it clears them
+      good = !has_failed(a.group, epochs.now);
+    }
   }
   if (!good) {
     receiver.clear_rest(0);

@@ -143,6 +143,8 @@ GroupConfig config_of(const Case& c) {
   GroupConfig config = group_config(c);
   // Calls of both modes; in latency mode, too, an expert may want as many rows as there are choices.
   config.limits.max_latency_tokens = kMaxTokens * kTopK / kExpertsPerRank;
+  // Some results at a time: asking the driver for memory may wait for kernels of other ranks on the same GPU.
+  config.limits.owned_rows = 6 * c.num_ranks() * kMaxTokens * kTopK;
   return config;
 }
 
@@ -214,6 +216,8 @@ class Soaker {
     look(group);
     compare_with_reference(group, reference);
     if (rank_.rank == 0) done_ = calls_;
+    // Giving memory back waits for whatever runs on the GPU, and keeps the driver from ranks that others there wait for.
+    rank_.meeting->all_gather({}, kTimeout);
   }
 
   void compare_with_reference(Group& group, const Reference& reference) {
