@@ -167,7 +167,8 @@ class WindowOpener {
       return std::atomic_ref(
           *reinterpret_cast<std::uint64_t*>(window + windows_.layout.signal(Signal::kMapped, 0, writer)));
     };
-    for (int peer : windows_.node_peers) word(windows_.peer(peer, 0), runtime_.rank).store(1, std::memory_order_release);
+    for (int peer : windows_.node_peers)
+      word(windows_.peer(peer, 0), runtime_.rank).store(1, std::memory_order_release);
     for (int peer : windows_.node_peers) {
       while (word(windows_.own(0), peer).load(std::memory_order_acquire) == 0) {
         if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
