@@ -35,9 +35,8 @@ __device__ inline void store_packet(std::byte* to, std::uint32_t a, std::uint32_
 __device__ inline uint4 load_packet(const std::byte* at) {
   uint4 out;
   asm volatile(
-      "{\n .reg .b64 low, high;\n .reg .b128 all;\n ld.relaxed.sys.global.b128 all, [%4];\n mov.b128 {low, high}, "
-      "all;\n"
-      " mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
+      "{\n .reg .b64 low, high;\n .reg .b128 all;\n ld.relaxed.sys.global.b128 all, [%4];\n"
+      " mov.b128 {low, high}, all;\n mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
       : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
       : "l"(at)
       : "memory");

@@ -187,8 +187,9 @@ class DispatchReceiver {
  private:
   /// What lane k knows about choice k of the token at hand.
   struct Choice {
-    std::int32_t slot = -1, expert = -1,
-                 place = -1;  ///< expert: local, -1 if not of this rank; place: row of the result
+    std::int32_t slot = -1;
+    std::int32_t expert = -1;  ///< local, -1 if not of this rank
+    std::int32_t place = -1;   ///< row of the result
     float weight = 0.0f;
   };
 
