@@ -83,8 +83,8 @@ class Calls {
   CombineArgs combine_args(const DispatchResult& from, Reduction reduction) const {
     CombineArgs args;
     args.handle = &from.handle;
-    args.x = Tensor::contiguous(static_cast<void*>(y_), DType::kBf16,
-                                {o_.experts / bench_.ranks_, capacity(), o_.hidden});
+    args.x =
+        Tensor::contiguous(static_cast<void*>(y_), DType::kBf16, {o_.experts / bench_.ranks_, capacity(), o_.hidden});
     args.reduction = reduction;
     args.weighting = CombineArgs::Weighting::kFromDispatch;
     args.out = Tensor::contiguous(static_cast<void*>(out_), DType::kBf16, {tokens_, o_.hidden});
@@ -120,12 +120,13 @@ class Calls {
                          cudaMemcpyDeviceToHost),
               "scales");
         for (std::int64_t j = 0; j < o_.hidden; ++j)
-          restored[static_cast<std::size_t>(j)] = to_bf16(from_e4m3(row[static_cast<std::size_t>(j)]) *
-                                                          scales[static_cast<std::size_t>(j / 128)]);
+          restored[static_cast<std::size_t>(j)] =
+              to_bf16(from_e4m3(row[static_cast<std::size_t>(j)]) * scales[static_cast<std::size_t>(j / 128)]);
         check(cudaMemcpy(y_ + at * o_.hidden, restored.data(), restored.size() * 2, cudaMemcpyHostToDevice), "row");
       }
     }
-    bench_.shared_.sync.arrive_and_wait();  // copies may queue behind kernels that wait for them, where ranks share a GPU
+    bench_.shared_.sync
+        .arrive_and_wait();  // copies may queue behind kernels that wait for them, where ranks share a GPU
     if (seen != wanted) return false;
     group_.combine(combine_args(arrived, Reduction::per_rank()));
     std::vector<std::uint16_t> sums(static_cast<std::size_t>(o_.hidden));
@@ -207,7 +208,8 @@ class LatencyRunner {
             if (rank == 0) ceiling_ = RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3;
           }
           shared_.sync.arrive_and_wait();
-          for (const std::int64_t tokens : o_.tokens) run_tokens(bench, *meetings[static_cast<std::size_t>(rank)], tokens);
+          for (const std::int64_t tokens : o_.tokens)
+            run_tokens(bench, *meetings[static_cast<std::size_t>(rank)], tokens);
         } catch (const std::exception& error) {
           std::fprintf(stderr, "rank %d: %s\n", rank, error.what());
           std::fflush(nullptr);
@@ -324,40 +326,41 @@ class LatencyRunner {
     const auto unit = reduction == "flat" ? bench::Unit::kChoice : bench::Unit::kToken;
     for (int s = 0; s < o_.sets; ++s) rows += busiest(o_, tokens, ranks_, s, unit) / o_.sets;
     const double bytes = rows * static_cast<double>(row_bytes), time = median(times);
-    nlohmann::ordered_json line = {{"commit", o_.commit},
-                                   {"date", o_.date},
-                                   {"machine", machine_name(gpus_)},
-                                   {"backend", "cuda"},
-                                   {"ranks", ranks_},
-                                   {"nodes", 1},
-                                   {"ranks_as", "threads"},
-                                   {"mode", "latency"},
-                                   {"op", op},
-                                   {"layout", "expert_padded"},
-                                   {"payload", "bf16"},
-                                   {"codec", combine ? "bf16" : "fp8_f32"},
-                                   {"reduction", reduction},
-                                   {"tokens", tokens},
-                                   {"hidden", o_.hidden},
-                                   {"top_k", o_.top_k},
-                                   {"experts", o_.experts},
-                                   {"routing", o_.routing},
-                                   {"network", "none"},
-                                   {"link_limit_gbps", nullptr},
-                                   {"launch", o_.launch},
-                                   {"num_sms", sms},
-                                   {"time_us_median", time},
-                                   {"time_us_p90", quantile(times, 0.9)},
-                                   {"time_us_p99", quantile(times, 0.99)},
-                                   {"necessary_bytes", bytes},
-                                   {"ceiling_gbps", ceiling_ > 0 ? nlohmann::ordered_json(ceiling_) : nullptr},
-                                   {"fraction", ceiling_ > 0 ? nlohmann::ordered_json(bytes / (time * 1e3) / ceiling_) : nullptr},
-                                   {"logical_gbps", static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e3)},
-                                   {"verified", shared_.verified}};
+    nlohmann::ordered_json line = {
+        {"commit", o_.commit},
+        {"date", o_.date},
+        {"machine", machine_name(gpus_)},
+        {"backend", "cuda"},
+        {"ranks", ranks_},
+        {"nodes", 1},
+        {"ranks_as", "threads"},
+        {"mode", "latency"},
+        {"op", op},
+        {"layout", "expert_padded"},
+        {"payload", "bf16"},
+        {"codec", combine ? "bf16" : "fp8_f32"},
+        {"reduction", reduction},
+        {"tokens", tokens},
+        {"hidden", o_.hidden},
+        {"top_k", o_.top_k},
+        {"experts", o_.experts},
+        {"routing", o_.routing},
+        {"network", "none"},
+        {"link_limit_gbps", nullptr},
+        {"launch", o_.launch},
+        {"num_sms", sms},
+        {"time_us_median", time},
+        {"time_us_p90", quantile(times, 0.9)},
+        {"time_us_p99", quantile(times, 0.99)},
+        {"necessary_bytes", bytes},
+        {"ceiling_gbps", ceiling_ > 0 ? nlohmann::ordered_json(ceiling_) : nullptr},
+        {"fraction", ceiling_ > 0 ? nlohmann::ordered_json(bytes / (time * 1e3) / ceiling_) : nullptr},
+        {"logical_gbps", static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e3)},
+        {"verified", shared_.verified}};
     if (file_ != nullptr) std::fprintf(file_, "%s\n", line.dump().c_str());
-    std::printf("%-14s %-9s %-6s %4ld tokens %3d SMs: %7.1f us (p90 %7.1f, p99 %7.1f), host %5.1f us, %s\n", op.c_str(), reduction.c_str(),
-                o_.launch.c_str(), static_cast<long>(tokens), sms, time, quantile(times, 0.9), quantile(times, 0.99),
-                host_us, shared_.verified ? "verified" : "WRONG");
+    std::printf("%-14s %-9s %-6s %4ld tokens %3d SMs: %7.1f us (p90 %7.1f, p99 %7.1f), host %5.1f us, %s\n", op.c_str(),
+                reduction.c_str(), o_.launch.c_str(), static_cast<long>(tokens), sms, time, quantile(times, 0.9),
+                quantile(times, 0.99), host_us, shared_.verified ? "verified" : "WRONG");
     std::fflush(stdout);
     all_verified_ = all_verified_ && shared_.verified;
   }

@@ -82,14 +82,15 @@ struct Shared {
   std::barrier<> sync;
   Flags flags;
   std::vector<std::byte*> link;
-  std::vector<std::vector<double>> times;  ///< [rank][iteration]
+  std::vector<std::vector<double>> times;        ///< [rank][iteration]
   std::vector<std::vector<double>> first_times;  ///< of the first of two calls, time_apart()
   bool verified = true;
 };
 
 class RankBench {
  public:
-  RankBench(const Settings& options, int rank, int ranks, Shared& shared) : RankBench(options, rank, ranks, shared, rank) {}
+  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
+      : RankBench(options, rank, ranks, shared, rank) {}
   RankBench(const Settings& options, int rank, int ranks, Shared& shared, int device)
       : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
     check(cudaSetDevice(device), "cudaSetDevice");

@@ -22,6 +22,7 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "src/cuda"
 REPORT = ROOT / "docs/design/kernels.md"
 OPTIONS = re.search(r"COMPILE_LANGUAGE:CUDA>:([^>]*)>", (ROOT / "cmake/FerryCuda.cmake").read_text())
 FLAGS = ["-std=c++20", "-O2", "-DNDEBUG", *OPTIONS[1].split(";")]
@@ -54,9 +55,15 @@ def plain_name(symbol):
     return name
 
 
+def label_of(source):
+    """route, latency/dispatch: the name under src/cuda, without the suffix."""
+    return source.relative_to(SOURCES).with_suffix("").as_posix()
+
+
 def kernels_of(nvcc, source, architecture, folder):
     command = [nvcc, *FLAGS, "-arch", f"sm_{architecture}", "-I", ROOT / "include", "-I", ROOT / "src", "-cubin"]
-    output = folder / f"{source.stem}.{architecture}.cubin"
+    label = label_of(source)
+    output = folder / f"{label.replace('/', '.')}.{architecture}.cubin"
     run = subprocess.run([*command, "-Xptxas", "-v", "-o", output, source], text=True, capture_output=True)
     if run.returncode != 0:
         sys.exit(f"kernel_report: nvcc failed on {source.relative_to(ROOT)}\n{run.stderr}")
@@ -68,13 +75,13 @@ def kernels_of(nvcc, source, architecture, folder):
             spills = [int(n) for n in found.groups()]
         elif (found := USED.search(line)) and name:
             shared = SHARED.search(line)
-            rows.append((source.stem, name, int(found[1]), *spills, int(shared[1]) if shared else 0))
+            rows.append((label, name, int(found[1]), *spills, int(shared[1]) if shared else 0))
             name = None
     return rows
 
 
 def table(nvcc, architectures):
-    sources = sorted((ROOT / "src/cuda").glob("*.cu"))
+    sources = sorted(SOURCES.rglob("*.cu"), key=label_of)
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
             (architecture, pool.submit(kernels_of, nvcc, source, architecture, pathlib.Path(folder)))

@@ -27,10 +27,13 @@ int default_groups(int experts) {
   return 1;
 }
 
+constexpr int kMostLatencyTopK = 32;  ///< of the cuda backend
+
 /// Why a case cannot be run; empty if it can.
 std::string why_not(const DemoOptions& options, const DemoCase& run) {
-  if (run.mode == Mode::kLatency && options.on_gpus()) {
-    return "latency mode is not on the cuda backend yet; use --mode throughput, or --backend host";
+  if (run.mode == Mode::kLatency && options.on_gpus() && options.top_k > kMostLatencyTopK) {
+    return fmt::format("latency mode on GPUs takes --top-k up to {}; use --mode throughput, or --backend host",
+                       kMostLatencyTopK);
   }
   if (run.mode == Mode::kLatency && run.layout == Layout::kExpertMajor) {
     return "latency mode has fixed slots, and expert_major needs counts before rows move; use rank_major or "
@@ -73,11 +76,15 @@ GroupConfig DemoOptions::group_config() const {
 
 std::size_t DemoOptions::lent_bytes(int rank) const {
   const std::int64_t recv_rows = memory_plan(group_config(), Topology::split(ranks, nodes), rank).recv_rows;
-  const std::int64_t x = tokens * hidden * static_cast<std::int64_t>(dtype_bytes(wire.dtype));
-  const std::int64_t choices = 4 * tokens * top_k;                          // of an id or a weight
-  const std::int64_t gradients = std::max(ranks * choices, 4 * recv_rows);  // of weights, in the layout that arrived
+  const std::int64_t row = hidden * static_cast<std::int64_t>(dtype_bytes(wire.dtype)), x = tokens * row;
+  const std::int64_t choices = 4 * tokens * top_k;  // of an id or a weight
+  // In latency mode each local expert has room for every token, and combine takes rows of any memory: these.
+  const std::int64_t padded_rows = std::int64_t{(experts + ranks - 1) / ranks} * ranks * tokens;
+  const std::int64_t latency_rows = mode.value_or(Mode::kLatency) == Mode::kLatency ? padded_rows : 0;
+  // Of weights, in the layout that arrived.
+  const std::int64_t gradients = std::max({ranks * choices, 4 * recv_rows, 4 * latency_rows});
   constexpr std::int64_t kRounding = 1 << 16;
-  return static_cast<std::size_t>(x + std::max(2 * choices, gradients) + kRounding);
+  return static_cast<std::size_t>(x + std::max(2 * choices, gradients) + latency_rows * row + kRounding);
 }
 
 void add_demo_options(Options& command, DemoOptions& options) {

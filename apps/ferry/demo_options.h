@@ -50,7 +50,8 @@ struct DemoOptions {
   std::int64_t inner() const { return (hidden / 2 + 15) / 16 * 16; }
   GateShape gate_shape() const;
   GroupConfig group_config() const;
-  /// Most that the layer lends to one call of the group on a rank, rows of combine left out.
+  /// Most that the layer lends to the calls of one direction on a rank; rows of combine in latency mode only, for others the group
+  /// has room.
   std::size_t lent_bytes(int rank) const;
 };
 

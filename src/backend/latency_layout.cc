@@ -40,7 +40,8 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
     const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
     stride = list.total_bytes() - first;
-    for (std::int64_t flight = 1; flight < out.num_flights; ++flight) list.add(fmt::format("{}[{}]", name, flight), bytes);
+    for (std::int64_t flight = 1; flight < out.num_flights; ++flight)
+      list.add(fmt::format("{}[{}]", name, flight), bytes);
     return first;
   };
   constexpr std::int64_t kLineBytes = 128;  // two writers never share a line
@@ -57,11 +58,9 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
   out.returns =
       flights("device latency returns", out.return_bytes * out.max_tokens * limits.max_top_k, out.returns_stride);
   out.weights_bytes = wire::packets_bytes(wire::packets_of_words(limits.max_top_k));
-  out.weights =
-      flights("device latency weights", out.weights_bytes * out.max_tokens * num_ranks, out.weights_stride);
+  out.weights = flights("device latency weights", out.weights_bytes * out.max_tokens * num_ranks, out.weights_stride);
   out.result_rows = window.latency_out_rows();
-  out.results =
-      flights("device latency results", out.result_rows * window.max_row_bytes(), out.results_stride);
+  out.results = flights("device latency results", out.result_rows * window.max_row_bytes(), out.results_stride);
   return out;
 }
 

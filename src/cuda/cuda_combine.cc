@@ -141,7 +141,8 @@ Tensor CudaBackend::combine_input(const Windows& windows, const Handle& handle, 
   const std::int64_t capacity = shadow.header.expert_capacity;
   if (handle.mode() == Mode::kLatency) {
     throw Error(ErrorCode::kUnsupported,
-                "ferry::Group::combine_input: in latency mode combine reads x where it is and copies nothing; give it any tensor");
+                "ferry::Group::combine_input: in latency mode combine reads x where it is and copies nothing; give it "
+                "any tensor");
   }
   const std::int64_t stride = stride_bytes / static_cast<std::int64_t>(dtype_bytes(dtype));
   if (padded_layout) {

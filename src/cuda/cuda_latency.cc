@@ -24,12 +24,14 @@ std::vector<std::byte> CudaBackend::device_identity() const {
 
 std::string CudaBackend::why_not_latency_call(const DispatchCall& call) const {
   if (call.top_k > kMaxLatencyTopK)
-    return fmt::format("latency mode on the cuda backend takes top-k up to {}, not {}; use throughput mode", kMaxLatencyTopK,
-                       call.top_k);
-  const std::int64_t slot = wire::packet_format(call.format, call.top_k, call.args.codec, call.args.scale_block).slot_bytes;
+    return fmt::format("latency mode on the cuda backend takes top-k up to {}, not {}; use throughput mode",
+                       kMaxLatencyTopK, call.top_k);
+  const std::int64_t slot =
+      wire::packet_format(call.format, call.top_k, call.args.codec, call.args.scale_block).slot_bytes;
   if (slot > runtime_.device_layout.latency.slot_bytes) {
-    return fmt::format("rows take {} bytes in packets, a slot of the window has {} (limits.hidden, dtype and extra_bytes)",
-                       slot, runtime_.device_layout.latency.slot_bytes);
+    return fmt::format(
+        "rows take {} bytes in packets, a slot of the window has {} (limits.hidden, dtype and extra_bytes)", slot,
+        runtime_.device_layout.latency.slot_bytes);
   }
   HandleHeader header;
   header.num_slots = call.placement->num_slots();
@@ -105,7 +107,8 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   const auto reached = std::min<std::int64_t>(call.top_k, std::ssize(call.windows->live));
   LatencyWork work{.num_sms = call.args.num_sms};
   if (phase != Phase::kReceive) work.send_items = call.num_tokens * (pieces + 1);
-  if (phase != Phase::kSend) work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
+  if (phase != Phase::kSend)
+    work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
   launch_latency_dispatch(
       args, phase, plan_latency_dispatch(work, latency_size(call.num_tokens, call.top_k, header), limits_), stream);
   mark(stream);
@@ -159,9 +162,9 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   const std::int64_t rows = shadow.counts_known ? shadow.header.num_rows : call.num_tokens * reached;
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
-  launch_latency_combine(
-      args, phase, plan_latency_combine(work, latency_size(call.num_tokens, call.top_k, shadow.header), limits_),
-      stream);
+  launch_latency_combine(args, phase,
+                         plan_latency_combine(work, latency_size(call.num_tokens, call.top_k, shadow.header), limits_),
+                         stream);
   mark(stream);
 }
 

@@ -17,9 +17,9 @@ struct LatencyDispatchArgs {
   // What is sent.
   const void* ids = nullptr;  ///< null: a cached dispatch, whose slots are
   bool wide_ids = false;
-  std::int64_t ids_stride[2] = {};              ///< elements
-  const std::int32_t* cached_slots = nullptr;   ///< [T, K]
-  const float* weights = nullptr;               ///< null without
+  std::int64_t ids_stride[2] = {};             ///< elements
+  const std::int32_t* cached_slots = nullptr;  ///< [T, K]
+  const float* weights = nullptr;              ///< null without
   std::int64_t weights_stride[2] = {};
   bool renormalise = false;
   std::int64_t num_tokens = 0;
@@ -33,7 +33,7 @@ struct LatencyDispatchArgs {
   // What is received.
   std::int32_t first_slot = 0, num_local = 0;  ///< this rank's places of experts
   routing::ExpertShape shape;
-  std::byte* rows[wire::kMaxBlocks] = {};      ///< of each block
+  std::byte* rows[wire::kMaxBlocks] = {};  ///< of each block
   bool wide_ids_out = false;
   std::int64_t shown_rows = 0;  ///< as ReceiveArgs
   void* ids_out = nullptr;

@@ -126,7 +126,8 @@ std::string why_not_latency(const LatencySize& size, const DeviceLimits& limits)
                                       latency_combine_shared_bytes(size, kLatencyThreads / 32));
   if (needed <= static_cast<std::size_t>(limits.shared_bytes)) return {};
   return fmt::format(
-      "latency mode routes in shared memory: {} choices, {} experts and {} ranks take {} bytes of {}; use throughput mode",
+      "latency mode routes in shared memory: {} choices, {} experts and {} ranks take {} bytes of {}; use throughput "
+      "mode",
       size.choices, size.num_experts, size.num_ranks, needed, limits.shared_bytes);
 }
 

@@ -35,10 +35,10 @@ FERRY_HD constexpr std::int64_t packets_of_words(std::int64_t words) {
 /// A row in packets: pieces of a coded block with the scales of their channels, then pieces of the other blocks, side by side as
 /// in the wire row; in a slot behind the token's record.
 struct PacketFormat {
-  std::int32_t record_packets = 0;      ///< one for each choice, one for the token
-  std::int32_t coded_pieces = 0;        ///< 16 channels to a vector
-  std::int32_t scale_words = 0;         ///< of a coded piece
-  std::int32_t plain_vectors = 0;       ///< of the blocks that are not coded
+  std::int32_t record_packets = 0;  ///< one for each choice, one for the token
+  std::int32_t coded_pieces = 0;    ///< 16 channels to a vector
+  std::int32_t scale_words = 0;     ///< of a coded piece
+  std::int32_t plain_vectors = 0;   ///< of the blocks that are not coded
   std::int32_t coded_vectors = 0;
   std::int32_t record_bytes = 0, coded_piece_bytes = 0;
   std::int64_t slot_bytes = 0;

@@ -136,7 +136,8 @@ TEST_P(Ahead, ReceivedRowsStayUntilTheNextCallBegins) {
 
 INSTANTIATE_TEST_SUITE_P(Setups, Ahead,
                          testing::Combine(testing::Values(Mode::kThroughput, Mode::kLatency),
-                                          testing::Values(Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded),
+                                          testing::Values(Layout::kRankMajor, Layout::kExpertMajor,
+                                                          Layout::kExpertPadded),
                                           testing::Values(2, 3)),
                          [](const auto& setup) {
                            return fmt::format("{}_{}_{}_ranks", name(std::get<0>(setup.param)),

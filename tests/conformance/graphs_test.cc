@@ -297,20 +297,17 @@ TEST_P(Graphs, HostCountsAreRefusedInACapture) {
 }
 
 using Weighting = CombineArgs::Weighting;
-INSTANTIATE_TEST_SUITE_P(Setups, Graphs,
-                         testing::Values(Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 2},
-                                         Setup{Layout::kRankMajor, Reduction::per_node(), Weighting::kNone, 3},
-                                         Setup{Layout::kExpertMajor, Reduction::per_rank(), Weighting::kFromDispatch,
-                                               2},
-                                         Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3},
-                                         Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2},
-                                         Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 3,
-                                               Mode::kLatency},
-                                         Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kFromDispatch,
-                                               2, Mode::kLatency},
-                                         Setup{Layout::kExpertPadded, Reduction::flat(), Weighting::kGiven, 3,
-                                               Mode::kLatency}),
-                         [](const auto& setup) { return fmt::format("{}_{}", setup.index, name(setup.param)); });
+INSTANTIATE_TEST_SUITE_P(
+    Setups, Graphs,
+    testing::Values(Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 2},
+                    Setup{Layout::kRankMajor, Reduction::per_node(), Weighting::kNone, 3},
+                    Setup{Layout::kExpertMajor, Reduction::per_rank(), Weighting::kFromDispatch, 2},
+                    Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3},
+                    Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2},
+                    Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 3, Mode::kLatency},
+                    Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kFromDispatch, 2, Mode::kLatency},
+                    Setup{Layout::kExpertPadded, Reduction::flat(), Weighting::kGiven, 3, Mode::kLatency}),
+    [](const auto& setup) { return fmt::format("{}_{}", setup.index, name(setup.param)); });
 
 }  // namespace
 }  // namespace ferry::test

@@ -10,12 +10,14 @@ import torch
 from gpu_ranks import CONFIG, GpuRank, Layer
 from moe_cases import Case
 
+LIMITS = CONFIG | {"max_latency_tokens": 16}
+
 
 def main() -> None:
     device = int(os.environ["LOCAL_RANK"])
     with (
         gpu_ranks.on_gpu(device) as stream,
-        ferry.Group(ferry.meet_from_environment(), **CONFIG) as group,  # on the thread's current GPU
+        ferry.Group(ferry.meet_from_environment(), **LIMITS) as group,  # on the thread's current GPU
     ):
         assert group.config.device == device
         rank = GpuRank(group, device, stream)
@@ -24,6 +26,7 @@ def main() -> None:
             tokens = [(5 * seed + 3 * r) % 9 for r in range(group.size)]
             gpu_ranks.run_case(rank, Case([group.size], 8, tokens, 3, 136, "throughput", layout, seed=seed))
         gpu_ranks.run_side_stream(rank)
+        gpu_ranks.run_latency(rank)
         gpu_ranks.run_graph(rank)
         # Calls one after the other, with nothing between them on the host.
         layers = [Layer(rank, seed) for seed in range(20)]

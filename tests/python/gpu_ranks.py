@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a rank on a GPU does in tests, with PyTorch: as one of several threads, or as a process of its own."""
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,6 +172,15 @@ def run_case(rank: GpuRank, case: Case) -> None:
     moe_cases.check_combine(case, problem, r, to_numpy(combined.out))
 
 
+def experts(arrived: ferry.DispatchResult) -> torch.Tensor:
+    """What experts that double their rows make of a result; of rank_major, the sum over a rank's experts."""
+    rows = torch.from_dlpack(arrived.payload[0])
+    if arrived.layout != "rank_major":
+        return rows * 2
+    chosen = (torch.from_dlpack(arrived.topk_ids) >= 0).sum(dim=1, keepdim=True)
+    return rows * (2 * chosen.to(torch.bfloat16))
+
+
 @dataclass
 class Layer:
     """A layer whose experts double their rows, with inputs that stay where they are."""
@@ -200,13 +210,23 @@ class Layer:
         self.x.copy_(self.rank.put(self.problem.x[self.r]))
         self.ids.copy_(self.rank.put(self.problem.ids[self.r]))
 
-    def run(self, **options: Any) -> tuple[ferry.DispatchResult, torch.Tensor]:
+    def run(self, split: bool = False, **options: Any) -> tuple[ferry.DispatchResult, torch.Tensor]:
         """No wait on the host. What is returned must be kept for as long as a graph that holds the call."""
-        options = {"num_sms": NUM_SMS} | options
-        arrived = self.rank.group.dispatch(self.x, self.ids, layout="expert_major", host_counts=False, **options)
-        y = torch.from_dlpack(arrived.payload[0]) * 2
-        combined = self.rank.group.combine(y, arrived.handle, **options)
-        return arrived, torch.from_dlpack(combined.out)
+        options = {"layout": "expert_major", "host_counts": False, "num_sms": NUM_SMS} | options
+        arrived = self.dispatch(split, **options)
+        return arrived, self.combine(split, experts(arrived), arrived.handle)
+
+    def dispatch(self, split: bool, **options: Any) -> ferry.DispatchResult:
+        if not split:
+            return self.rank.group.dispatch(self.x, self.ids, **options)
+        hook = self.rank.group.dispatch_send(self.x, self.ids, **options).receive
+        return hook()
+
+    def combine(self, split: bool, y: torch.Tensor, handle: ferry.Handle) -> torch.Tensor:
+        if not split:
+            return torch.from_dlpack(self.rank.group.combine(y, handle, num_sms=NUM_SMS).out)
+        hook = self.rank.group.combine_send(y, handle, num_sms=NUM_SMS).receive
+        return torch.from_dlpack(hook().out)
 
     def check(self, out: torch.Tensor) -> None:
         problem, zero = self.problem, np.zeros(64, np.float32)
@@ -312,18 +332,37 @@ def run_side_stream(rank: GpuRank) -> None:
     rank.settle()
 
 
-def run_graph(rank: GpuRank) -> None:
+def run_latency(rank: GpuRank) -> None:
+    """Latency mode on the current stream: in one call, and in two halves, of which the second is a hook."""
+    layer = Layer(rank)
+    for seed, (layout, host_counts, split) in enumerate(
+        itertools.product(("expert_padded", "rank_major"), (True, False), (False, True))
+    ):
+        rank.settle()
+        layer.refill(seed)
+        rank.settle()
+        arrived = layer.dispatch(split, mode="latency", layout=layout, host_counts=host_counts, num_sms=NUM_SMS)
+        assert arrived.handle.mode == "latency"
+        y = experts(arrived)
+        rank.settle()  # the first time round PyTorch loads its kernels
+        out = layer.combine(split, y, arrived.handle)
+        rank.settle()
+        layer.check(out)
+    rank.settle()
+
+
+def run_graph(rank: GpuRank, **options: Any) -> None:
     """A captured layer, replayed with other rows and routings, in turn with direct calls."""
     layer = Layer(rank)
     rank.settle()
-    layer.check(layer.run()[1])
+    layer.check(layer.run(**options)[1])
     rank.settle()
     graph = torch.cuda.CUDAGraph()
     with rank.lock:
         # Not torch.cuda.graph: it waits for the whole GPU.
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            kept = layer.run()
+            kept = layer.run(**options)
         finally:
             graph.capture_end()
     for seed in range(1, 7):
@@ -332,7 +371,7 @@ def run_graph(rank: GpuRank) -> None:
         rank.settle()
         out = kept[1]
         if seed % 3 == 0:
-            out = layer.run()[1]
+            out = layer.run(**options)[1]
         else:
             graph.replay()
         rank.settle()

@@ -76,7 +76,7 @@ def test_demo_takes_another_text_and_another_seed(tmp_path):
         ("demo --reduction=flat --layout=rank_major", "use expert_major or expert_padded, or --reduction per_rank"),
         ("demo --backend=gpu", "--backend: 'gpu' given, expected one of auto|host|cuda"),
         ("demo --backend=cuda --nodes=2", "--nodes: 2 given, expected 1 with --backend cuda"),
-        ("demo --backend=cuda --mode=latency", "--mode: latency given, cannot be run with these options: latency mode"),
+        ("demo --backend=cuda --mode=latency --top-k=33", "latency mode on GPUs takes --top-k up to 32"),
         ("demo --codec=fp4", "--codec: 'fp4' given, expected one of bf16|"),
         ("plan --json=/nowhere/json", "--json: cannot write '/nowhere/json'"),
         ("plan --top-k=9 --experts=4", "--top-k: 9 given, expected at most the number of experts, 4"),

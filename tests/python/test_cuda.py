@@ -40,8 +40,8 @@ def devices(request: pytest.FixtureRequest) -> list[int]:
     return PLACES[request.param]
 
 
-def case(layout: str, **choices: Any) -> Case:
-    return Case([0], 7, [], 3, 136, "throughput", layout, **choices)
+def case(layout: str, mode: str = "throughput", **choices: Any) -> Case:
+    return Case([0], 7, [], 3, 136, mode, layout, **choices)
 
 
 CASES = {
@@ -58,6 +58,14 @@ CASES = {
     "fp8_f32": case("rank_major", codec="fp8_f32"),
     "fp8_f32-expert_major": case("expert_major", codec="fp8_f32", alignment=4),
     "fp8_ue8m0": case("expert_padded", codec="fp8_ue8m0", scale_block=32),
+    "latency-rank_major": case("rank_major", "latency", strided=True, num_biases=2),
+    "latency-rank_major-device-counts": case("rank_major", "latency", host_counts=False, split=True),
+    "latency-rank_major-fp32": case("rank_major", "latency", id_dtype=np.int64, dtype="fp32", output="owned"),
+    "latency-expert_padded": case("expert_padded", "latency", weighting="dispatch", num_biases=1),
+    "latency-expert_padded-flat": case("expert_padded", "latency", rule=ref.Rule("choice"), weighting="given"),
+    "latency-expert_padded-device-counts": case("expert_padded", "latency", host_counts=False, split=True),
+    "latency-fp8_f32": case("expert_padded", "latency", codec="fp8_f32"),
+    "latency-fp8_ue8m0": case("rank_major", "latency", codec="fp8_ue8m0", scale_block=32),
 }
 
 
@@ -66,7 +74,8 @@ def test_cases(name: str, devices: list[int]) -> None:
     size = len(devices)
     chosen = CASES[name]
     fields = vars(chosen) | {"node_sizes": [size], "tokens": [5, 0, 6, 3, 4, 8, 1, 2][:size]}
-    run_gpu_threads(devices, lambda rank: gpu_ranks.run_case(rank, Case(**fields)), num_experts=chosen.num_experts)
+    limits = {"num_experts": chosen.num_experts, "max_latency_tokens": 8 if chosen.mode == "latency" else 0}
+    run_gpu_threads(devices, lambda rank: gpu_ranks.run_case(rank, Case(**fields)), **limits)
 
 
 def test_side_stream(devices: list[int]) -> None:
@@ -79,6 +88,18 @@ def test_combine_input(devices: list[int]) -> None:
 
 def test_handles_in_lent_memory(devices: list[int]) -> None:
     run_gpu_threads(devices, gpu_ranks.run_lent_handles)
+
+
+def test_latency(devices: list[int]) -> None:
+    run_gpu_threads(devices, gpu_ranks.run_latency, max_latency_tokens=16)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["one", "halves"])
+def test_latency_graph(devices: list[int], split: bool) -> None:
+    def body(rank: GpuRank) -> None:
+        gpu_ranks.run_graph(rank, mode="latency", layout="expert_padded", split=split)
+
+    run_gpu_threads(devices, body, max_latency_tokens=16)
 
 
 def test_graph(devices: list[int]) -> None:
@@ -197,7 +218,6 @@ def test_misuse() -> None:
         refused("float64", lambda: group.dispatch(x.double(), ids))
         refused("require gradient", lambda: group.dispatch(x.float().requires_grad_(), ids))
         refused("stream is -1", lambda: group.dispatch(x, ids, stream=-1))
-        refused("latency", lambda: group.dispatch(x, ids, mode="latency"))
         refused("handle_memory is in host memory", lambda: group.dispatch(x, ids, handle_memory=np.zeros(1 << 20)))
         few = torch.zeros(16, device="cuda:0")
         refused("handle_memory is 64 bytes, expected at least", lambda: group.dispatch(x, ids, handle_memory=few))
@@ -214,9 +234,12 @@ def test_misuse() -> None:
         if NUM_GPUS > 1:
             refused("payload is on CUDA device 1", lambda: group.dispatch(x.to("cuda:1"), ids))
             refused("stream is of CUDA device 1", lambda: group.dispatch(x, ids, stream=torch.cuda.Stream(1)))
+        arrived = group.dispatch(x, ids, mode="latency", layout="expert_padded")
+        words = "in latency mode combine reads x where it is and copies nothing; give it any tensor"
+        refused(words, lambda: group.combine_input(arrived.handle, "bf16", 64))
         layer.check(layer.run()[1])  # the group is as it was
 
-    alone(body, max_latency_tokens=8)
+    alone(body, max_latency_tokens=16)
 
 
 def test_host_counts_cannot_be_captured() -> None:

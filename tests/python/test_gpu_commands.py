@@ -54,7 +54,13 @@ def test_demo_verifies_on_gpus(tmp_path, ranks_as, ranks_per_gpu):
     assert run.stdout.rstrip().splitlines()[-1] == "verified"
     told = json.loads(path.read_text())
     assert told["options"]["backend"] == "cuda" and told["options"]["experts_on"] == "host"
-    assert {case["layout"] for case in told["cases"]} == {"rank_major", "expert_major", "expert_padded"}
+    assert {(case["mode"], case["layout"]) for case in told["cases"]} == {
+        ("throughput", "rank_major"),
+        ("throughput", "expert_major"),
+        ("throughput", "expert_padded"),
+        ("latency", "rank_major"),
+        ("latency", "expert_padded"),
+    }
     for case in told["cases"]:
         assert all(difference["unequal"] == 0 for difference in case["differences"])
 

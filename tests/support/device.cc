@@ -32,7 +32,8 @@ void check(cudaError_t status, const char* what) {
 struct Arena {
   cudaStream_t stream = nullptr;
   std::byte* base = nullptr;
-  std::byte* pinned = nullptr;  ///< host memory that copies go through: of other memory the driver makes copies of its own, and may wait
+  std::byte* pinned =
+      nullptr;  ///< host memory that copies go through: of other memory the driver makes copies of its own, and may wait
   std::size_t used = 0;
   int users = 0;
   static constexpr std::size_t kBytes = std::size_t{64} << 20;
@@ -103,7 +104,8 @@ cudaStream_t own_stream() {
 void wait_until_idle() {
   cudaError_t status = cudaErrorNotReady;
   while ((status = cudaStreamQuery(own_stream())) == cudaErrorNotReady)
-    std::this_thread::sleep_for(std::chrono::microseconds(5));  // threads that only ask keep the driver's lock from others
+    std::this_thread::sleep_for(
+        std::chrono::microseconds(5));  // threads that only ask keep the driver's lock from others
   check(status, "cudaStreamQuery");
 }
 

@@ -22,7 +22,8 @@ struct Packet {
   std::uint32_t words[wire::kPacketWords] = {};
 };
 
-__device__ inline void store_packet(std::byte* to, std::uint32_t a, std::uint32_t b, std::uint32_t c, std::uint32_t tag) {
+__device__ inline void store_packet(std::byte* to, std::uint32_t a, std::uint32_t b, std::uint32_t c,
+                                    std::uint32_t tag) {
   asm volatile(
       "{\n .reg .b64 low, high;\n .reg .b128 all;\n mov.b64 low, {%1, %2};\n mov.b64 high, {%3, %4};\n"
       " mov.b128 all, {low, high};\n st.relaxed.sys.global.b128 [%0], all;\n}" ::"l"(to),
@@ -34,8 +35,8 @@ __device__ inline void store_packet(std::byte* to, std::uint32_t a, std::uint32_
 __device__ inline uint4 load_packet(const std::byte* at) {
   uint4 out;
   asm volatile(
-      "{\n .reg .b64 low, high;\n .reg .b128 all;\n ld.relaxed.sys.global.b128 all, [%4];\n mov.b128 {low, high}, all;\n"
-      " mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
+      "{\n .reg .b64 low, high;\n .reg .b128 all;\n ld.relaxed.sys.global.b128 all, [%4];\n"
+      " mov.b128 {low, high}, all;\n mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
       : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
       : "l"(at)
       : "memory");
@@ -49,7 +50,8 @@ enum class Awaited : std::int32_t { kManifest = 1, kRecord, kRow, kScales, kNote
 /// `writer` is lane 0's.
 class PacketWait {
  public:
-  __device__ PacketWait(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer, bool writer_per_lane = false)
+  __device__ PacketWait(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer,
+                        bool writer_per_lane = false)
       : group_(group), step_(step), epoch_(epoch), writer_(writer), writer_per_lane_(writer_per_lane) {}
 
   /// After a look in vain; `missing`: lanes whose packet is not here.
@@ -151,7 +153,7 @@ class PieceArrival {
     return true;
   }
   __device__ Piece piece() const {
-    const uint4 *p = packets_;
+    const uint4* p = packets_;
     return {{make_uint4(p[0].x, p[0].y, p[0].z, p[1].x), make_uint4(p[1].y, p[1].z, p[2].x, p[2].y),
              make_uint4(p[2].z, p[3].x, p[3].y, p[3].z)}};
   }

@@ -67,8 +67,8 @@ __device__ inline bool has_failed(const GroupArgs& group, std::uint64_t epoch) {
 
 /// Whether a wait that began at `start` is over: at its deadline, by an abort, or because another thread has given up. What is
 /// rare stands once, and takes values, so that nothing of a wait has to lie in memory.
-__device__ __noinline__ inline bool wait_is_over(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int writer,
-                                                 std::int64_t start, bool look_at_host, std::uint64_t seen,
+__device__ __noinline__ inline bool wait_is_over(const GroupArgs& group, FaultStep step, std::uint64_t epoch,
+                                                 int writer, std::int64_t start, bool look_at_host, std::uint64_t seen,
                                                  std::uint64_t wanted) {
   if (has_failed(group, epoch)) return true;
   Fault fault{.kind = FaultKind::kTimeout, .step = step, .peer = writer, .seen = seen, .wanted = wanted};

@@ -64,8 +64,8 @@ __device__ inline void give_credits(const GroupArgs& group, LatencyKind own_kind
     for (unsigned left = __ballot_sync(kAllLanes, read != told); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       const std::uint64_t news = __shfl_sync(kAllLanes, read, lane);
-      const std::int64_t at = layout.credit_at(static_cast<LatencyKind>((first + lane) / flights),
-                                               (first + lane) % flights, group.rank);
+      const std::int64_t at =
+          layout.credit_at(static_cast<LatencyKind>((first + lane) / flights), (first + lane) % flights, group.rank);
       for (int peer = lane_idx(); peer < group.num_ranks; peer += 32) {
         if (group.windows[peer] == nullptr) continue;
         delay_signal(group, peer);
@@ -111,8 +111,7 @@ class Credits {
 
 /// Files that a call was read: whatever this kernel reads is over before the next one of the group tells the peers.
 __device__ inline void file_read(const GroupArgs& group, LatencyKind kind, const Epochs& epochs) {
-  if (blockIdx.x == 0 && threadIdx.x == 0)
-    group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
+  if (blockIdx.x == 0 && threadIdx.x == 0) group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
 }
 
 /// Copies the table of windows into shared memory, where every block has it first; there after the block's next barrier.

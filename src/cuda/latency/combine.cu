@@ -63,7 +63,8 @@ __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool
 }
 
 template <DType kDType, Phase kPhase>
-__global__ void __launch_bounds__(kLatencyThreads) latency_combine_kernel(const __grid_constant__ CombineArgsOnDevice a) {
+__global__ void __launch_bounds__(kLatencyThreads)
+    latency_combine_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   __shared__ Epochs epochs;
   bool good = true;
   if constexpr (kPhase == Phase::kReceive) {

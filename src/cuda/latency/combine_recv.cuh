@@ -22,8 +22,7 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
   const GroupArgs& group = a.group;
   for (int first = 0; first < group.num_ranks; first += 32) {
     const int peer = first + lane_idx();
-    const bool wanted =
-        peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
+    const bool wanted = peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
     PacketArrival note(group.own_window + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
     PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first, true);
     if (!note.wait(epochs.tag(), wait, Awaited::kNote)) return;
@@ -32,8 +31,9 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
     const bool same = same_call && said.x == static_cast<std::uint32_t>(group.digest) &&
                       said.y == static_cast<std::uint32_t>(group.digest >> 32);
     if (!wanted || same) continue;
-    fail(group, epochs.now,
-         {.kind = same_call ? FaultKind::kMismatch : FaultKind::kGoneOn, .step = FaultStep::kCombineRecv, .peer = peer});
+    fail(
+        group, epochs.now,
+        {.kind = same_call ? FaultKind::kMismatch : FaultKind::kGoneOn, .step = FaultStep::kCombineRecv, .peer = peer});
   }
 }
 
@@ -52,7 +52,8 @@ class ReturnSummer {
         windows_(windows),
         terms_(terms),
         lane_(lane_idx()),
-        is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr && args.bias[1] == nullptr) {
+        is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr &&
+                  args.bias[1] == nullptr) {
     ask(turns_.first);
   }
 
@@ -155,8 +156,8 @@ class ReturnSummer {
       place += is_below && (firsts >> other & 1) != 0 ? 1 : 0;
     }
     if (!is_flat(a_) && !by_last) order = below;
-    const std::byte* slot = a_.group.own_window +
-                            a_.group.layout.latency.return_at(a_.group.flight, token, is_flat(a_) ? lane_ : place);
+    const std::byte* slot =
+        a_.group.own_window + a_.group.layout.latency.return_at(a_.group.flight, token, is_flat(a_) ? lane_ : place);
     __syncwarp();
     if (brings) {
       terms_.rows[order] = slot;
@@ -183,7 +184,9 @@ class ReturnSummer {
       a_.out_weights[token * a_.top_k + lane_] = live ? 0.0f + float_of_packet(weight.packet()) : 0.0f;
   }
 
-  __device__ int column_of(int piece, int j) const { return (piece * wire::kPieceVectors + lane_ + 32 * j) * kCount; }
+  __device__ int column_of(int piece, int j) const {
+    return (piece * wire::kPieceVectors + lane_ + 32 * j) * kCount;
+  }
   __device__ int elements_at(int column) const {
     return static_cast<int>(min(static_cast<std::int64_t>(kCount), a_.hidden - column));
   }

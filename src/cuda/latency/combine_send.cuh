@@ -86,8 +86,7 @@ class ReturnSender {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ ReturnSender(const CombineArgsOnDevice& args, std::byte* const* windows,
-                          const std::int32_t* rank_of_slot)
+  __device__ ReturnSender(const CombineArgsOnDevice& args, std::byte* const* windows, const std::int32_t* rank_of_slot)
       : a_(args),
         shape_(args),
         windows_(windows),
@@ -155,7 +154,7 @@ class ReturnSender {
     if (!is_flat(a_)) {
       std::byte* to = slot_at(return_place(choice.rank, a_.group.rank));
       const Piece sum = a_.layout == Layout::kRankMajor ? copy_of<kInVectors>(x_row(n), piece)
-                                                           : sum_of<kInVectors>(mine, choice, piece);
+                                                        : sum_of<kInVectors>(mine, choice, piece);
       store_piece(to + piece * wire::kPieceBytes, sum, shape_.count(piece), epochs_.tag());
       if (piece == 0) send_combined(to, n, mine, choice);
       return true;
@@ -171,8 +170,7 @@ class ReturnSender {
   }
 
   __device__ bool take_weight(int source, int token, Choice& choice) const {
-    const std::byte* from = a_.group.own_window +
-                            a_.group.layout.latency.weights_at(a_.group.flight, source, token);
+    const std::byte* from = a_.group.own_window + a_.group.layout.latency.weights_at(a_.group.flight, source, token);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
     PacketArrival weight(from + lane_ / 3 * 16, lane_ < a_.top_k);
     if (!weight.wait(epochs_.tag(), wait, Awaited::kWeights)) return false;
@@ -259,7 +257,7 @@ class ReturnSender {
 
   const CombineArgsOnDevice& a_;
   const ReturnShape shape_;
-  std::byte* const* windows_;          ///< [R] in shared memory
+  std::byte* const* windows_;         ///< [R] in shared memory
   const std::int32_t* rank_of_slot_;  ///< [S] in shared memory
   const Turns turns_;
   const int lane_;

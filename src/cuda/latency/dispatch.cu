@@ -116,7 +116,8 @@ __device__ void clear_counts(const LatencyDispatchArgs& a) {
   if (!a.write_handle) return;
   for (int r = static_cast<int>(threadIdx.x); r <= a.group.num_ranks; r += static_cast<int>(blockDim.x))
     a.handle.source_offsets[r] = 0;
-  for (int e = static_cast<int>(threadIdx.x); e < a.num_local; e += static_cast<int>(blockDim.x)) a.handle.expert_counts[e] = 0;
+  for (int e = static_cast<int>(threadIdx.x); e < a.num_local; e += static_cast<int>(blockDim.x))
+    a.handle.expert_counts[e] = 0;
 }
 
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
@@ -145,7 +146,8 @@ __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epoc
 }
 
 template <Phase kPhase>
-__global__ void __launch_bounds__(kLatencyThreads, 2) latency_dispatch_kernel(const __grid_constant__ LatencyDispatchArgs a) {
+__global__ void __launch_bounds__(kLatencyThreads, 2)
+    latency_dispatch_kernel(const __grid_constant__ LatencyDispatchArgs a) {
   __shared__ Epochs epochs;
   const auto at = reinterpret_cast<std::size_t>(shared_bytes);
   bool good = true;

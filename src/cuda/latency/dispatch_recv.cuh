@@ -41,7 +41,8 @@ class Arrivals {
 
   /// Reads the manifests and adds up. All threads of a block; true in all if every rank makes this call, and all rows fit.
   __device__ bool read(const Epochs& epochs) {
-    const int warps = static_cast<int>(blockDim.x) / 32, ranks = a_.group.num_ranks, tid = static_cast<int>(threadIdx.x);
+    const int warps = static_cast<int>(blockDim.x) / 32, ranks = a_.group.num_ranks,
+              tid = static_cast<int>(threadIdx.x);
     bool good = true;
     for (int source = first_; source < ranks && good; source += warps) good = read_manifest(epochs, source);
     if (__syncthreads_and(good) == 0) return false;
@@ -57,7 +58,11 @@ class Arrivals {
       m_.expert_counts[e] = sum;
       if (a_.shape.layout == Layout::kExpertPadded && sum > a_.shape.capacity) {
         fail(a_.group, epochs.now,
-             {.kind = FaultKind::kOverflow, .step = kStep, .peer = a_.group.rank, .where = sum, .value = a_.shape.capacity});
+             {.kind = FaultKind::kOverflow,
+              .step = kStep,
+              .peer = a_.group.rank,
+              .where = sum,
+              .value = a_.shape.capacity});
         good = false;
       }
     }
@@ -74,7 +79,9 @@ class Arrivals {
     return __syncthreads_and(good) != 0;
   }
 
-  __device__ std::int32_t num_rows() const { return m_.row_starts[a_.group.num_ranks]; }
+  __device__ std::int32_t num_rows() const {
+    return m_.row_starts[a_.group.num_ranks];
+  }
   __device__ int source_of(std::int32_t row) const {
     int low = 0, high = a_.group.num_ranks;  // the last source that begins at or before the row
     while (high - low > 1) {
@@ -107,7 +114,8 @@ class Arrivals {
         const int word = 3 * packet + i;
         if (word == LatencyLayout::kManifestWords - 1) m_.row_starts[source] = static_cast<std::int32_t>(values[i]);
         if (word >= LatencyLayout::kManifestWords && word < words)
-          m_.choice_starts[source * a_.num_local + word - LatencyLayout::kManifestWords] = static_cast<std::int32_t>(values[i]);
+          m_.choice_starts[source * a_.num_local + word - LatencyLayout::kManifestWords] =
+              static_cast<std::int32_t>(values[i]);
       }
     }
     return true;
@@ -150,12 +158,7 @@ class DispatchReceiver {
 
   __device__ DispatchReceiver(const LatencyDispatchArgs& args, const ArrivalMemory& memory, const Arrivals& arrivals,
                               const Epochs& epochs)
-      : a_(args),
-        m_(memory),
-        arrivals_(arrivals),
-        epochs_(epochs),
-        lane_(lane_idx()),
-        own_(args.group.own_window) {}
+      : a_(args), m_(memory), arrivals_(arrivals), epochs_(epochs), lane_(lane_idx()), own_(args.group.own_window) {}
 
   /// All of this warp's items; false if one did not come.
   __device__ bool take_all() {
@@ -184,7 +187,9 @@ class DispatchReceiver {
  private:
   /// What lane k knows about choice k of the token at hand.
   struct Choice {
-    std::int32_t slot = -1, expert = -1, place = -1;  ///< expert: local, -1 if not of this rank; place: row of the result
+    std::int32_t slot = -1;
+    std::int32_t expert = -1;  ///< local, -1 if not of this rank
+    std::int32_t place = -1;   ///< row of the result
     float weight = 0.0f;
   };
 
@@ -204,7 +209,8 @@ class DispatchReceiver {
     const bool scaled = coded && lane_ < wire::packets_of_words(format.scale_words);
     PacketArrival scales(from + wire::kPieceBytes + lane_ * 16, scaled);
     PacketWait wait(a_.group, kStep, epochs_.now, source);
-    if (!record.wait(epochs_.tag(), wait, Awaited::kRecord) || !token.wait(epochs_.tag(), wait, Awaited::kRecord)) return false;
+    if (!record.wait(epochs_.tag(), wait, Awaited::kRecord) || !token.wait(epochs_.tag(), wait, Awaited::kRecord))
+      return false;
     const Choice choice = choice_of(record.packet(), source, row);
     if (piece == 0) file_record(row, source, static_cast<std::int32_t>(token.packet().x), choice);
     if (!data.wait(wait) || !scales.wait(epochs_.tag(), wait, Awaited::kScales)) return false;

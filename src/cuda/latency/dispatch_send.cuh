@@ -14,7 +14,8 @@ namespace ferry::cuda::latency {
 inline constexpr int kScaleWords = 48;
 
 /// As the host: live choices get what all choices of the token had. A lane per choice.
-__device__ __noinline__ inline float renormalised(const LatencyDispatchArgs& a, int t, std::int32_t slot, float weight) {
+__device__ __noinline__ inline float renormalised(const LatencyDispatchArgs& a, int t, std::int32_t slot,
+                                                  float weight) {
   bool given = false;
   if (lane_idx() < a.top_k && a.ids != nullptr) {
     const std::int64_t at = t * a.ids_stride[0] + lane_idx() * a.ids_stride[1];
@@ -72,7 +73,8 @@ class DispatchSender {
     const int t = item / parts_, part = item % parts_;
     if (part == 0) {
       if (a_.weights != nullptr && lane_ < a_.top_k)
-        source_.channels[0].pairs[0] = __float_as_uint(__ldg(a_.weights + t * a_.weights_stride[0] + lane_ * a_.weights_stride[1]));
+        source_.channels[0].pairs[0] =
+            __float_as_uint(__ldg(a_.weights + t * a_.weights_stride[0] + lane_ * a_.weights_stride[1]));
       return;
     }
     const bool coded = part <= a_.format.coded_pieces;
@@ -227,7 +229,8 @@ class DispatchSender {
       std::byte* to = slot + format.piece_at(piece);
       store_piece(to, coded, count, tag_);
       if (lane_ < packets)
-        store_packet(to + wire::kPieceBytes + lane_ * 16, word(3 * lane_), word(3 * lane_ + 1), word(3 * lane_ + 2), tag_);
+        store_packet(to + wire::kPieceBytes + lane_ * 16, word(3 * lane_), word(3 * lane_ + 1), word(3 * lane_ + 2),
+                     tag_);
     });
     __syncwarp();
   }
@@ -263,7 +266,9 @@ __device__ __noinline__ inline std::int64_t id_at(const LatencyDispatchArgs& a, 
 class Manifest {
  public:
   /// Asks for what the first reader's takes.
-  __device__ Manifest(const LatencyDispatchArgs& args, const RoutingMemory& routing) : a_(args), m_(routing) { ask(first_); }
+  __device__ Manifest(const LatencyDispatchArgs& args, const RoutingMemory& routing) : a_(args), m_(routing) {
+    ask(first_);
+  }
 
   /// `bad`: token * K + choice of an id out of range, or Router::kNone.
   __device__ void send_all(const Epochs& epochs, int bad) {

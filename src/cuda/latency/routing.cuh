@@ -38,8 +38,8 @@ struct RoutingMemory {
 };
 
 /// As Placement::choose_slot, for an expert with several places or none.
-__device__ __noinline__ inline std::int32_t choose_slot(const GroupArgs& group, std::byte* const* windows, std::int32_t expert,
-                                           std::int64_t token) {
+__device__ __noinline__ inline std::int32_t choose_slot(const GroupArgs& group, std::byte* const* windows,
+                                                        std::int32_t expert, std::int64_t token) {
   const PlacementArgs& p = group.placement;
   const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
   const auto is_live = [&](std::int32_t place) { return windows[p.rank_of_slot[p.slot_of_place[place]]] != nullptr; };
@@ -156,7 +156,9 @@ class Router {
     return id < 0 ? -1 : static_cast<std::int32_t>(min(id, static_cast<long long>(INT32_MAX)));
   }
 
-  __device__ bool is_choice(int t) const { return lane_ < per_step_ * top_k_ && t < num_tokens_; }
+  __device__ bool is_choice(int t) const {
+    return lane_ < per_step_ * top_k_ && t < num_tokens_;
+  }
   __device__ void keep(int first, std::int32_t given) const {
     const int t = first + lane_ / top_k_;
     if (is_choice(t)) m_.slots[lane_ % top_k_ * num_tokens_ + t] = given;
