@@ -156,10 +156,14 @@ TEST(CudaPolicy, FewItemsOfLatencyModeAreSpreadOut) {
 TEST(CudaPolicy, RanksThatShareADeviceTakeHalfOfItTogetherInLatencyMode) {
   for (int sharers = 2; sharers <= kH200.num_sms / 2; ++sharers) {
     const DeviceLimits shared{.sharers = sharers};
-    for (const Launch& launch : {plan_latency_dispatch(latency_work(128), latency_size(128), shared),
-                                 plan_latency_combine(latency_work(128), latency_size(128), shared)}) {
-      EXPECT_GE(launch.blocks, 1);
-      EXPECT_LE(launch.blocks * sharers, shared.num_sms / 2) << sharers << " ranks";
+    for (const int sms : {0, 1, 132}) {  // a budget makes it less, never more
+      LatencyWork work = latency_work(128);
+      work.num_sms = sms;
+      for (const Launch& launch : {plan_latency_dispatch(work, latency_size(128), shared),
+                                   plan_latency_combine(work, latency_size(128), shared)}) {
+        EXPECT_GE(launch.blocks, 1);
+        EXPECT_LE(launch.blocks * sharers, shared.num_sms / 2) << sharers << " ranks";
+      }
     }
   }
   EXPECT_EQ(plan_latency_dispatch(latency_work(128), latency_size(128), {.sharers = 100}).blocks, 1);
