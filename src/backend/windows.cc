@@ -258,7 +258,8 @@ std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, con
 void Runtime::wait_until_mapped(const Windows& windows, std::chrono::nanoseconds timeout, const Windows* before) {
   if (!device_memories) return;
   const auto word = [&](std::byte* window, int writer) {
-    return std::atomic_ref(*reinterpret_cast<std::uint64_t*>(window + windows.layout.signal(Signal::kMapped, 0, writer)));
+    return std::atomic_ref(
+        *reinterpret_cast<std::uint64_t*>(window + windows.layout.signal(Signal::kMapped, 0, writer)));
   };
   const auto end = [&](ErrorCode code, int peer, const char* why) {
     throw peer_error(code, "meet", windows.first_epoch, peer,
@@ -274,7 +275,8 @@ void Runtime::wait_until_mapped(const Windows& windows, std::chrono::nanoseconds
         throw call_error(ErrorCode::kAborted, "meet", windows.first_epoch,
                          "ferry: the group was aborted while windows were opened");
       }
-      if (std::chrono::steady_clock::now() > deadline) end(ErrorCode::kTimeout, peer, "did not come within the deadline");
+      if (std::chrono::steady_clock::now() > deadline)
+        end(ErrorCode::kTimeout, peer, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
     }
   }

@@ -307,7 +307,8 @@ GroupConfig group_config(const Case& c) {
                             c.codec == Codec::kNone ? std::int64_t{1} : c.blocks[0].width});
   // Three results at a time: asking the driver for memory may wait for kernels of other ranks on the same GPU.
   if (c.mode == Mode::kLatency && c.output == Output::kOwned)
-    limits.owned_rows = 3 * c.num_ranks() * limits.max_latency_tokens * static_cast<std::int64_t>(c.all_places().size());
+    limits.owned_rows =
+        3 * c.num_ranks() * limits.max_latency_tokens * static_cast<std::int64_t>(c.all_places().size());
   return config;
 }
 

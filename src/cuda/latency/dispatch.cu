@@ -31,7 +31,8 @@ __device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& 
 
 /// A call that sent nothing leaves a handle with which a combine does nothing. All threads of the grid.
 __device__ void clear_choices(const LatencyDispatchArgs& a) {
-  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), threads = static_cast<int>(gridDim.x * blockDim.x);
+  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
+            threads = static_cast<int>(gridDim.x * blockDim.x);
   for (int i = thread; i < a.num_tokens * a.top_k; i += threads)
     a.handle.slots[i] = a.handle.ranks[i] = a.handle.rows[i] = a.handle.tokens[i] = -1;
   for (int rank = thread; rank < a.group.num_ranks; rank += threads)
