@@ -179,9 +179,8 @@ class Receiver {
 __device__ bool wait_for_input(const GroupArgs& group, std::uint64_t epoch) {
   const std::uint64_t user = group.state->input_epoch[group.flight];
   if (user == 0) return true;
-  GroupArgs of_reader = group;
-  of_reader.flight = group.state->input_flight[group.flight];
-  return wait_everybody(of_reader, kStep, epoch, DeviceSignal::kCombineRead, total_of(user));
+  return wait_everybody(group, kStep, epoch, DeviceSignal::kCombineRead, total_of(user),
+                        group.state->input_flight[group.flight]);
 }
 
 /// A rank that came late finds signals of all peers, also of those that gave up on this call and sent no rows. All threads of a

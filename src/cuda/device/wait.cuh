@@ -15,9 +15,11 @@ __device__ inline std::uint64_t total_of(std::uint64_t epoch, std::int64_t count
   return epoch << 24 | static_cast<std::uint64_t>(count);
 }
 
+__device__ inline std::uint64_t* own_signal(const GroupArgs& group, DeviceSignal kind, int writer, int flight) {
+  return reinterpret_cast<std::uint64_t*>(group.windows[group.rank] + group.layout.signal_at(kind, flight, writer));
+}
 __device__ inline std::uint64_t* own_signal(const GroupArgs& group, DeviceSignal kind, int writer) {
-  return reinterpret_cast<std::uint64_t*>(group.windows[group.rank] +
-                                          group.layout.signal_at(kind, group.flight, writer));
+  return own_signal(group, kind, writer, group.flight);
 }
 
 /// Test mode: a pause of random length, to bring orders about that are rare otherwise.
@@ -104,8 +106,8 @@ class Patience {
 
 /// Waits until the signal `kind` of `writer` in this rank's window has reached `wanted`. False if it gave up.
 __device__ inline bool wait_signal(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
-                                   int writer, std::uint64_t wanted) {
-  const std::uint64_t* signal = own_signal(group, kind, writer);
+                                   int writer, std::uint64_t wanted, int flight) {
+  const std::uint64_t* signal = own_signal(group, kind, writer, flight);
   Patience patience(group, step, epoch, writer);
   for (;;) {
     const std::uint64_t seen = load_acquire(signal);
@@ -132,14 +134,18 @@ __device__ inline WordIs wait_word(const GroupArgs& group, FaultStep step, std::
   }
 }
 
-/// Waits for one signal of every live rank, a thread each; true in all threads of the block if all came.
+/// Waits for one signal of every live rank, a thread each; true in all threads of the block if all came. `flight`: of the signals.
 __device__ inline bool wait_everybody(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
-                                      std::uint64_t wanted) {
+                                      std::uint64_t wanted, int flight) {
   bool good = true;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    if (group.windows[peer] != nullptr) good = wait_signal(group, step, epoch, kind, peer, wanted) && good;
+    if (group.windows[peer] != nullptr) good = wait_signal(group, step, epoch, kind, peer, wanted, flight) && good;
   }
   return __syncthreads_and(good) != 0;
+}
+__device__ inline bool wait_everybody(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
+                                      std::uint64_t wanted) {
+  return wait_everybody(group, step, epoch, kind, wanted, group.flight);
 }
 
 /// Until all blocks of the grid are here; the grid is no larger than what is resident at once. False if it gave up.
