@@ -237,6 +237,12 @@ step_measure() {
     failed+=("measure; what there is lies in $lines")
     return
   fi
+  # Latency mode: one rank on each GPU.
+  run[2]=$out/bin/ferry_cuda_latency
+  if ! { "${run[@]}" --tokens 1,8,32,128,256 --iterations 1000 && "${run[@]}" --tokens 1,8,32,128,256 --iterations 10000 --launch graph; }; then
+    failed+=("measure, latency mode; what there is lies in $lines")
+    return
+  fi
   machine=$(sed -n '1s/.*"machine":"\([^"]*\)".*/\1/p' "$lines")
   cat "$lines" >>"benchmarks/results/$date-$machine.jsonl"
   say "$(wc -l <"$lines") lines added to benchmarks/results/$date-$machine.jsonl; benchmarks/figures.py puts them into the README"
