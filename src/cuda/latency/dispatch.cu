@@ -29,17 +29,16 @@ __device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& 
   a.handle.tokens_to_node[0] = to_node;
 }
 
-/// A call that sent nothing leaves a handle with which a combine does nothing. All threads of the grid.
+/// A call that failed leaves a handle with which a combine sends and awaits nothing. By every block that fails.
 __device__ void clear_choices(const LatencyDispatchArgs& a) {
-  const int thread = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x),
-            threads = static_cast<int>(gridDim.x * blockDim.x);
-  for (int i = thread; i < a.num_tokens * a.top_k; i += threads)
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  for (int i = tid; i < a.num_tokens * a.top_k; i += threads)
     a.handle.slots[i] = a.handle.ranks[i] = a.handle.rows[i] = a.handle.tokens[i] = -1;
-  for (int rank = thread; rank < a.group.num_ranks; rank += threads)
+  for (int rank = tid; rank < a.group.num_ranks; rank += threads)
     a.handle.tokens_to[rank] = a.handle.choices_to[rank] = 0;
-  for (int slot = thread; slot < a.group.placement.num_slots; slot += threads)
+  for (int slot = tid; slot < a.group.placement.num_slots; slot += threads)
     a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
-  if (thread == 0) a.handle.tokens_to_node[0] = 0;
+  if (tid == 0) a.handle.tokens_to_node[0] = 0;
 }
 
 /// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
@@ -142,6 +141,7 @@ __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epoc
   if (!good) {
     receiver.clear_rest(0);
     clear_counts(a);
+    if (a.write_handle) clear_choices(a);
   }
   file_read(a.group, LatencyKind::kDispatch, epochs);
 }
