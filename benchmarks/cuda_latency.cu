@@ -251,35 +251,13 @@ class LatencyRunner {
   void measure_whole(RankBench& bench, Group& group, Calls& calls, std::int64_t tokens, int sms) {
     const auto num_sets = static_cast<std::size_t>(o_.sets);
     std::vector<DispatchResult> arrived(num_sets);
-    time_calls(bench, [&](std::size_t s) { arrived[s] = group.dispatch(calls.dispatch_args(static_cast<int>(s))); });
+    bench.time_sets(10, [&](std::size_t s) { arrived[s] = group.dispatch(calls.dispatch_args(static_cast<int>(s))); });
     report(bench, "dispatch", "", tokens, sms);
     for (const Reduction reduction : {Reduction::per_rank(), Reduction::flat()}) {
-      time_calls(bench, [&](std::size_t s) { group.combine(calls.combine_args(arrived[s], reduction)); });
+      bench.time_sets(10, [&](std::size_t s) { group.combine(calls.combine_args(arrived[s], reduction)); });
       report(bench, "combine", reduction == Reduction::flat() ? "flat" : "per_rank", tokens, sms);
     }
     group.check();
-  }
-
-  template <typename Call>
-  void time_calls(RankBench& bench, Call&& call) {
-    constexpr int kWarmUp = 10;
-    const auto num_sets = static_cast<std::size_t>(o_.sets);
-    if (o_.launch == "direct")
-      return bench.time(kWarmUp, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
-    std::vector<cudaGraphExec_t> graphs(num_sets);
-    for (std::size_t s = 0; s < num_sets; ++s) {
-      cudaGraph_t graph = nullptr;
-      check(cudaStreamBeginCapture(bench.stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-      call(s);
-      check(cudaStreamEndCapture(bench.stream_, &graph), "cudaStreamEndCapture");
-      check(cudaGraphInstantiate(&graphs[s], graph, 0), "cudaGraphInstantiate");
-      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-    }
-    shared_.sync.arrive_and_wait();
-    bench.time(kWarmUp, o_.iterations, [&](int i) {
-      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], bench.stream_), "cudaGraphLaunch");
-    });
-    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
   }
 
   /// A send, everybody's data arrives, then the receive: with nothing to wait for, its time is its work.

@@ -139,6 +139,28 @@ class RankBench {
     shared_.sync.arrive_and_wait();
   }
 
+  /// Times call(set) for one input set after the other, directly or as a replay of its graph.
+  template <typename Call>
+  void time_sets(int warm_up, Call&& call) {
+    const auto num_sets = static_cast<std::size_t>(o_.sets);
+    if (o_.launch == "direct")
+      return time(warm_up, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
+    std::vector<cudaGraphExec_t> graphs(num_sets);
+    for (std::size_t set = 0; set < num_sets; ++set) {
+      cudaGraph_t graph = nullptr;
+      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+      call(set);
+      check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
+      check(cudaGraphInstantiate(&graphs[set], graph, 0), "cudaGraphInstantiate");
+      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+    }
+    shared_.sync.arrive_and_wait();  // whoever makes a graph may have to wait for kernels
+    time(warm_up, o_.iterations, [&](int i) {
+      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], stream_), "cudaGraphLaunch");
+    });
+    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+  }
+
   /// Two calls that belong together, each timed alone behind a barrier of its own; the first one's times go to first_times.
   template <typename First, typename Second>
   void time_apart(int warm_up, int iterations, First&& first, Second&& second) {

@@ -197,15 +197,15 @@ class Runner {
       check(cudaStreamSynchronize(bench.stream_), "dispatch");
       bench.shared_.sync.arrive_and_wait();
       std::vector<CombineResult> keep(sets.size());
-      time_calls(bench, [&](std::size_t i) {
+      bench.time_sets(3, [&](std::size_t i) {
         const DispatchResult& from = results[i];
         keep[i] = group.combine(combine_args(bench, group, from, op, sms, any));
       });
       verify_combine(bench, group, sets, tokens, op, sms, any);
     } else {
       std::vector<DispatchResult> keep(sets.size());
-      time_calls(bench,
-                 [&](std::size_t i) { keep[i] = group.dispatch(dispatch_args(bench, sets[i], tokens, op, sms)); });
+      bench.time_sets(3,
+                      [&](std::size_t i) { keep[i] = group.dispatch(dispatch_args(bench, sets[i], tokens, op, sms)); });
       verify_dispatch(bench, group, sets, tokens, op, sms);
     }
     group.check();
@@ -213,28 +213,6 @@ class Runner {
     if (bench.rank_ == 0) report(tokens, op, sms);
     if (any != nullptr) cudaFree(any);
     bench.shared_.sync.arrive_and_wait();
-  }
-
-  /// Times call(set) for one set after the other, directly or as a replay of its graph.
-  template <typename Call>
-  void time_calls(RankBench& bench, Call&& call) {
-    constexpr int kWarmUp = 3;
-    const auto num_sets = static_cast<std::size_t>(o_.sets);
-    if (o_.launch == "direct")
-      return bench.time(kWarmUp, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
-    std::vector<cudaGraphExec_t> graphs(num_sets);
-    for (std::size_t set = 0; set < num_sets; ++set) {
-      cudaGraph_t graph = nullptr;
-      check(cudaStreamBeginCapture(bench.stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-      call(set);
-      check(cudaStreamEndCapture(bench.stream_, &graph), "cudaStreamEndCapture");
-      check(cudaGraphInstantiate(&graphs[set], graph, 0), "cudaGraphInstantiate");
-      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-    }
-    bench.time(kWarmUp, o_.iterations, [&](int i) {
-      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], bench.stream_), "cudaGraphLaunch");
-    });
-    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
   }
 
   /// (source, token) of each rank-major row of a rank.
