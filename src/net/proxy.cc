@@ -132,6 +132,7 @@ Proxy::Proxy(Carrier& carrier, WindowTable& windows, std::span<const std::unique
     throw Error(ErrorCode::kInternal,
                 fmt::format("the network proxy's thread could not be started: {}", failure.what()));
   }
+  pthread_setname_np(thread_.native_handle(), "ferry-proxy");  // from here: who has the engine finds the thread by name
   if (core < 0 || bind_to_core(thread_, core)) return;
   stop();
   refuse_unsupported("ferry::net::make_engine", "proxy_cores",
@@ -150,7 +151,6 @@ void Proxy::stop() {
 }
 
 void Proxy::work() noexcept {
-  pthread_setname_np(pthread_self(), "ferry-proxy");
   constexpr unsigned long kTimerSlackNs = 1000;  // a nap of 20 us shall not take 70
   ::prctl(PR_SET_TIMERSLACK, kTimerSlackNs);
   try {
