@@ -4,17 +4,11 @@
 // Faults that only a network has: a proxy thread that stands still for seconds, and peers that leave while others still have
 // signals on their way to them. Links that are cut need namespaces: tools/netns.sh.
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <atomic>
-#include <filesystem>
-#include <fstream>
 #include <string>
-#include <thread>
 
 #include "fault_support.h"
+#include "support/proxies.h"
 
 namespace ferry::test {
 namespace {
@@ -33,31 +27,6 @@ class NetworkFault : public testing::TestWithParam<const char*> {
 };
 
 enum Gate { kTogether, kOver };
-constexpr std::chrono::seconds kStall{2};
-
-std::atomic<int> stalled{0};
-
-/// Makes this process's network proxies stand still for kStall, as a thread does that gets no core. SIGPROF is one of the few
-/// signals that they take.
-void stall_proxies() {
-  struct sigaction action {};
-  action.sa_handler = [](int) {
-    ++stalled;
-    timespec time{.tv_sec = kStall.count(), .tv_nsec = 0};
-    ::nanosleep(&time, nullptr);
-  };
-  ::sigaction(SIGPROF, &action, nullptr);
-  int found = 0;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream file(task.path() / "comm");
-    std::string name;
-    file >> name;
-    if (name != "ferry-proxy") continue;
-    ::syscall(SYS_tgkill, ::getpid(), std::stoi(task.path().filename()), SIGPROF);
-    ++found;
-  }
-  require(found > 0, "this rank has no network proxy");
-}
 
 TEST_P(NetworkFault, AProxyThatStandsStillDelaysAndLosesNothing) {
   const Case c = make_case({2, 2});
@@ -67,13 +36,13 @@ TEST_P(NetworkFault, AProxyThatStandsStillDelaysAndLosesNothing) {
     Group group = make_group(c, rank);
     round_trip(group, all, rank.rank);
     board.meet(kTogether, rank.size);
-    if (rank.rank == 1) stall_proxies();
+    if (rank.rank == 1) require(stall_proxies() > 0, "this rank has no network proxy");
     const Outcome outcome = outcome_of([&] {
       for (int i = 0; i < 3; ++i) round_trip(group, all, rank.rank);
     });
     require(!outcome.error, outcome.text());
     // A rank that waits does the proxy's work (Engine::help), so it may go on all the same.
-    require(rank.rank != 1 || stalled > 0, "no proxy stood still: nothing was tested");
+    require(rank.rank != 1 || stalled_proxies() > 0, "no proxy stood still: nothing was tested");
   });
 }
 

@@ -4,23 +4,21 @@
 // libfabric's tcp and shm against the contract, two engines each, also shuffled: the same streams as over the loopback. The
 // names hold "Process" because ThreadSanitizer, which leaves those out, does not see what a provider inside libfabric stores.
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <atomic>
 #include <cstdlib>
-#include <filesystem>
-#include <fstream>
 #include <thread>
 #include <vector>
 
 #include "ferry/error.h"
 #include "net_support.h"
+#include "support/proxies.h"
 
 namespace ferry::net {
 namespace {
 
+using ferry::test::kProxyStall;
+using ferry::test::stall_proxies;
+using ferry::test::stalled_proxies;
 using test::all_completed;
 using test::eventually;
 using test::kRowsPerPost;
@@ -130,30 +128,6 @@ TEST_P(NetFabricProcess, LargePutsArriveWhole) {
   EXPECT_TRUE(all_completed(a->channel(0)));
 }
 
-constexpr std::chrono::seconds kStall{2};
-std::atomic<int> stalled{0};
-
-/// Makes all proxies of this process stand still, as threads do that get no core. They take SIGPROF.
-int stall_proxies() {
-  struct sigaction action {};
-  action.sa_handler = [](int) {
-    ++stalled;
-    const timespec time{.tv_sec = kStall.count(), .tv_nsec = 0};
-    ::nanosleep(&time, nullptr);
-  };
-  ::sigaction(SIGPROF, &action, nullptr);
-  int found = 0;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream file(task.path() / "comm");
-    std::string name;
-    file >> name;
-    if (name != "ferry-proxy") continue;
-    ::syscall(SYS_tgkill, ::getpid(), std::stoi(task.path().filename()), SIGPROF);
-    ++found;
-  }
-  return found;
-}
-
 TEST_P(NetFabricProcess, ProxiesThatStandStillAreBackPressureAndLoseNothing) {
   EngineConfig small = config(0);
   small.ring_slots = 64;
@@ -164,14 +138,13 @@ TEST_P(NetFabricProcess, ProxiesThatStandStillAreBackPressureAndLoseNothing) {
   std::thread reading([&] { EXPECT_EQ(stream.read_all(kBatches), 0u); });
   EXPECT_TRUE(stream.send(0));
   const auto start = std::chrono::steady_clock::now();
-  stalled = 0;
   const int proxies = stall_proxies();
   for (std::uint64_t batch = 1; batch < kBatches; ++batch) EXPECT_TRUE(stream.send(batch));
   reading.join();
   EXPECT_TRUE(all_completed(sender->channel(0)));
   EXPECT_EQ(proxies, 2);
-  EXPECT_EQ(stalled, 2);
-  EXPECT_GT(std::chrono::steady_clock::now() - start, kStall - std::chrono::milliseconds(200));
+  EXPECT_EQ(stalled_proxies(), 2);
+  EXPECT_GT(std::chrono::steady_clock::now() - start, kProxyStall - std::chrono::milliseconds(200));
   EXPECT_GT(sender->statistics().stalls, 0u) << "the ring was never full";
 }
 
