@@ -197,7 +197,7 @@ void add_case_options(app::Options& command, BenchCase& c, std::vector<std::int6
   command.value("--warmup", c.warmup, "calls before; 0 = 4, in latency mode 20");
   command.value("--sets", c.num_sets, "input sets to rotate among; 0 = more than the last-level cache holds");
   command.value("--seed", c.seed, "of routing and input");
-  command.value("--deadline", c.deadline_s, "seconds that any wait may last");
+  command.value("--deadline", c.deadline_s, "seconds that any wait of a call may last");
 }
 
 std::string table_header() {
