@@ -43,6 +43,7 @@ struct CombineArgs {
 struct CombineResult {
   Tensor out;                         ///< [T, H] in the dtype of x; a token sent nowhere gets the bias, or 0
   Tensor topk_weights;                ///< [T, K] float32, if topk_weights was given
+  std::vector<int> late;              ///< as DispatchResult::late
   std::shared_ptr<const void> owner;  ///< owns `out` (unless it was given) and topk_weights
 };
 

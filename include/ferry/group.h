@@ -78,6 +78,10 @@ struct GroupConfig {
   std::string network = "auto";
   NetworkOptions network_options{};
   std::chrono::nanoseconds timeout = std::chrono::seconds(100);  ///< of every wait
+  /// How often this group masks by itself who misses a deadline (or dies) and completes the call without it, until mask() or
+  /// unmask() open new windows; 0 = never: such calls end in Error(timeout | peer_lost). Equal on all ranks. Latency mode keeps as
+  /// many more sets of return slots. See Group about what is agreed then.
+  int auto_masks = 0;
   TestOptions test{};
 };
 

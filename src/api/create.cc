@@ -88,6 +88,7 @@ std::vector<std::pair<std::string, std::string>> agreement(const GroupConfig& co
           {"limits.owned_rows", fmt::to_string(l.owned_rows)},
           {"limits.max_slots", fmt::to_string(l.max_slots)},
           {"limits.num_flights", fmt::to_string(l.num_flights)},
+          {"auto_masks", fmt::to_string(config.auto_masks)},
           {"backend", config.backend},
           {"network", config.network},
           {"network_options.proxy_threads", fmt::to_string(config.network_options.proxy_threads)}};

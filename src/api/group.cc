@@ -106,7 +106,7 @@ void Group::unmask(int rank) {
   state("ferry::Group::unmask").unmask(rank);
 }
 std::vector<bool> Group::masked() const {
-  const auto& masks = state("ferry::Group::masked").masked();
+  const auto masks = state("ferry::Group::masked").masked();
   return {masks.begin(), masks.end()};
 }
 void Group::check() {

@@ -61,13 +61,14 @@ void GroupState::refresh_windows() {
     counters_ = rejoin.counters;
     masks_ = wanted.masked;
     next_membership_ = wanted.number;
-  } else if (windows_ && windows_->membership.masked == masks_) {
-    runtime->masked_now = masks_;  // a rank masked and taken back before any call is waited for again
+  } else if (windows_ && windows_->membership.masked == masks_ && !renew_) {
+    runtime->masked_now = masked();  // a rank masked and taken back before any call is waited for again
     // A peer whose first try to open the windows of this membership failed has opened others.
     const std::optional<std::uint32_t> reopened = runtime->reopened_as(*windows_);
     if (!reopened) return;
     next_membership_ = wanted.number = *reopened;
   }
+  masks_ = wanted.masked = rejoining_ ? wanted.masked : masked();
   runtime->masked_now = masks_;
   const Rails rails(runtime->topology, wanted.masked);
   const WindowLayout layout = make_window_layout(config, runtime->topology, *placement, rails);
@@ -83,10 +84,11 @@ void GroupState::refresh_windows() {
     if (call && !call->over) old_combines_.push_back(std::move(call));
     call = nullptr;
   }
+  std::fill(runtime->late.begin(), runtime->late.end(), 0);
   backend->adopt(windows);
   runtime->wait_until_mapped(*windows, config.timeout, windows_.get());
   replace_windows(std::move(windows));
-  rejoining_ = false;
+  rejoining_ = renew_ = false;
   const auto is_finished = [](const auto& old) { return old->over || (old->dropped && old->forward_posted); };
   std::erase_if(old_dispatches_, is_finished);
   std::erase_if(old_combines_, is_finished);
@@ -196,6 +198,7 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   refresh_windows();
   raise_pending("ferry::Group::dispatch");
   fill_dispatch(*this, args, *call);
+  call->masks_late = config.auto_masks > 0 && args.mode == Mode::kLatency;
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
   dispatches_[static_cast<std::size_t>(call->flight)] = call;
@@ -220,6 +223,7 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
   refresh_windows();
   raise_pending("ferry::Group::combine");
   fill_combine(*this, args, *call);
+  call->masks_late = config.auto_masks > 0 && call->handle.mode() == Mode::kLatency;
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;
   try {
@@ -256,6 +260,9 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
   }
   call->over = true;
   last_trace = call->trace;
+  for (std::size_t rank = 0; rank < runtime->late.size(); ++rank) {
+    if (runtime->late[rank] == call->epoch) call->result.late.push_back(static_cast<int>(rank));
+  }
   const auto is_over = [](const auto& old) { return old->over; };
   std::erase_if(old_dispatches_, is_over);
   std::erase_if(old_combines_, is_over);
@@ -312,6 +319,12 @@ void GroupState::mask(int rank) {
   runtime->masked_now[static_cast<std::size_t>(rank)] = 1;  // waits of calls in flight stop waiting for it at once
 }
 
+std::vector<std::uint8_t> GroupState::masked() const {
+  std::vector<std::uint8_t> all = masks_;
+  for (std::size_t rank = 0; rank < all.size(); ++rank) all[rank] |= runtime->late[rank] != 0 ? 1 : 0;
+  return all;
+}
+
 void GroupState::unmask(int rank) {
   constexpr const char* kFunction = "ferry::Group::unmask";
   Busy busy(*this, kFunction);
@@ -324,6 +337,9 @@ void GroupState::unmask(int rank) {
     return;
   }
   masks_[static_cast<std::size_t>(rank)] = 0;  // masked_now follows with the next windows
+  // Others may have masked it by themselves while this rank did not, or the other way round.
+  renew_ = renew_ || config.auto_masks > 0;
+  runtime->late[static_cast<std::size_t>(rank)] = 0;
 }
 
 void GroupState::check() {

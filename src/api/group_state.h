@@ -35,7 +35,8 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
 
   void mask(int rank);
   void unmask(int rank);
-  const std::vector<std::uint8_t>& masked() const { return masks_; }
+  /// As asked for, and those that this rank masked by itself.
+  std::vector<std::uint8_t> masked() const;
   void check();
   void abort();
   void close();
@@ -81,6 +82,7 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
   std::vector<std::uint8_t> masks_;  ///< as asked for; take effect at the next call
   std::uint32_t next_membership_ = 0;
   bool rejoining_ = false;
+  bool renew_ = false;  ///< the next call opens windows, whatever the masks are
   bool closed_ = false;
   bool forwarding_ = false;
   std::atomic<bool> busy_{false};

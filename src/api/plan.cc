@@ -73,6 +73,7 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   check_range("recv_rows", limits.recv_rows, 0, kMaxRows - 1);
   check_range("owned_rows", limits.owned_rows, -1, kMaxRows - 1);
   check_range("max_slots", limits.max_slots, 0, 1 << 20);
+  check_range("auto_masks", config.auto_masks, 0, 15);
   check_range("num_flights", limits.num_flights, 1, 64);
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;
   check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
@@ -91,7 +92,7 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
 WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
                                 const Rails& rails) {
   return {config.limits, topology, placement, rails.max_sources(),
-          config.backend == "cuda" ? RowPlace::kDevice : RowPlace::kHost};
+          config.backend == "cuda" ? RowPlace::kDevice : RowPlace::kHost, config.auto_masks + 1};
 }
 
 MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank) {

@@ -54,6 +54,7 @@ struct Call {
   bool discard = false;   ///< finish what is owed to peers, hand nothing out
   bool dropped = false;   ///< nobody will receive it; the group does when it needs the flight
   bool over = false;      ///< received, or failed: nothing is owed any more
+  bool masks_late = false;  ///< who misses the deadline is masked, and the call goes on without it
   std::shared_ptr<void> backends;  ///< what the backend keeps between the halves
   std::vector<StepTrace> trace;
 
@@ -126,6 +127,7 @@ struct CombineCall : Call {
   bool has_topk_weights = false;  ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;
+  std::vector<int> banks;  ///< [R] set of return slots that each rank reads in this call; -1: it reads nothing of it
 
   CombineResult result;
   std::shared_ptr<ResultMemory> memory;

@@ -24,6 +24,11 @@ constexpr std::chrono::nanoseconds kSlowCheckEvery = std::chrono::milliseconds(1
 // A wait that has lasted this long sleeps between looks instead of yielding: a rank that waits for a human costs no core.
 constexpr std::chrono::nanoseconds kSleepAfter = std::chrono::milliseconds(20);
 
+// How often ranks on other nodes hear that this one waits.
+constexpr std::chrono::nanoseconds kBeatEvery = std::chrono::milliseconds(10);
+// Deadlines that a rank may be late because it waits for another one.
+constexpr std::int64_t kMostDeadlines = 4;
+
 constexpr std::uint64_t kEpochShift = 24;
 
 std::atomic_ref<std::uint64_t> word_at(std::byte* address) {
@@ -88,6 +93,8 @@ Runtime::Runtime(int my_rank, Topology ranks_and_nodes, std::unique_ptr<Mesh> li
       engine(std::move(network)),
       wait_ns(static_cast<std::size_t>(topology.num_ranks()), 0),
       masked_now(static_cast<std::size_t>(topology.num_ranks()), 0),
+      late(static_cast<std::size_t>(topology.num_ranks()), 0),
+      beats_(static_cast<std::size_t>(topology.num_ranks())),
       test_(test),
       random_(test.seed * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(my_rank) + 1),
       oversubscribed_(static_cast<unsigned>(topology.num_ranks()) > std::thread::hardware_concurrency()),
@@ -100,7 +107,7 @@ std::uint64_t Runtime::signal(const Windows& windows, Signal kind, int flight, i
 }
 
 void Runtime::write(const Call& call, int peer, std::int64_t offset, const void* src, std::int64_t bytes) {
-  if (bytes == 0) return;
+  if (bytes == 0 || late[static_cast<std::size_t>(peer)] != 0) return;
   if (std::byte* mapped = call.windows->peer(peer, offset)) {
     if (mapped != src) wire::copy_row(mapped, src, bytes);
     return;
@@ -121,6 +128,9 @@ void Runtime::delay_signal() {
 }
 
 void Runtime::post(const Call& call, int peer, Signal kind, std::uint64_t total) {
+  // Who was masked on the way and may still write into return slots shall not hear which ones are used next, nor take what comes
+  // without credits for its call's.
+  if (late[static_cast<std::size_t>(peer)] != 0) return;
   delay_signal();
   const std::int64_t offset = call.windows->layout.signal(kind, call.flight, rank);
   if (std::byte* mapped = call.windows->peer(peer, offset)) {
@@ -147,7 +157,12 @@ const CallNote& Runtime::note_of(const Call& call, bool combine, int writer) con
 
 void Runtime::report_read(const Call& call, std::int64_t count) {
   const Signal kind = call.kind == CallKind::kCombine ? Signal::kCombineRead : Signal::kDispatchRead;
-  for (int peer : call.windows->live) post(call, peer, kind, call.total(count));
+  Windows& windows = *call.windows;
+  if (call.kind == CallKind::kCombine) {
+    windows.return_bank[static_cast<std::size_t>(call.flight)] = windows.bank;
+    count |= static_cast<std::int64_t>(windows.bank) << kReadBankShift;
+  }
+  for (int peer : windows.live) post(call, peer, kind, call.total(count));
 }
 
 void Runtime::report_failed(const Call& call, const Error& error) {
@@ -256,12 +271,23 @@ void Runtime::check_aborted(const Call& call, const char* step, const Windows& w
 
 void Runtime::check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
                          std::chrono::nanoseconds limit) {
+  if (call.masks_late) show_waiting(call, waited_ns);
   check_notices(call, step, waits);
   check_network(call, step, waits);
   check_refusals(call, step, waits);
+  std::vector<int> lost, missing;
   for (const Wait& one : waits) {
     std::uint64_t seen = 0;
     if (reached(call, one, seen)) continue;
+    missing.push_back(one.peer);
+    if (signal(*call.windows, Signal::kLeftOut, 0, one.peer) != 0) {
+      throw failure(ErrorCode::kMismatch, call, step, waits,
+                    fmt::format("rank {} has left this rank ({}) out; unmask({}) here and there", one.peer, rank, rank));
+    }
+    if (call.masks_late && mesh->gone(one.peer)) {
+      if (!reached(call, one, seen)) lost.push_back(one.peer);
+      continue;
+    }
     // Both are looked at before a second look at the signal: a peer that posted and then went on or went away did its part. No
     // test shows it: the peer would have to do that between two neighbouring loads.
     const std::uint64_t activity = activity_of(*call.windows, one.peer);
@@ -273,9 +299,64 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     if (other_kind) throw failure(ErrorCode::kMismatch, call, step, waits, "ranks are in different calls");
     throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", one.peer));
   }
-  if (waited_ns > limit.count())
+  if (!lost.empty() && !mask_late(call, lost))
+    throw failure(ErrorCode::kPeerLost, call, step, waits, fmt::format("rank {} is gone", lost.front()));
+  if (waited_ns <= limit.count()) return;
+  // Who waits itself is late because of somebody else: it is given time to find that out, but not for ever.
+  if (call.masks_late && waited_ns <= kMostDeadlines * limit.count()) {
+    std::erase_if(missing, [&](int peer) { return is_waiting_itself(peer, limit); });
+    if (missing.empty()) return;
+  }
+  if (!mask_late(call, missing))
     throw failure(ErrorCode::kTimeout, call, step, waits,
                   fmt::format("nothing came for {:.3f} s", static_cast<double>(waited_ns) * 1e-9));
+}
+
+/// Tells the peers that this rank waits, and looks who else does.
+void Runtime::show_waiting(const Call& call, std::int64_t waited_ns) {
+  const Windows& windows = *call.windows;
+  const auto now = Clock::now();
+  const std::int64_t word = windows.layout.signal(Signal::kWaiting, 0, rank);
+  word_at(windows.own(word)).store(++own_beat_, std::memory_order_relaxed);  // a sign of life: orders nothing
+  const bool post = waited_ns > kSlowCheckEvery.count() && now - beat_posted_ > kBeatEvery;
+  if (post) beat_posted_ = now;
+  for (int peer : windows.live) {
+    const std::int64_t theirs = windows.layout.signal(Signal::kWaiting, 0, peer);
+    std::byte* mapped = windows.peer(peer, theirs);
+    const std::uint64_t seen =
+        word_at(mapped != nullptr ? mapped : windows.own(theirs)).load(std::memory_order_relaxed);
+    Beat& beat = beats_[static_cast<std::size_t>(peer)];
+    if (seen != beat.seen) beat = {seen, now};
+    if (mapped != nullptr || !post || late[static_cast<std::size_t>(peer)] != 0) continue;
+    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), static_cast<std::uint64_t>(word), own_beat_));
+  }
+}
+
+bool Runtime::is_waiting_itself(int peer, std::chrono::nanoseconds limit) const {
+  return Clock::now() - beats_[static_cast<std::size_t>(peer)].grew_at < std::max(limit / 4, 4 * kBeatEvery);
+}
+
+/// Goes on without `ranks`, if the call and the windows allow it. What they may still write goes where this rank reads nothing
+/// any more: into regions of their own, and into return slots that are given up when the calls that they know of are over.
+bool Runtime::mask_late(const Call& call, std::span<const int> ranks) {
+  Windows& windows = *call.windows;
+  if (!call.masks_late || ranks.empty()) return false;
+  if (windows.bank + 1 >= windows.layout.return_banks()) return false;
+  ++windows.bank;
+  for (int peer : ranks) {
+    const auto index = static_cast<std::size_t>(peer);
+    if (masked_now[index] != 0) continue;
+    masked_now[index] = 1;
+    late[index] = call.epoch;
+    const std::int64_t word = windows.layout.signal(Signal::kLeftOut, 0, rank);
+    if (std::byte* mapped = windows.peer(peer, word)) {
+      word_at(mapped).store(1, std::memory_order_release);
+      continue;
+    }
+    static_cast<void>(engine->channel(0).try_post(windows.remote(peer), static_cast<std::uint64_t>(word), 1));
+    if (!engine->provider().maps_windows) engine->give_up(peer);
+  }
+  return true;
 }
 
 std::string Runtime::explain_silence(const Call& call, const char* step, int peer) {
@@ -294,7 +375,8 @@ std::string Runtime::explain_silence(const Call& call, const char* step, int pee
 bool Runtime::has_finished(const Call& call, int peer) const {
   if (call.kind == CallKind::kDispatch) return false;  // route has compared the arguments
   const Signal read = call.kind == CallKind::kCombine ? Signal::kCombineRead : Signal::kDispatchRead;
-  const std::uint64_t seen = signal(*call.windows, read, call.flight, peer);
+  std::uint64_t seen = signal(*call.windows, read, call.flight, peer);
+  if (call.kind == CallKind::kCombine) seen &= ~(kReadBankMask << kReadBankShift);
   return seen == call.total(kReadWell) || seen == call.total(kReadDisagreed);
 }
 
@@ -464,6 +546,10 @@ const char* name(Signal kind) noexcept {
       return "counts";
     case Signal::kMapped:
       return "mapped windows";
+    case Signal::kLeftOut:
+      return "left out";
+    case Signal::kWaiting:
+      return "waiting";
     case Signal::kDispatchRows:
       return "dispatch rows";
     case Signal::kDispatchNetwork:

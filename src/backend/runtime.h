@@ -45,6 +45,8 @@ class Runtime {
   /// ranks wait for each other in a circle.
   std::function<void()> progress;
   std::vector<std::uint8_t> masked_now;  ///< [R] masks as they are now: ranks that waits of older calls skip
+  /// [R] of them, ranks that this rank masked by itself in these windows: 0, or the call that they missed.
+  std::vector<std::uint64_t> late;
 
   /// Opens the windows of a membership; collective over its members.
   std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout,
@@ -126,6 +128,9 @@ class Runtime {
   void drive_network() {
     if (drives_network_) engine->help();
   }
+  bool mask_late(const Call& call, std::span<const int> ranks);
+  void show_waiting(const Call& call, std::int64_t waited_ns);
+  bool is_waiting_itself(int peer, std::chrono::nanoseconds limit) const;
   void give_up_the_gone();
   void check_network(const Call& call, const char* step, std::span<const Wait> waits);
   void check_slow(const Call& call, const char* step, std::span<const Wait> waits, std::int64_t waited_ns,
@@ -145,6 +150,14 @@ class Runtime {
 
   friend class WindowOpener;
   std::atomic<bool> aborted_{false};
+  /// What a peer's kWaiting word was when it was last looked at, and when it was last seen to grow.
+  struct Beat {
+    std::uint64_t seen = 0;
+    std::chrono::steady_clock::time_point grew_at;
+  };
+  std::vector<Beat> beats_;  // by rank
+  std::uint64_t own_beat_ = 0;
+  std::chrono::steady_clock::time_point beat_posted_;
   bool abort_spread_ = false;
   std::uint64_t announced_epoch_ = 0;
   std::uint64_t announced_kinds_ = 0;  ///< of this rank's last calls, two bits each, the latest lowest

@@ -37,11 +37,12 @@ std::int64_t return_row_bytes(std::int64_t row_bytes, int top_k, bool with_weigh
 }
 
 WindowLayout::WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
-                           int max_sources, RowPlace place)
+                           int max_sources, RowPlace place, int return_banks)
     : place_(place),
       num_ranks_(topology.num_ranks()),
       num_nodes_(topology.num_nodes()),
       num_flights_(limits.num_flights),
+      return_banks_(return_banks),
       forward_sources_(max_sources),
       max_tokens_(std::max(limits.max_tokens, limits.max_latency_tokens)),
       max_row_bytes_(max_dispatch_row_bytes(limits)),
@@ -99,7 +100,8 @@ void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placeme
 
 void WindowLayout::add_combine_regions(const GroupLimits& limits) {
   const std::int64_t top_k = limits.max_top_k;
-  return_slots_ = add_flights("return slots", max_tokens_ * top_k * max_return_bytes_);
+  return_bank_bytes_ = max_tokens_ * top_k * max_return_bytes_;
+  return_slots_ = add_flights("return slots", return_banks_ * return_bank_bytes_);
   return_stream_bytes_ = limits.max_tokens * top_k * max_return_bytes_;
   combine_forward_ = add_flights("combine forward", forward_sources_ * return_stream_bytes_);
   const std::int64_t staged = num_nodes_ > 1 ? num_ranks_ * limits.max_latency_tokens * top_k : 0;
@@ -142,8 +144,8 @@ std::int64_t WindowLayout::dispatch_staging(int flight) const {
 std::int64_t WindowLayout::dispatch_forward(int flight) const {
   return at(dispatch_forward_, flight);
 }
-std::int64_t WindowLayout::return_slots(int flight) const {
-  return at(return_slots_, flight);
+std::int64_t WindowLayout::return_slots(int flight, int bank) const {
+  return at(return_slots_, flight) + bank * return_bank_bytes_;
 }
 std::int64_t WindowLayout::combine_forward(int flight) const {
   return at(combine_forward_, flight);

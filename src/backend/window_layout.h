@@ -20,6 +20,8 @@ enum class Signal : std::uint8_t {
   kCountsEven,  ///< route: the writer's counts of an even throughput dispatch are here
   kCountsOdd,
   kMapped,        ///< the writer has mapped everybody's device memory; 1 once it has
+  kLeftOut,       ///< 1: the writer has masked this rank by itself
+  kWaiting,       ///< grows while the writer waits for anybody: it is there, and late only because somebody else is
   kDispatchRows,  ///< rows that the writer stored here straight (throughput), or its number of slots filled (latency)
   kDispatchNetwork,    ///< rows of the writer that have arrived in this rank's forward region so far
   kDispatchForwarded,  ///< rows that the writer, a rail peer, has handed on to this rank
@@ -60,6 +62,9 @@ enum ReadCount : std::int64_t {
       1 << 23,  ///< plus the rows needed: not taken up, because a peer had refused the flight's last call
 };
 inline constexpr std::int64_t kReadRowsMask = (1 << 22) - 1;
+/// A combine's read report also names the set of return slots that the flight's next combine uses at its writer.
+inline constexpr int kReadBankShift = 8;
+inline constexpr std::uint64_t kReadBankMask = 0xff;
 
 /// Where rows lie: in the window's host memory, or in its device memory (device_layout.h), so that only control regions are here.
 enum class RowPlace : std::uint8_t { kHost, kDevice };
@@ -69,9 +74,10 @@ constexpr std::int64_t kPlannedAlignment = 128;
 
 class WindowLayout {
  public:
-  /// `max_sources`: most sources that one rail peer receives for (0 on a single node).
+  /// `max_sources`: most sources that one rail peer receives for (0 on a single node). `return_banks`: sets of return slots of each
+  /// flight; a new one is taken into use when somebody who may still write into the old one is masked (memory_model.md).
   WindowLayout(const GroupLimits& limits, const Topology& topology, const Placement& placement, int max_sources,
-               RowPlace place = RowPlace::kHost);
+               RowPlace place = RowPlace::kHost, int return_banks = 1);
 
   std::int64_t total_bytes() const noexcept { return list_.total_bytes(); }
   const RegionList& list() const noexcept { return list_; }
@@ -97,7 +103,8 @@ class WindowLayout {
   std::int64_t dispatch_staging(
       int flight) const;  ///< records on their way to the network; latency: rows that the node's ranks fetch
   std::int64_t dispatch_forward(int flight) const;
-  std::int64_t return_slots(int flight) const;               ///< [tokens][K] rows of this rank's tokens
+  std::int64_t return_slots(int flight, int bank) const;     ///< [tokens][K] rows of this rank's tokens
+  int return_banks() const noexcept { return return_banks_; }
   std::int64_t combine_forward(int flight) const;            ///< [forward rows][K]
   std::int64_t combine_staging(int flight) const;            ///< local: rows on their way to the network
   std::int64_t weights_ahead(int flight, int source) const;  ///< [max tokens][K] float32
@@ -126,6 +133,7 @@ class WindowLayout {
   int num_ranks_ = 0;
   int num_nodes_ = 0;
   int num_flights_ = 0;
+  int return_banks_ = 1;
   int forward_sources_ = 0;
   std::int64_t max_tokens_ = 0;
   std::int64_t max_row_bytes_ = 0;
@@ -137,7 +145,7 @@ class WindowLayout {
   std::int64_t recv_tokens_ = 0;
   std::int64_t max_latency_tokens_ = 0;
   std::int64_t latency_out_rows_ = 0;
-  std::int64_t weights_stride_ = 0, dispatch_slots_stride_ = 0;
+  std::int64_t weights_stride_ = 0, dispatch_slots_stride_ = 0, return_bank_bytes_ = 0;
   std::int64_t signal_stride_ = 0, signals_ = 0, abort_ = 0, notes_ = 0, counts_stride_ = 0, counts_ = 0;
   // Offsets of one region per flight.
   std::vector<std::int64_t> recv_, recv_meta_, dispatch_slots_, latency_out_, dispatch_staging_, dispatch_forward_,

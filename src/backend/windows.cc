@@ -82,6 +82,7 @@ Windows::Windows(Membership members, int my_rank, const Topology& topology, Wind
       last_combine(static_cast<std::size_t>(num_flights), 0),
       dispatch_staging_busy(static_cast<std::size_t>(num_flights), 0),
       combine_staging_busy(static_cast<std::size_t>(num_flights), 0),
+      return_bank(static_cast<std::size_t>(num_flights), 0),
       mapped_(static_cast<std::size_t>(topology.num_ranks())),
       base_(static_cast<std::size_t>(topology.num_ranks()), nullptr),
       remote_(static_cast<std::size_t>(topology.num_ranks())),

@@ -65,6 +65,10 @@ class Windows {
   /// Commands to the network that still read a flight's staging (or a parity's counts): channel count to wait for.
   std::vector<std::uint64_t> dispatch_staging_busy, combine_staging_busy;
   std::uint64_t counts_busy[2] = {0, 0};
+  /// The set of return slots to be taken into use next, and that of each flight's next combine on this rank: peers know it from the
+  /// read report of the combine before (0 without one).
+  int bank = 0;
+  std::vector<int> return_bank;
   /// Calls that the furthest member had begun when these windows were opened: everybody counts on from there.
   std::uint64_t first_epoch = 0;
 

@@ -28,6 +28,7 @@ class ReturnForwarder {
   /// Returns how many rows of this node's ranks went into what was sent.
   std::int64_t forward_source(int source) {
     counted_ = 0;
+    const int bank = std::max(0, call_.banks[static_cast<std::size_t>(source)]);
     const WindowLayout& layout = call_.windows->layout;
     const std::int64_t stream = layout.combine_forward(call_.flight) +
                                 call_.windows->rails.source_index(runtime_.rank, source) * layout.return_stream_bytes();
@@ -35,7 +36,7 @@ class ReturnForwarder {
       const wire::TokenMeta record = handle_.forwarded(f);
       owners_.set_slots(record.slots(), handle_.rank_of_slot());
       const std::int64_t from = stream + slot_offset(call_, record.forward_row(), 0);
-      const std::int64_t to = layout.return_slots(call_.flight) + slot_offset(call_, record.source_token(), 0);
+      const std::int64_t to = layout.return_slots(call_.flight, bank) + slot_offset(call_, record.source_token(), 0);
       if (is_per_node(call_)) {
         const int place = owners_.place_of_node(my_node_);
         sum_node(from, place);

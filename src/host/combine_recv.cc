@@ -82,13 +82,14 @@ class TokenSummer {
         owners_(runtime.topology, call.top_k),
         token_ranks_(handle_.ranks()),
         next_own_(handle_.source_offsets()[runtime.rank]),
+        bank_(call.banks[static_cast<std::size_t>(runtime.rank)]),
         sum_(call.args.x.dtype),
         groups_(static_cast<std::size_t>(call.top_k)),
         ranks_(static_cast<std::size_t>(call.top_k)) {}
 
   void sum(std::int64_t token) {
     owners_.set_ranks(token_ranks_ + token * call_.top_k);
-    slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight) + slot_offset(call_, token, 0));
+    slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight, bank_) + slot_offset(call_, token, 0));
     find_own_row();
     sum_.clear();
     if (is_flat(call_)) {
@@ -206,6 +207,7 @@ class TokenSummer {
   const std::byte* slots_ = nullptr;
   const std::byte* own_row_ = nullptr;  // of the token at hand, if it is read in place
   std::int64_t next_own_;               // rank-major row
+  int bank_;
   RowSum sum_;
   std::vector<std::int32_t> groups_, ranks_;
 };

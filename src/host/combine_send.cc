@@ -18,6 +18,15 @@ namespace {
 
 constexpr const char* kStep = "combine_send";
 
+/// The set of return slots that `peer` reads in this call; -1 if it reads nothing of it: masked, or has given up on the call.
+int bank_at(const Runtime& runtime, const CombineCall& call, int peer) {
+  if (peer == runtime.rank) return call.windows->return_bank[static_cast<std::size_t>(call.flight)];
+  if (runtime.masked_now[static_cast<std::size_t>(peer)] != 0) return -1;
+  const std::uint64_t seen = runtime.signal(*call.windows, Signal::kCombineRead, call.flight, peer);
+  if (seen >> 24 >= call.epoch) return -1;
+  return static_cast<int>(seen >> kReadBankShift & kReadBankMask);
+}
+
 /// Regions of a flight may be written again once their readers have reported that they read the flight's last combine.
 void wait_for_free_slots(Runtime& runtime, CombineCall& call) {
   auto& last = call.windows->last_combine[static_cast<std::size_t>(call.flight)];
@@ -27,6 +36,8 @@ void wait_for_free_slots(Runtime& runtime, CombineCall& call) {
     runtime.wait(call, kStep, waits);
   }
   call.flight_used_before = std::exchange(last, call.epoch);
+  call.banks.assign(static_cast<std::size_t>(runtime.topology.num_ranks()), -1);
+  for (int peer : call.windows->live) call.banks[static_cast<std::size_t>(peer)] = bank_at(runtime, call, peer);
   runtime.wait_completed(call, kStep, call.windows->combine_staging_busy[static_cast<std::size_t>(call.flight)]);
 }
 
@@ -41,6 +52,7 @@ void send_weights_ahead(Runtime& runtime, CombineCall& call, const HandleView& h
   const std::int64_t row_bytes = 4 * static_cast<std::int64_t>(call.top_k);
   const std::int32_t* ranks = handle.ranks();
   for (int peer : call.windows->live) {
+    if (call.banks[static_cast<std::size_t>(peer)] < 0) continue;
     // Network puts read their source later, so each destination has a staging row range of its own.
     const bool mapped = call.windows->peer(peer, 0) != nullptr;
     std::byte* base = mapped
@@ -189,14 +201,17 @@ void return_rows_of(Runtime& runtime, CombineCall& call, const HandleView& handl
   const std::int64_t meta_bytes = wire::TokenMeta::bytes(call.top_k);
   const int my_node = runtime.topology.node_of(runtime.rank);
   const bool straight = runtime.topology.node_of(source) == my_node || returns_straight(call);
+  const int bank = call.banks[static_cast<std::size_t>(source)];
+  if (straight && bank < 0) return;
   const int rail = straight ? source : call.windows->rails.rail(source, my_node);
   const std::int64_t stream = straight
-                                  ? layout.return_slots(call.flight)
+                                  ? layout.return_slots(call.flight, bank)
                                   : layout.combine_forward(call.flight) +
                                         call.windows->rails.source_index(rail, source) * layout.return_stream_bytes();
   for (std::int32_t n = offsets[source]; n < offsets[source + 1]; ++n) {
     const wire::TokenMeta record(const_cast<std::byte*>(records) + n * meta_bytes, call.top_k);
     const std::int64_t token = straight ? record.source_token() : record.forward_row();
+    if (token < 0) continue;  // its row never came
     returner.give_back(n, n - offsets[source], rail, stream + slot_offset(call, token, 0));
   }
 }

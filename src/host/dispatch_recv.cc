@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "backend/handle_layout.h"
@@ -96,7 +97,8 @@ void wait_for_slots(Runtime& runtime, DispatchCall& call) {
   call.tokens_from.assign(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
   for (int source : call.windows->live) {
     const std::uint64_t seen = runtime.signal(*call.windows, Signal::kDispatchRows, call.flight, source);
-    if (seen < call.total(0)) continue;  // left out while its rows were on the way: counts as none
+    if (seen < call.total(0) || runtime.late[static_cast<std::size_t>(source)] != 0)
+      continue;  // left out while its rows were on the way: counts as none
     check_note(call, source, runtime.note_of(call, false, source));
     call.tokens_from[static_cast<std::size_t>(source)] = static_cast<std::int32_t>(seen & 0xffffff);
   }
@@ -154,6 +156,19 @@ void count_arrivals(const Runtime& runtime, DispatchCall& call, const SlotReader
   }
 }
 
+/// A source that has masked this rank waits for it no more and stages other rows where this rank has just read.
+void check_still_a_member(const Runtime& runtime, const DispatchCall& call) {
+  if (!call.masks_late) return;
+  std::atomic_thread_fence(std::memory_order_acquire);  // rows first, then the word
+  for (int source : call.windows->live) {
+    const bool read = call.tokens_from[static_cast<std::size_t>(source)] != 0;
+    if (!read || runtime.signal(*call.windows, Signal::kLeftOut, 0, source) == 0) continue;
+    throw peer_error(ErrorCode::kMismatch, kStep, call.epoch, source,
+                     fmt::format("{}: call {}: rank {} has left this rank ({}) out", kStep, call.epoch, source,
+                                 runtime.rank));
+  }
+}
+
 void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   wait_for_slots(runtime, call);
   if (call.discard) return;
@@ -188,6 +203,7 @@ void receive_latency(Runtime& runtime, DispatchCall& call, StepScope& scope) {
     }
     ++n;
   });
+  check_still_a_member(runtime, call);
 }
 
 }  // namespace

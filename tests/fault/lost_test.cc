@@ -176,6 +176,108 @@ TEST_P(Lost, StoppedAndTakenBack) {
   report(ranks, size, {});
 }
 
+/// Dispatch and combine by a rank whose group masks who does not come, compared with what is left of it at each moment.
+void live_on(Group& group, const Reference& all, const Reference& fewer, int rank, Milliseconds timeout) {
+  Round with(all, rank), without_it(fewer, rank);
+  const auto now = [&]() -> Round& { return group.masked().at(kVictim) ? without_it : with; };
+  DispatchArgs args = with.dispatch_args();
+  args.timeout = timeout;
+  const DispatchResult arrived = group.dispatch(args);
+  Round& dispatched = now();
+  dispatched.check(arrived);
+  CombineArgs back = dispatched.combine_args(arrived);
+  back.timeout = timeout;
+  const CombineResult out = group.combine(back);
+  now().check(out);
+}
+
+TEST_P(Lost, KilledAndMaskedAutomatically) {
+  Case c = make_case();
+  if (c.mode == Mode::kThroughput) GTEST_SKIP() << "there the call is made again, see auto_mask_test.cc";
+  c.default_capacity = true;  // the same with the victim and without
+  const Phase at = phase();
+  const int size = c.num_ranks();
+  const Reference all(c, 0), fewer(without(c, kVictim), 0);
+  constexpr Milliseconds kDeadline{2000};
+  Board board;
+  RankProcesses ranks(size, [&](Rank rank) -> std::string {
+    GroupConfig config = group_config(c);
+    config.auto_masks = 2;
+    Group group = make_group(c, rank, config);
+    round_trip(group, all, rank.rank);
+    if (rank.rank == kVictim) {
+      be_hit(group, all, rank.rank, at, SIGKILL, board, kLong);
+      std::this_thread::sleep_for(std::chrono::seconds(50));  // the signal in the middle came after the end
+      return "";
+    }
+    for (int i = 0; i < 6; ++i) {
+      const Outcome next = outcome_of([&] { live_on(group, all, fewer, rank.rank, kDeadline); });
+      require(!next.error, fmt::format("call {}: {}", i, next.text()));
+    }
+    require(group.masked().at(kVictim), "the victim is not masked");
+    return "";
+  });
+  if (at == Phase::kInTheMiddle) {
+    board.wait_for(kAtPhase, 1);
+    std::this_thread::sleep_for(Milliseconds(5));
+    ranks.send_signal(kVictim, SIGKILL);
+  }
+  report(ranks, size, {kVictim});
+}
+
+TEST_P(Lost, StoppedMaskedAutomaticallyAndTakenBack) {
+  Case c = make_case();
+  if (c.mode == Mode::kThroughput) GTEST_SKIP() << "there the call is made again, see auto_mask_test.cc";
+  c.default_capacity = true;  // the same with the victim and without
+  const Phase at = phase();
+  const int size = c.num_ranks(), others = size - 1;
+  const Reference all(c, 0), fewer(without(c, kVictim), 0);
+  constexpr Milliseconds kDeadline{500};
+  Board board;
+  RankProcesses ranks(size, [&](Rank rank) -> std::string {
+    GroupConfig config = group_config(c);
+    config.auto_masks = 2;
+    Group group = make_group(c, rank, config);
+    round_trip(group, all, rank.rank);
+    if (rank.rank == kVictim) {
+      Outcome woken = outcome_of([&] { be_hit(group, all, rank.rank, at, SIGSTOP, board, kLong); });
+      for (int i = 0; i < 3 && !woken.error; ++i)
+        woken = outcome_of([&] { live_on(group, all, fewer, rank.rank, kLong); });
+      require_error(woken, {ErrorCode::kMismatch}, kLong, "woken up");
+      require(woken.text().find("out") != std::string::npos, "it does not say left out: " + woken.text());
+      board.arrive(kVictimIsOver);
+    } else {
+      // Across its waking up: every result is compared bit by bit.
+      for (int i = 0; i < 7; ++i) {
+        const Outcome next = outcome_of([&] { live_on(group, all, fewer, rank.rank, i < 3 ? kDeadline : kLong); });
+        require(!next.error, fmt::format("call {}: {}", i, next.text()));
+        if (i == 3) board.arrive(kWentOn);
+        if (i == 5) board.wait_for(kVictimIsOver, 1);
+      }
+      require(group.masked().at(kVictim), "the victim is not masked");
+    }
+    board.meet(kTogether, size);
+    group.unmask(kVictim);
+    for (int i = 0; i < 2; ++i) {
+      const Outcome next = outcome_of([&] { round_trip(group, all, rank.rank); });
+      require(!next.error, fmt::format("call {} together again: {}", i, next.text()));
+    }
+    return "";
+  });
+  try {
+    board.wait_for(kAtPhase, 1);
+    if (at == Phase::kInTheMiddle) {
+      std::this_thread::sleep_for(Milliseconds(5));
+      ranks.send_signal(kVictim, SIGSTOP);
+    }
+    board.wait_for(kWentOn, others);
+  } catch (const Failure& failure) {
+    ADD_FAILURE() << failure.what();
+  }
+  ranks.send_signal(kVictim, SIGCONT);
+  report(ranks, size, {});
+}
+
 const auto kPhases = testing::Values(Phase::kBeforeDispatch, Phase::kDispatchSent, Phase::kDispatchReceived,
                                      Phase::kCombineSent, Phase::kInTheMiddle);
 
