@@ -260,6 +260,7 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
   }
   call->over = true;
   last_trace = call->trace;
+  backend->note_late(runtime->late);
   for (std::size_t rank = 0; rank < runtime->late.size(); ++rank) {
     if (runtime->late[rank] == call->epoch) call->result.late.push_back(static_cast<int>(rank));
   }
@@ -320,6 +321,7 @@ void GroupState::mask(int rank) {
 }
 
 std::vector<std::uint8_t> GroupState::masked() const {
+  backend->note_late(runtime->late);
   std::vector<std::uint8_t> all = masks_;
   for (std::size_t rank = 0; rank < all.size(); ++rank) all[rank] |= runtime->late[rank] != 0 ? 1 : 0;
   return all;
@@ -339,6 +341,7 @@ void GroupState::unmask(int rank) {
   masks_[static_cast<std::size_t>(rank)] = 0;  // masked_now follows with the next windows
   // Others may have masked it by themselves while this rank did not, or the other way round.
   renew_ = renew_ || config.auto_masks > 0;
+  backend->forget_late(rank);
   runtime->late[static_cast<std::size_t>(rank)] = 0;
 }
 

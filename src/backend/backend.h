@@ -23,6 +23,10 @@ class Backend {
   virtual std::string why_not(const CombineCall&) const { return {}; }
   /// Throws the fault of an earlier call that nobody has waited for.
   virtual void check_faults() {}
+  /// Adds the ranks that a device has masked on the way: [R], the call in which it did.
+  virtual void note_late(std::vector<std::uint64_t>& /*late*/) const {}
+  /// Forgets that it did; it still leaves the rank out until there are new windows.
+  virtual void forget_late(int /*rank*/) {}
   /// New windows are open; calls from now on use them.
   virtual void adopt(const std::shared_ptr<Windows>& /*windows*/) {}
   /// Waits until nothing of earlier calls runs any more; `abandon` gives what runs a second, then makes what waits for peers give up.

@@ -45,7 +45,7 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
     return first;
   };
   constexpr std::int64_t kLineBytes = 128;  // two writers never share a line
-  out.credit_stride = routing::align_up(2 * out.num_flights * 8, kLineBytes);
+  out.credit_stride = routing::align_up((2 * out.num_flights + 2) * 8, kLineBytes);
   out.credits = list.add("device latency credits", out.credit_stride * num_ranks);
   out.notes = list.add("device latency notes", 16 * out.num_flights * num_ranks);
   out.manifest_bytes = wire::packets_bytes(wire::packets_of_words(LatencyLayout::kManifestWords + num_slots));
@@ -55,8 +55,8 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
   out.return_bytes = wire::returned_bytes(
       limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))), limits.max_top_k,
       true);
-  out.returns =
-      flights("device latency returns", out.return_bytes * out.max_tokens * limits.max_top_k, out.returns_stride);
+  out.return_bank_bytes = out.return_bytes * out.max_tokens * limits.max_top_k;
+  out.returns = flights("device latency returns", out.return_bank_bytes * window.return_banks(), out.returns_stride);
   out.weights_bytes = wire::packets_bytes(wire::packets_of_words(limits.max_top_k));
   out.weights = flights("device latency weights", out.weights_bytes * out.max_tokens * num_ranks, out.weights_stride);
   out.result_rows = window.latency_out_rows();

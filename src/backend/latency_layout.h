@@ -28,14 +28,21 @@ struct LatencyLayout {
   std::int64_t manifests = 0, manifest_bytes = 0, manifests_stride = 0;
   std::int64_t notes = 0;
   std::int64_t slots = 0, slot_bytes = 0, slots_stride = 0;
-  std::int64_t returns = 0, return_bytes = 0, returns_stride = 0;
+  std::int64_t returns = 0, return_bytes = 0, returns_stride = 0, return_bank_bytes = 0;
   std::int64_t weights = 0, weights_bytes = 0, weights_stride = 0;
   std::int64_t results = 0, results_stride = 0, result_rows = 0;
 
-  /// Epoch of the last call of a kind and flight that `writer` has read: what it was sent may be overwritten.
+  /// Bits of a credit below its epoch: the set of return slots that the flight's next combine uses at the writer.
+  static constexpr int kBankBits = 4;
+
+  /// Epoch of the last call of a kind and flight that `writer` has read: what it was sent may be overwritten. << kBankBits.
   FERRY_HD std::int64_t credit_at(LatencyKind kind, int flight, int writer) const {
     return credits + writer * credit_stride + (static_cast<std::int64_t>(kind) * num_flights + flight) * 8;
   }
+  /// 1: `writer` has masked this rank by itself.
+  FERRY_HD std::int64_t left_out_at(int writer) const { return credits + writer * credit_stride + 2 * num_flights * 8; }
+  /// Grows while `rank` waits; in its own window, where others look whether it is late because of somebody else.
+  FERRY_HD std::int64_t waiting_at(int rank) const { return left_out_at(rank) + 8; }
   /// Packets of what a rank says before its rows: kManifestWords, then int32 rows per local expert of the reader.
   FERRY_HD std::int64_t manifest_at(int flight, int writer) const {
     return manifests + flight * manifests_stride + writer * manifest_bytes;
@@ -47,8 +54,8 @@ struct LatencyLayout {
     return slots + flight * slots_stride + (writer * max_tokens + i) * slot_bytes;
   }
   /// A returned row of a token of this rank; `place` counts its ranks, or choices (flat).
-  FERRY_HD std::int64_t return_at(int flight, std::int64_t token, int place) const {
-    return returns + flight * returns_stride + (token * max_top_k + place) * return_bytes;
+  FERRY_HD std::int64_t return_at(int flight, std::uint32_t bank, std::int64_t token, int place) const {
+    return returns + flight * returns_stride + bank * return_bank_bytes + (token * max_top_k + place) * return_bytes;
   }
   /// Weights of a token of `writer`, sent ahead of a combine.
   FERRY_HD std::int64_t weights_at(int flight, int writer, std::int64_t token) const {

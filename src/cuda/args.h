@@ -23,7 +23,18 @@ inline constexpr int kWideTopK = 128;
 
 /// Which part of a call a fault happened in; dispatch_send of throughput mode names route, whose words it looks at again.
 enum class FaultStep : std::int32_t { kRoute, kDispatchSend, kDispatchRecv, kCombineSend, kCombineRecv };
-enum class FaultKind : std::int32_t { kNone, kTimeout, kAborted, kBadId, kMismatch, kGoneOn, kGivenUp, kOverflow };
+enum class FaultKind : std::int32_t {
+  kNone,
+  kTimeout,
+  kAborted,
+  kBadId,
+  kMismatch,
+  kGoneOn,
+  kGivenUp,
+  kOverflow,
+  kLeftOut,      ///< the peer has masked this rank
+  kRowsMissing,  ///< of a cached dispatch, because a rank was masked since
+};
 
 /// Counts of the dispatch-rows signal: the rows are there, or their writer gave up on the call and they will never come.
 inline constexpr std::int64_t kRowsSent = 0, kRowsGivenUp = 1;
@@ -69,6 +80,11 @@ struct DeviceState {
   std::uint64_t latency_epoch[2][kMaxFlights] = {};
   std::uint64_t latency_read[2][kMaxFlights] = {};
   std::uint64_t latency_told[2][kMaxFlights] = {};
+  // Ranks masked on the way (GroupArgs::auto_masks): the call whose receive half gave somebody up and is to be made again; what last
+  // took a new set of return slots into use, and that set (EventKey); the set of each flight's next combine.
+  std::uint64_t late_epoch = 0;
+  std::uint64_t bank_event = 0;
+  std::uint32_t return_bank[kMaxFlights] = {};
 };
 
 /// The one place of an expert.
@@ -100,6 +116,8 @@ struct GroupArgs {
   PlacementArgs placement;
   std::int64_t timeout_ns = 0;
   std::uint64_t digest = 0;
+  std::int32_t auto_masks = 0;                ///< how often somebody who is late may be masked in these windows
+  volatile std::uint64_t* late = nullptr;     ///< [R] in host memory: the call in which a rank was masked on the way
   std::uint32_t delay_seed = 0;  ///< test mode: random delays before signals
   std::uint32_t max_delay_ns = 0;
 };

@@ -226,6 +226,12 @@ void CudaBackend::check_faults() {
   if (has_fault()) raise_fault();
 }
 
+void CudaBackend::note_late(std::vector<std::uint64_t>& late) const {
+  for (std::size_t rank = 0; rank < late.size(); ++rank) {
+    if (const std::uint64_t epoch = memory_->late()[rank]; epoch != 0) late[rank] = epoch;
+  }
+}
+
 void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
   const DeviceScope scope(device_);
   settle(false);
@@ -275,6 +281,8 @@ GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) 
           .placement = memory_->placement(placement),
           .timeout_ns = call.timeout.count(),
           .digest = call.digest,
+          .auto_masks = call.masks_late ? config_.auto_masks : 0,
+          .late = memory_->late(),
           .delay_seed = static_cast<std::uint32_t>(config_.test.seed * 2654435761u + call.epoch),
           .max_delay_ns = static_cast<std::uint32_t>(config_.test.max_signal_delay_ns)};
 }

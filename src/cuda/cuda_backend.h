@@ -27,6 +27,8 @@ class CudaBackend final : public Backend {
   std::string why_not(const DispatchCall& call) const override;
   std::string why_not(const CombineCall& call) const override;
   void check_faults() override;
+  void note_late(std::vector<std::uint64_t>& late) const override;
+  void forget_late(int rank) override { memory_->late()[rank] = 0; }
   void adopt(const std::shared_ptr<Windows>& windows) override;
   void settle(bool abandon) override;
   void give_up() override;

@@ -40,7 +40,10 @@ ErrorCode code_of(FaultKind kind) {
     case FaultKind::kMismatch:
     case FaultKind::kGoneOn:
     case FaultKind::kGivenUp:
+    case FaultKind::kLeftOut:
       return ErrorCode::kMismatch;
+    case FaultKind::kRowsMissing:
+      return ErrorCode::kPeerLost;
     case FaultKind::kNone:
       break;
   }
@@ -74,6 +77,12 @@ std::string describe(const Fault& fault, int rank) {
       return fmt::format("{}: rank {} has gone on to call {}", where, fault.peer, fault.seen);
     case FaultKind::kGivenUp:
       return fmt::format("{}: rank {} has given up on this call", where, fault.peer);
+    case FaultKind::kLeftOut:
+      return fmt::format("{}: rank {} has left this rank ({}) out; unmask({}) here and there", where, fault.peer, rank,
+                         rank);
+    case FaultKind::kRowsMissing:
+      return fmt::format("{}: {} rows came, {} were to come: a rank was masked on the way; dispatch with topk_ids", where,
+                         fault.where, fault.value);
     case FaultKind::kNone:
       break;
   }
@@ -88,7 +97,7 @@ Error error_of(const Fault& fault, int rank) {
   error.epoch = fault.epoch;
   if (fault.kind == FaultKind::kOverflow) error.needed_rows = fault.where;
   if (fault.kind == FaultKind::kBadId) error.argument = "topk_ids";
-  if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow)
+  if (fault.kind != FaultKind::kBadId && fault.kind != FaultKind::kOverflow && fault.peer >= 0)
     error.peers.push_back({.rank = fault.peer});
   if (fault.kind == FaultKind::kTimeout || fault.kind == FaultKind::kAborted) {
     error.peers.back().seen = fault.seen;

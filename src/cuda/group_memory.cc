@@ -29,10 +29,11 @@ GroupMemory::GroupMemory(int device, const Sizes& sizes)
     : pool(std::make_shared<Pool>(device, static_cast<std::size_t>(sizes.result_bytes))),
       device_(device),
       num_ranks_(sizes.num_ranks),
+      late_bytes_((sizes.num_ranks * 8 + 63) / 64 * 64),
       counts_bytes_((static_cast<std::int64_t>(sizeof(HostCounts)) +
                      4 * (sizes.num_ranks + 2 * sizes.max_local_experts + 2) + 63) /
                     64 * 64),
-      board_(static_cast<std::size_t>(kBoardBytes + sizes.num_flights * counts_bytes_)),
+      board_(static_cast<std::size_t>(kBoardBytes + late_bytes_ + sizes.num_flights * counts_bytes_)),
       table_(pool->allocate(sizeof(std::byte*) * static_cast<std::size_t>(sizes.num_ranks))),
       state_(pool->allocate(sizeof(DeviceState))) {
   static_assert(sizeof(Fault) + sizeof(std::uint64_t) <= kBoardBytes);
@@ -56,6 +57,7 @@ void GroupMemory::adopt(const Windows& windows) {
   std::vector<std::byte*> table;
   for (int rank = 0; rank < num_ranks_; ++rank) table.push_back(windows.device(rank));
   copy_to_device(table_.get(), table.data(), table.size() * sizeof(table[0]));
+  for (int rank = 0; rank < num_ranks_; ++rank) late()[rank] = 0;
   DeviceState state;
   state.epoch = windows.first_epoch;
   copy_to_device(state_.get(), &state, sizeof(state));

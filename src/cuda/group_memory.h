@@ -51,8 +51,12 @@ class GroupMemory {
   DeviceState* state() const { return reinterpret_cast<DeviceState*>(state_.get()); }
   Fault* fault() const { return reinterpret_cast<Fault*>(board_.data()); }
   std::uint64_t* abort_word() const { return reinterpret_cast<std::uint64_t*>(board_.data() + sizeof(Fault)); }
+  /// [R] calls in which the device has masked a rank on the way; 0: none.
+  volatile std::uint64_t* late() const {
+    return reinterpret_cast<volatile std::uint64_t*>(board_.data() + kBoardBytes);
+  }
   HostCounts* counts(int flight) const {
-    return reinterpret_cast<HostCounts*>(board_.data() + kBoardBytes + flight * counts_bytes_);
+    return reinterpret_cast<HostCounts*>(board_.data() + kBoardBytes + late_bytes_ + flight * counts_bytes_);
   }
   /// Makes room for the next fault once the last was read. No kernel of the group may be running.
   void clear_fault();
@@ -66,7 +70,7 @@ class GroupMemory {
   std::shared_ptr<std::byte> placement_block(std::size_t bytes);
 
   const int device_, num_ranks_;
-  const std::int64_t counts_bytes_;
+  const std::int64_t late_bytes_, counts_bytes_;
   Pinned board_;
   std::shared_ptr<std::byte> table_, state_;
   std::vector<std::shared_ptr<std::byte>> scratches_;  ///< of the route kernel; the last is the largest

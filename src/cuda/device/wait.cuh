@@ -67,6 +67,78 @@ __device__ inline bool has_failed(const GroupArgs& group, std::uint64_t epoch) {
   return load_relaxed(&group.state->failed_epoch) == epoch;
 }
 
+/// Where a call receives, everybody has sent what others wait for: who is found late there ends the half, which is made again.
+__device__ inline bool receives(FaultStep step) {
+  return step == FaultStep::kDispatchRecv || step == FaultStep::kCombineRecv;
+}
+
+/// The group's table of windows, in which whoever is masked on the way becomes null. Other blocks may write it.
+__device__ inline std::byte* window_now(const GroupArgs& group, int rank) {
+  return reinterpret_cast<std::byte*>(load_relaxed(reinterpret_cast<const std::uint64_t*>(group.windows + rank)));
+}
+
+/// True if the group goes on without `peer`. Its late packets then cross into regions of its own, and into return slots that no
+/// call uses for which it has no credit yet: one new set of them for each half of a call in which somebody is late.
+__device__ __noinline__ inline bool mask_late(const GroupArgs& group, FaultStep step, std::uint64_t epoch, int peer) {
+  constexpr int kBits = LatencyLayout::kBankBits;
+  DeviceState& state = *group.state;
+  const std::uint64_t half = epoch << 1 | (receives(step) ? 1u : 0u);
+  auto* event = reinterpret_cast<unsigned long long*>(&state.bank_event);
+  for (unsigned long long seen = load_relaxed(&state.bank_event); seen >> kBits != half;) {
+    const unsigned long long bank = (seen & ((1u << kBits) - 1)) + 1;
+    if (bank > static_cast<unsigned long long>(group.auto_masks)) return false;
+    const unsigned long long before = atomicCAS(event, seen, half << kBits | bank);
+    if (before == seen) break;
+    seen = before;
+  }
+  auto* entry = reinterpret_cast<unsigned long long*>(const_cast<std::byte**>(group.windows + peer));
+  if (auto* window = reinterpret_cast<std::byte*>(atomicExch(entry, 0ull)); window != nullptr) {
+    group.late[peer] = epoch;
+    store_relaxed(reinterpret_cast<std::uint64_t*>(window + group.layout.latency.left_out_at(group.rank)), 1);
+  }
+  __threadfence();  // the table before the word by which the half is made again
+  if (receives(step)) atomicExch(reinterpret_cast<unsigned long long*>(&state.late_epoch), epoch);
+  return true;
+}
+
+__device__ inline bool is_late(const GroupArgs& group, std::uint64_t epoch) {
+  return group.auto_masks != 0 && load_relaxed(&group.state->late_epoch) == epoch;
+}
+
+/// Whether a peer waits itself, as far as that shows within a sixteenth of the deadline: then it is late because of somebody else.
+__device__ __noinline__ inline bool is_waiting_itself(const GroupArgs& group, int peer) {
+  const std::byte* window = window_now(group, peer);
+  if (window == nullptr) return false;
+  const auto* word = reinterpret_cast<const std::uint64_t*>(window + group.layout.latency.waiting_at(peer));
+  const std::uint64_t before = load_relaxed(word);
+  for (const std::int64_t start = now_ns(); now_ns() - start < group.timeout_ns / 16;) {
+    __nanosleep(2000);
+    if (load_relaxed(word) != before) return true;
+  }
+  return false;
+}
+
+/// What groups that mask look at while they wait. Deadlines that a rank may be late because of another one: 4.
+enum class LateWait : std::int32_t { kGoesOn, kIsOver, kFails };
+__device__ __noinline__ inline LateWait look_who_is_late(const GroupArgs& group, FaultStep step, std::uint64_t epoch,
+                                                         int writer, std::int64_t waited_ns) {
+  const LatencyLayout& layout = group.layout.latency;
+  if (receives(step) && is_late(group, epoch)) return LateWait::kIsOver;
+  if (window_now(group, writer) == nullptr) {  // by another block, or while this call was sent
+    if (receives(step)) atomicExch(reinterpret_cast<unsigned long long*>(&group.state->late_epoch), epoch);
+    return LateWait::kIsOver;
+  }
+  if (load_relaxed(reinterpret_cast<const std::uint64_t*>(group.own_window + layout.left_out_at(writer))) != 0) {
+    fail(group, epoch, {.kind = FaultKind::kLeftOut, .step = step, .peer = writer});
+    return LateWait::kIsOver;
+  }
+  store_relaxed(reinterpret_cast<std::uint64_t*>(group.own_window + layout.waiting_at(group.rank)),
+                static_cast<std::uint64_t>(now_ns()));
+  if (waited_ns <= group.timeout_ns) return LateWait::kGoesOn;
+  if (waited_ns <= 4 * group.timeout_ns && is_waiting_itself(group, writer)) return LateWait::kGoesOn;
+  return mask_late(group, step, epoch, writer) ? LateWait::kIsOver : LateWait::kFails;
+}
+
 /// Whether a wait that began at `start` is over: at its deadline, by an abort, or because another thread has given up. What is
 /// rare stands once, and takes values, so that nothing of a wait has to lie in memory.
 __device__ __noinline__ inline bool wait_is_over(const GroupArgs& group, FaultStep step, std::uint64_t epoch,
@@ -74,8 +146,12 @@ __device__ __noinline__ inline bool wait_is_over(const GroupArgs& group, FaultSt
                                                  std::uint64_t wanted) {
   if (has_failed(group, epoch)) return true;
   Fault fault{.kind = FaultKind::kTimeout, .step = step, .peer = writer, .seen = seen, .wanted = wanted};
-  if (now_ns() - start <= group.timeout_ns) {
-    if (!look_at_host || load_relaxed(group.abort_word) == 0) return false;
+  const bool aborted = look_at_host && load_relaxed(group.abort_word) != 0;
+  if (group.auto_masks != 0 && !aborted) {
+    const LateWait late = look_who_is_late(group, step, epoch, writer, now_ns() - start);
+    if (late != LateWait::kFails) return late == LateWait::kIsOver;
+  } else if (now_ns() - start <= group.timeout_ns) {
+    if (!aborted) return false;
     fault.kind = FaultKind::kAborted;
   }
   fail(group, epoch, fault);

@@ -15,6 +15,7 @@ namespace ferry::cuda::latency {
 /// A call's number, and that of the call whose regions it takes over (0: none).
 struct Epochs {
   std::uint64_t now = 0, before = 0;
+  std::uint32_t bank = 0;  ///< of a combine: the set of return slots in which this rank's tokens come back
   __device__ std::uint32_t tag() const { return static_cast<std::uint32_t>(now); }
 };
 
@@ -27,6 +28,7 @@ __device__ inline Epochs next_epochs(const GroupArgs& group, LatencyKind kind) {
   Epochs out;
   out.now = load_relaxed(&group.state->epoch) + 1;
   out.before = load_relaxed(&group.state->latency_epoch[index_of(kind)][group.flight]);
+  if (kind == LatencyKind::kCombine) out.bank = load_relaxed(&group.state->return_bank[group.flight]);
   return out;
 }
 
@@ -42,7 +44,9 @@ __device__ inline void file_call(const GroupArgs& group, LatencyKind kind, const
 
 /// The number of a call whose send half was another kernel.
 __device__ inline void resume_call(const GroupArgs& group, LatencyKind kind, Epochs& shared) {
-  if (threadIdx.x == 0) shared.now = group.state->latency_epoch[index_of(kind)][group.flight];
+  if (threadIdx.x != 0) return;
+  shared.now = group.state->latency_epoch[index_of(kind)][group.flight];
+  shared.bank = load_relaxed(&group.state->return_bank[group.flight]);
 }
 
 /// Tells the peers which calls were read here. By earlier kernels: their loads are over, so that no fence is needed. Of the regions
@@ -58,6 +62,8 @@ __device__ inline void give_credits(const GroupArgs& group, LatencyKind own_kind
     if (word < 2 * flights) {
       const bool own = kind == index_of(own_kind) && flight == group.flight;
       read = own ? epochs.now - 1 : load_relaxed(&state.latency_read[kind][flight]);
+      read <<= LatencyLayout::kBankBits;
+      if (kind == index_of(LatencyKind::kCombine)) read |= load_relaxed(&state.return_bank[flight]);
       told = load_relaxed(&state.latency_told[kind][flight]);
       if (read != told) state.latency_told[kind][flight] = read;
     }
@@ -67,9 +73,10 @@ __device__ inline void give_credits(const GroupArgs& group, LatencyKind own_kind
       const std::int64_t at =
           layout.credit_at(static_cast<LatencyKind>((first + lane) / flights), (first + lane) % flights, group.rank);
       for (int peer = lane_idx(); peer < group.num_ranks; peer += 32) {
-        if (group.windows[peer] == nullptr) continue;
+        std::byte* window = window_now(group, peer);
+        if (window == nullptr) continue;
         delay_signal(group, peer);
-        store_relaxed(reinterpret_cast<std::uint64_t*>(group.windows[peer] + at), news);
+        store_relaxed(reinterpret_cast<std::uint64_t*>(window + at), news);
       }
     }
   }
@@ -83,23 +90,37 @@ class Credits {
   __device__ Credits(const GroupArgs& group, LatencyKind kind) : group_(group), kind_(kind) {
     if (static_cast<int>(threadIdx.x) < group.num_ranks) seen_ = load_relaxed(credit_of(static_cast<int>(threadIdx.x)));
   }
-  /// True in all threads if every peer has read that call. `windows`: of the peers, null where one is left out.
-  __device__ bool wait(FaultStep step, const Epochs& epochs, std::byte* const* windows) {
+  /// True in all threads if every peer has read that call. `windows`: of the peers, null where one is left out, and where one is
+  /// masked now because it has not. `banks`: the set of return slots that each peer reads in this call, kNoBank if it reads nothing
+  /// of it any more; null where that does not matter.
+  static constexpr std::uint8_t kNoBank = 0xff;
+  __device__ bool wait(FaultStep step, const Epochs& epochs, std::byte** windows, std::uint8_t* banks = nullptr) {
     bool good = true;
-    for (int peer = static_cast<int>(threadIdx.x); epochs.before != 0 && peer < group_.num_ranks && good;
-         peer += static_cast<int>(blockDim.x)) {
-      if (windows[peer] == nullptr) continue;
+    for (int peer = static_cast<int>(threadIdx.x); peer < group_.num_ranks; peer += static_cast<int>(blockDim.x)) {
+      if (banks != nullptr) banks[peer] = 0;
+      if (epochs.before == 0 || windows[peer] == nullptr || !good) continue;
       if (peer != static_cast<int>(threadIdx.x)) seen_ = load_relaxed(credit_of(peer));
       Patience patience(group_, step, epochs.now, peer);
-      while (seen_ < epochs.before && good) {
-        good = !patience.is_over(total_of(seen_), total_of(epochs.before));
+      bool late = false;
+      while (epoch_seen() < epochs.before && good && !late) {
+        const bool over = patience.is_over(total_of(epoch_seen()), total_of(epochs.before));
+        late = over && window_now(group_, peer) == nullptr;
+        good = !over || late;
         seen_ = load_relaxed(credit_of(peer));
       }
+      if (late) windows[peer] = nullptr;
+      if (banks != nullptr) banks[peer] = bank_seen(epochs, peer);
     }
     return __syncthreads_and(good) != 0;
   }
 
  private:
+  __device__ std::uint64_t epoch_seen() const { return seen_ >> LatencyLayout::kBankBits; }
+  __device__ std::uint8_t bank_seen(const Epochs& epochs, int peer) const {
+    if (peer != group_.rank && epoch_seen() >= epochs.now) return kNoBank;
+    return peer == group_.rank ? static_cast<std::uint8_t>(epochs.bank)
+                               : static_cast<std::uint8_t>(seen_ & ((1u << LatencyLayout::kBankBits) - 1));
+  }
   __device__ const std::uint64_t* credit_of(int peer) const {
     return reinterpret_cast<const std::uint64_t*>(group_.own_window +
                                                   group_.layout.latency.credit_at(kind_, group_.flight, peer));
@@ -110,8 +131,42 @@ class Credits {
 };
 
 /// Files that a call was read: whatever this kernel reads is over before the next one of the group tells the peers.
+/// By one block.
 __device__ inline void file_read(const GroupArgs& group, LatencyKind kind, const Epochs& epochs) {
-  if (blockIdx.x == 0 && threadIdx.x == 0) group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
+  if (threadIdx.x == 0) group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
+}
+
+/// The blocks that receive together: those of the grid, or one that does it again.
+struct Team {
+  int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
+  bool again = false;
+  __device__ bool is_first() const { return block == 0; }
+  __device__ bool is_last() const { return block == blocks - 1; }
+};
+
+/// Behind each receive half of a group that masks who is late: true in the last block that comes here if somebody was found late
+/// meanwhile. It then makes the half again, alone and without them: nobody else works on the call any more, and all that the others
+/// have sent lies where it lay. `windows`: the block's table in shared memory, renewed. All threads of a block.
+__device__ inline bool makes_again(const GroupArgs& group, LatencyKind kind, const Epochs& epochs, Team& team,
+                                   std::byte** windows) {
+  __shared__ bool again;
+  if (group.auto_masks == 0 || (!team.again && !is_last_block(group))) return false;
+  if (threadIdx.x == 0) {
+    again = is_late(group, epochs.now);
+    if (again) group.state->late_epoch = 0;
+    // Whoever was masked has no credit for the next combine of this flight, and shall not hear where that one's rows return.
+    if (kind == LatencyKind::kCombine)
+      group.state->return_bank[group.flight] =
+          static_cast<std::uint32_t>(group.state->bank_event & ((1u << LatencyLayout::kBankBits) - 1));
+    __threadfence();
+  }
+  for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x))
+    windows[rank] = window_now(group, rank);
+  __syncthreads();
+  const bool out = again;
+  __syncthreads();
+  team = {.block = 0, .blocks = 1, .again = true};
+  return out;
 }
 
 /// Copies the table of windows into shared memory, where every block has it first; there after the block's next barrier.
@@ -124,8 +179,10 @@ __device__ inline void copy_windows(const GroupArgs& group, std::byte** shared) 
 
 /// A warp's turns at the items of a kernel, block by block, so that few items are spread over many SMs.
 struct Turns {
-  int first = static_cast<int>(threadIdx.x / 32 * gridDim.x + blockIdx.x);
-  int step = static_cast<int>(gridDim.x * (blockDim.x / 32));
+  int first, step;
+  __device__ explicit Turns(const Team& team = {})
+      : first(static_cast<int>(threadIdx.x) / 32 * team.blocks + team.block),
+        step(team.blocks * static_cast<int>(blockDim.x / 32)) {}
 };
 
 }  // namespace ferry::cuda::latency

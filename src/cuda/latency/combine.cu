@@ -11,17 +11,19 @@ namespace {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
-/// Shared memory of a block: windows[R]; then rank_of_slot[S] while it sends, ReturnTerms of each warp while it receives.
+/// Shared memory of a block: windows[R], banks[R]; then rank_of_slot[S] while it sends, ReturnTerms of each warp while it receives.
 struct CombineMemory {
   std::byte** windows;
+  std::uint8_t* banks;  ///< sets of return slots of the peers
   std::int32_t* rank_of_slot;
   ReturnTerms* terms;
-  __device__ explicit CombineMemory(int ranks) : windows(reinterpret_cast<std::byte**>(shared_bytes)) {
+  __device__ explicit CombineMemory(int ranks)
+      : windows(reinterpret_cast<std::byte**>(shared_bytes)), banks(reinterpret_cast<std::uint8_t*>(windows + ranks)) {
     std::byte* behind = shared_bytes + windows_bytes(ranks);
     rank_of_slot = reinterpret_cast<std::int32_t*>(behind);
     terms = reinterpret_cast<ReturnTerms*>(behind);
   }
-  FERRY_HD static std::size_t windows_bytes(int ranks) { return (static_cast<std::size_t>(ranks) * 8 + 15) / 16 * 16; }
+  FERRY_HD static std::size_t windows_bytes(int ranks) { return (static_cast<std::size_t>(ranks) * 9 + 15) / 16 * 16; }
 };
 
 /// Sends; false if the call ends here. All threads of a block.
@@ -30,7 +32,7 @@ __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
   const CombineMemory memory(a.group.num_ranks);
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool last_warp = blockIdx.x == gridDim.x - 1 && tid / 32 == threads / 32 - 1;
-  ReturnSender<kDType> sender(a, memory.windows, memory.rank_of_slot);
+  ReturnSender<kDType> sender(a, memory.windows, memory.banks, memory.rank_of_slot);
   // What needs no other load is asked for first, all of it; then comes the first wait.
   const Epochs next = next_epochs(a.group, LatencyKind::kCombine);
   Credits credits(a.group, LatencyKind::kCombine);
@@ -42,24 +44,24 @@ __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
   if (tid == 0) epochs = next;
   __syncthreads();
   if (tid == threads - 1) file_call(a.group, LatencyKind::kCombine, epochs);
-  if (!credits.wait(FaultStep::kCombineSend, epochs, memory.windows)) return false;
-  if (last_warp) send_notes(a, epochs);
-  if (weights_go_ahead(a)) send_weights_ahead(a, epochs);
+  if (!credits.wait(FaultStep::kCombineSend, epochs, memory.windows, memory.banks)) return false;
+  if (last_warp) send_notes(a, epochs, memory.windows);
+  if (weights_go_ahead(a)) send_weights_ahead(a, epochs, memory.windows);
   return sender.send_all(epochs);
 }
 
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
 template <DType kDType>
-__device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good) {
+__device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good, const Team& team) {
   const CombineMemory memory(a.group.num_ranks);
-  ReturnSummer<kDType> summer(a, memory.windows, memory.terms[threadIdx.x / 32]);
+  ReturnSummer<kDType> summer(a, memory.windows, memory.terms[threadIdx.x / 32], team);
   __syncthreads();  // what sending kept in this memory is not needed any more
   if (good) {
-    if (blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs);
+    if (team.is_last() && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs, memory.windows);
     summer.sum_all(epochs);
   }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
-  file_read(a.group, LatencyKind::kCombine, epochs);
+  if (team.is_first()) file_read(a.group, LatencyKind::kCombine, epochs);
 }
 
 template <DType kDType, Phase kPhase>
@@ -73,7 +75,13 @@ __global__ void __launch_bounds__(kLatencyThreads)
   } else {
     good = send<kDType>(a, epochs);
   }
-  if constexpr (kPhase != Phase::kSend) receive<kDType>(a, epochs, good);
+  if constexpr (kPhase != Phase::kSend) {
+    Team team;
+    do {
+      receive<kDType>(a, epochs, good, team);
+      good = !has_failed(a.group, epochs.now);
+    } while (makes_again(a.group, LatencyKind::kCombine, epochs, team, CombineMemory(a.group.num_ranks).windows));
+  }
 }
 
 const void* kernel_of(DType dtype, Phase phase) {

@@ -18,11 +18,11 @@ struct ReturnTerms {
 
 /// Refuses peers that are in another call or gave other arguments, while other warps wait for their rows: those waits then end, too.
 /// One warp of the grid.
-__device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& epochs) {
+__device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& epochs, std::byte* const* windows) {
   const GroupArgs& group = a.group;
   for (int first = 0; first < group.num_ranks; first += 32) {
     const int peer = first + lane_idx();
-    const bool wanted = peer < group.num_ranks && group.windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
+    const bool wanted = peer < group.num_ranks && windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
     PacketArrival note(group.own_window + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
     PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first, true);
     if (!note.wait(epochs.tag(), wait, Awaited::kNote)) return;
@@ -46,11 +46,13 @@ class ReturnSummer {
   static constexpr int kElementBytes = 16 / kCount;
 
   /// Asks for what the first item begins with.
-  __device__ ReturnSummer(const CombineArgsOnDevice& args, std::byte* const* windows, ReturnTerms& terms)
+  __device__ ReturnSummer(const CombineArgsOnDevice& args, std::byte* const* windows, ReturnTerms& terms,
+                          const Team& team)
       : a_(args),
         shape_(args),
         windows_(windows),
         terms_(terms),
+        turns_(team),
         lane_(lane_idx()),
         is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr &&
                   args.bias[1] == nullptr) {
@@ -157,7 +159,8 @@ class ReturnSummer {
     }
     if (!is_flat(a_) && !by_last) order = below;
     const std::byte* slot =
-        a_.group.own_window + a_.group.layout.latency.return_at(a_.group.flight, token, is_flat(a_) ? lane_ : place);
+        a_.group.own_window + a_.group.layout.latency.return_at(a_.group.flight, epochs_.bank, token,
+                                                                       is_flat(a_) ? lane_ : place);
     __syncwarp();
     if (brings) {
       terms_.rows[order] = slot;

@@ -50,29 +50,30 @@ __device__ inline void store_floats(std::byte* to, float mine, unsigned wanted, 
 }
 
 /// Tells every peer what this rank's combine is. A warp of the grid.
-__device__ inline void send_notes(const CombineArgsOnDevice& a, const Epochs& epochs) {
+__device__ inline void send_notes(const CombineArgsOnDevice& a, const Epochs& epochs, std::byte* const* windows) {
   const GroupArgs& group = a.group;
   for (int peer = lane_idx(); peer < group.num_ranks; peer += 32) {
-    if (group.windows[peer] == nullptr) continue;
+    if (windows[peer] == nullptr) continue;
     delay_signal(group, peer);
-    store_packet(group.windows[peer] + group.layout.latency.note_at(group.flight, group.rank),
+    store_packet(windows[peer] + group.layout.latency.note_at(group.flight, group.rank),
                  static_cast<std::uint32_t>(group.digest), static_cast<std::uint32_t>(group.digest >> 32),
                  static_cast<std::uint32_t>(epochs.now >> 32), epochs.tag());
   }
 }
 
 /// Stores the weights of this rank's tokens at the ranks that sum their rows.
-__device__ inline void send_weights_ahead(const CombineArgsOnDevice& a, const Epochs& epochs) {
+__device__ inline void send_weights_ahead(const CombineArgsOnDevice& a, const Epochs& epochs,
+                                          std::byte* const* windows) {
   const Turns turns;
   const int lane = lane_idx();
   for (std::int64_t t = turns.first; t < a.num_tokens; t += turns.step) {
     const std::int32_t rank = lane < a.top_k ? a.handle.ranks[t * a.top_k + lane] : -1;
     const float weight = lane < a.top_k ? a.weights[t * a.weights_stride[0] + lane * a.weights_stride[1]] : 0.0f;
     const unsigned same = __match_any_sync(kAllLanes, rank >= 0 ? rank : -1 - lane);
-    const bool first = rank >= 0 && (same & ((1u << lane) - 1)) == 0 && a.group.windows[rank] != nullptr;
+    const bool first = rank >= 0 && (same & ((1u << lane) - 1)) == 0 && windows[rank] != nullptr;
     for (unsigned left = __ballot_sync(kAllLanes, first); left != 0; left &= left - 1) {
       const std::int32_t to = __shfl_sync(kAllLanes, rank, __ffs(static_cast<int>(left)) - 1);
-      store_floats(a.group.windows[to] + a.group.layout.latency.weights_at(a.group.flight, a.group.rank, t), weight,
+      store_floats(windows[to] + a.group.layout.latency.weights_at(a.group.flight, a.group.rank, t), weight,
                    kAllLanes >> (32 - a.top_k), epochs.tag());
     }
   }
@@ -86,10 +87,12 @@ class ReturnSender {
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
 
-  __device__ ReturnSender(const CombineArgsOnDevice& args, std::byte* const* windows, const std::int32_t* rank_of_slot)
+  __device__ ReturnSender(const CombineArgsOnDevice& args, std::byte* const* windows, const std::uint8_t* banks,
+                          const std::int32_t* rank_of_slot)
       : a_(args),
         shape_(args),
         windows_(windows),
+        banks_(banks),
         rank_of_slot_(rank_of_slot),
         lane_(lane_idx()),
         in_vectors_(args.hidden % kCount == 0 && args.row_stride % 16 == 0 && args.expert_stride % 16 == 0 &&
@@ -144,11 +147,12 @@ class ReturnSender {
     Choice choice{.row = record.row, .weight = record.weight};
     if (record.slot >= 0) choice.rank = rank_of_slot_[record.slot];
     std::byte* window = windows_[source];
-    if (window == nullptr) return true;  // it was left out since
-    if (weights_go_ahead(a_) && !take_weight(source, token, choice)) return false;
+    const std::uint32_t bank = banks_[source];
+    if (window == nullptr || bank == Credits::kNoBank) return true;  // it was left out since, or has given up on the call
+    if (weights_go_ahead(a_) && !take_weight(source, token, choice)) return window_now(a_.group, source) == nullptr;
     const unsigned mine = __ballot_sync(kAllLanes, choice.rank == a_.group.rank);
     const auto slot_at = [&](int place) {
-      return window + a_.group.layout.latency.return_at(a_.group.flight, token, place);
+      return window + a_.group.layout.latency.return_at(a_.group.flight, bank, token, place);
     };
     delay_signal(a_.group, source);
     if (!is_flat(a_)) {
@@ -258,6 +262,7 @@ class ReturnSender {
   const CombineArgsOnDevice& a_;
   const ReturnShape shape_;
   std::byte* const* windows_;         ///< [R] in shared memory
+  const std::uint8_t* banks_;         ///< [R] in shared memory
   const std::int32_t* rank_of_slot_;  ///< [S] in shared memory
   const Turns turns_;
   const int lane_;

@@ -77,7 +77,29 @@ __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epoch
   return true;
 }
 
-/// Counts and offsets of what came, for the handle, the result and the host; by one block.
+/// Counts of the call for the host, from the handle; by one block.
+__device__ void tell_host(const LatencyDispatchArgs& a, bool good) {
+  const HandleArgs& h = a.handle;
+  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), ranks = a.group.num_ranks;
+  if (a.counts == nullptr) return;
+  __syncthreads();
+  auto* out = reinterpret_cast<volatile std::int32_t*>(a.counts + 1);
+  for (int i = tid; i <= ranks; i += threads) out[i] = load_relaxed(h.source_offsets + i);
+  for (int i = tid; i < a.num_local; i += threads) out[ranks + 1 + i] = load_relaxed(h.expert_counts + i);
+  for (int i = tid; i <= a.num_local; i += threads) out[ranks + 1 + a.num_local + i] = load_relaxed(h.expert_offsets + i);
+  __threadfence_system();
+  __syncthreads();
+  if (tid != 0) return;
+  volatile HostCounts* counts = a.counts;
+  counts->num_rows = load_relaxed(a.num_rows);
+  counts->num_expert_rows = load_relaxed(h.expert_offsets + a.num_local);
+  counts->failed = good ? 0 : 1;
+  __threadfence_system();
+  counts->ticket = a.ticket;
+}
+
+/// Counts and offsets of what came, for the handle and the result; by one block. For the host, too, unless the half may have to be
+/// made again.
 __device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory& m, bool good) {
   const HandleArgs& h = a.handle;
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), ranks = a.group.num_ranks;
@@ -89,23 +111,8 @@ __device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory
       h.expert_offsets[e] = good && padded ? static_cast<std::int32_t>(e * a.shape.capacity) : 0;
     }
   }
-  const std::int64_t rows = good ? m.row_starts[ranks] : 0;
-  if (tid == 0) *a.num_rows = rows;
-  if (a.counts == nullptr) return;
-  __syncthreads();
-  auto* out = reinterpret_cast<volatile std::int32_t*>(a.counts + 1);
-  for (int i = tid; i <= ranks; i += threads) out[i] = h.source_offsets[i];
-  for (int i = tid; i < a.num_local; i += threads) out[ranks + 1 + i] = h.expert_counts[i];
-  for (int i = tid; i <= a.num_local; i += threads) out[ranks + 1 + a.num_local + i] = h.expert_offsets[i];
-  __threadfence_system();
-  __syncthreads();
-  if (tid != 0) return;
-  volatile HostCounts* counts = a.counts;
-  counts->num_rows = rows;
-  counts->num_expert_rows = h.expert_offsets[a.num_local];
-  counts->failed = good ? 0 : 1;
-  __threadfence_system();
-  counts->ticket = a.ticket;
+  if (tid == 0) *a.num_rows = good ? m.row_starts[ranks] : 0;
+  if (a.group.auto_masks == 0) tell_host(a, good);
 }
 
 /// A call that failed leaves counts of 0. Whoever fails does it, and the last block once it has written
@@ -121,29 +128,29 @@ __device__ void clear_counts(const LatencyDispatchArgs& a) {
 }
 
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
-__device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good) {
+__device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good, const Team& team) {
   ArrivalMemory memory;
   memory.lay_out(at, a.group.num_ranks, a.num_local);
   Arrivals arrivals(a, memory);
   // Behind this barrier, what sending kept in this memory is not needed any more.
   good = __syncthreads_and(good) != 0 && arrivals.read(epochs);
-  if (blockIdx.x == gridDim.x - 1) write_arrivals(a, memory, good);  // the first blocks have rows to take
-  DispatchReceiver receiver(a, memory, arrivals, epochs);
+  if (team.is_last()) write_arrivals(a, memory, good);  // the first blocks have rows to take
+  DispatchReceiver receiver(a, memory, arrivals, epochs, team);
   good = good && receiver.take_all();
   good = __syncthreads_and(good) != 0;
   if (good) {
     receiver.clear_rest(arrivals.num_rows());
-    if (blockIdx.x == gridDim.x - 1) {
+    if (team.is_last()) {
       __threadfence();  // the counts of this block before the look: a block that fails marks the call before it clears them
       good = !has_failed(a.group, epochs.now);
     }
   }
-  if (!good) {
+  if (!good && (has_failed(a.group, epochs.now) || !is_late(a.group, epochs.now))) {
     receiver.clear_rest(0);
     clear_counts(a);
     if (a.write_handle) clear_choices(a);
   }
-  file_read(a.group, LatencyKind::kDispatch, epochs);
+  if (team.is_first()) file_read(a.group, LatencyKind::kDispatch, epochs);
 }
 
 template <Phase kPhase>
@@ -158,7 +165,14 @@ __global__ void __launch_bounds__(kLatencyThreads, 2)
   } else {
     good = send(a, at, epochs);
   }
-  if constexpr (kPhase != Phase::kSend) receive(a, at, epochs, good);
+  if constexpr (kPhase != Phase::kSend) {
+    Team team;
+    do {
+      receive(a, at, epochs, good, team);
+      good = !has_failed(a.group, epochs.now);
+    } while (makes_again(a.group, LatencyKind::kDispatch, epochs, team, reinterpret_cast<std::byte**>(at)));
+    if (team.again) tell_host(a, !has_failed(a.group, epochs.now));
+  }
 }
 
 const void* kernel_of(Phase phase) {

@@ -75,6 +75,12 @@ class Arrivals {
         sum += rows;
       }
       m_.row_starts[ranks] = sum;
+      // A cached dispatch finds the rows that its handle knows, or a rank was masked since.
+      if (a_.group.auto_masks != 0 && !a_.write_handle && a_.handle.source_offsets[ranks] != sum) {
+        fail(a_.group, epochs.now,
+             {.kind = FaultKind::kRowsMissing, .step = kStep, .where = sum, .value = a_.handle.source_offsets[ranks]});
+        good = false;
+      }
     }
     return __syncthreads_and(good) != 0;
   }
@@ -158,23 +164,29 @@ class DispatchReceiver {
   static constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
   __device__ DispatchReceiver(const LatencyDispatchArgs& args, const ArrivalMemory& memory, const Arrivals& arrivals,
-                              const Epochs& epochs)
-      : a_(args), m_(memory), arrivals_(arrivals), epochs_(epochs), lane_(lane_idx()), own_(args.group.own_window) {}
+                              const Epochs& epochs, const Team& team)
+      : a_(args),
+        m_(memory),
+        arrivals_(arrivals),
+        epochs_(epochs),
+        team_(team),
+        lane_(lane_idx()),
+        own_(args.group.own_window) {}
 
   /// All of this warp's items; false if one did not come.
   __device__ bool take_all() {
     const int pieces = a_.format.pieces();
-    const Turns turns;
+    const Turns turns(team_);
     for (int item = turns.first; item < arrivals_.num_rows() * pieces; item += turns.step) {
       if (!take(item / pieces, item % pieces)) return false;
     }
     return true;
   }
 
-  /// What of the result belongs to no row: ids and weights beyond the rows that came. All threads of the grid.
+  /// What of the result belongs to no row: ids and weights beyond the rows that came. All threads of the team.
   __device__ void clear_rest(std::int64_t num_rows) const {
-    const std::int64_t thread = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-    const std::int64_t threads = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+    const std::int64_t thread = static_cast<std::int64_t>(team_.block) * blockDim.x + threadIdx.x;
+    const std::int64_t threads = static_cast<std::int64_t>(team_.blocks) * blockDim.x;
     if (a_.shape.layout == Layout::kRankMajor) {
       for (std::int64_t i = num_rows * a_.top_k + thread; i < a_.shown_rows * a_.top_k; i += threads)
         write_choice(i, -1, 0.0f);
@@ -311,6 +323,7 @@ class DispatchReceiver {
   const ArrivalMemory m_;
   const Arrivals& arrivals_;
   const Epochs epochs_;
+  const Team team_;
   const int lane_;
   std::byte* own_;
 };

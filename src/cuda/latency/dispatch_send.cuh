@@ -169,6 +169,7 @@ class DispatchSender {
     for (unsigned left = __ballot_sync(kAllLanes, rank >= 0); left != 0; left &= left - 1) {
       const int lane = __ffs(static_cast<int>(left)) - 1;
       const std::int32_t to = __shfl_sync(kAllLanes, rank, lane), i = __shfl_sync(kAllLanes, index, lane);
+      if (m_.windows[to] == nullptr) continue;  // masked since the slots were given out
       delay_signal(a_.group, to);
       store(m_.windows[to] + a_.group.layout.latency.slot_at(a_.group.flight, a_.group.rank, i));
     }
