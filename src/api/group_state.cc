@@ -11,6 +11,14 @@
 #include "core/check.h"
 
 namespace ferry {
+namespace {
+
+/// Of the dispatch whose rows come back; a handle that is none is refused later.
+Mode mode_of(const CombineArgs& args) {
+  return args.handle != nullptr && args.handle->valid() ? args.handle->mode() : Mode::kLatency;
+}
+
+}  // namespace
 
 class GroupState::Busy {
  public:
@@ -40,40 +48,64 @@ GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> ex
   runtime->progress = [this] { forward_all(); };
 }
 
+bool GroupState::masks_late(Mode mode) const {
+  if (config.auto_masks == 0) return false;
+  return mode == Mode::kLatency || (runtime->topology.num_nodes() == 1 && !runtime->device_memories);
+}
+
 GroupState::~GroupState() {
   close();
 }
 
 void GroupState::open() {
-  refresh_windows();
+  refresh_windows(Mode::kLatency);
 }
 
 void GroupState::require_open(const char* function) const {
   if (closed_) refuse(function, "group", "closed", "an open group");
 }
 
+/// What a call of throughput mode has to find: the row of every token follows from everybody's counts, so that all must have the
+/// same members. Latency mode goes on in windows in which some have masked others.
+bool GroupState::members_differ() {
+  if (config.auto_masks == 0 || !windows_) return false;
+  if (const auto newer = runtime->newer_membership(*windows_)) {
+    for (std::size_t rank = 0; rank < masks_.size(); ++rank) masks_[rank] |= newer->masked[rank];
+    next_membership_ = newer->masked == masked() ? newer->number : newer->number + 1;
+    return true;
+  }
+  return masked() != windows_->membership.masked;
+}
+
 /// Opens fresh windows if the masks changed since the last call.
-void GroupState::refresh_windows() {
+void GroupState::refresh_windows(Mode mode) {
+  if (mode == Mode::kThroughput && !rejoining_ && members_differ()) renew_ = true;
   Membership wanted{next_membership_, masks_};
   if (rejoining_) {
     const Runtime::Rejoin rejoin = runtime->wait_for_rejoin(config.timeout);
     wanted = rejoin.membership;
     counters_ = rejoin.counters;
-    masks_ = wanted.masked;
-    next_membership_ = wanted.number;
   } else if (windows_ && windows_->membership.masked == masks_ && !renew_) {
     runtime->masked_now = masked();  // a rank masked and taken back before any call is waited for again
     // A peer whose first try to open the windows of this membership failed has opened others.
     const std::optional<std::uint32_t> reopened = runtime->reopened_as(*windows_);
     if (!reopened) return;
-    next_membership_ = wanted.number = *reopened;
+    wanted.number = *reopened;
   }
-  masks_ = wanted.masked = rejoining_ ? wanted.masked : masked();
-  runtime->masked_now = masks_;
-  const Rails rails(runtime->topology, wanted.masked);
-  const WindowLayout layout = make_window_layout(config, runtime->topology, *placement, rails);
-  ++next_membership_;  // also if opening fails: a second try must not meet notices of the first
-  auto windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout, windows_.get());
+  if (!rejoining_) wanted.masked = masked();
+  std::shared_ptr<Windows> windows;
+  while (!windows) {
+    masks_ = runtime->masked_now = wanted.masked;
+    next_membership_ = wanted.number + 1;  // also if opening fails: a second try must not meet notices of the first
+    const WindowLayout layout =
+        make_window_layout(config, runtime->topology, *placement, Rails(runtime->topology, wanted.masked));
+    try {
+      windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout, windows_.get(),
+                                      config.auto_masks > 0);
+    } catch (const MembershipGrew& grew) {
+      wanted = grew.membership;
+    }
+  }
   counters_.epoch = windows->first_epoch;
   counters_.dispatches = counters_.combines = counters_.exchanges = 0;  // no call in flight uses the fresh windows
   for (auto& call : dispatches_) {
@@ -147,6 +179,33 @@ void GroupState::free_flight(std::shared_ptr<CallType>& flight) {
   call->over = true;
 }
 
+bool GroupState::goes_on_without(const Error& error, Mode mode, std::uint64_t epoch_before) {
+  if (config.auto_masks == 0 || mode != Mode::kThroughput) return false;
+  if (error.code() == ErrorCode::kMismatch) return windows_ && runtime->newer_membership(*windows_).has_value();
+  if (error.code() != ErrorCode::kTimeout && error.code() != ErrorCode::kPeerLost) return false;
+  bool any = false;
+  for (const PeerWait& peer : error.peers) {
+    if (peer.rank < 0 || peer.rank == runtime->rank) continue;
+    any = any || runtime->late[static_cast<std::size_t>(peer.rank)] == 0;
+    runtime->late[static_cast<std::size_t>(peer.rank)] = std::max<std::uint64_t>(1, error.epoch);
+  }
+  return any && error.epoch > epoch_before;  // a fault of an earlier call is told, and its culprit left out of the next one
+}
+
+/// Makes a call of throughput mode, and again without those who were late: nobody has finished it, because each of its halves needs
+/// all members.
+template <typename Make>
+auto GroupState::make_until_all_came(Mode mode, Make&& make) {
+  for (;;) {
+    const std::uint64_t epoch_before = counters_.epoch;
+    try {
+      return make();
+    } catch (const Error& error) {
+      if (!goes_on_without(error, mode, epoch_before)) throw;
+    }
+  }
+}
+
 template <typename CallType>
 void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& flights, std::uint64_t& count) {
   const auto flight = static_cast<std::size_t>((count + 1) % flights.size());
@@ -195,16 +254,17 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   auto call = std::make_shared<DispatchCall>();
   call->blocking = phases == Phases::kTogether;
   call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
-  refresh_windows();
+  refresh_windows(args.mode);
   raise_pending("ferry::Group::dispatch");
   fill_dispatch(*this, args, *call);
-  call->masks_late = config.auto_masks > 0 && args.mode == Mode::kLatency;
+  call->masks_late = masks_late(args.mode) && args.mode == Mode::kLatency;
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
   dispatches_[static_cast<std::size_t>(call->flight)] = call;
   try {
     backend->route(*call);
     backend->dispatch_send(*call);
+    call->masks_late = masks_late(args.mode);  // everybody has counted its rows by now
   } catch (const Error& error) {
     end_failed(*call, error);
     throw;
@@ -220,10 +280,10 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
   auto call = std::make_shared<CombineCall>();
   call->blocking = phases == Phases::kTogether;
   call->kind = CallKind::kCombine;
-  refresh_windows();
+  refresh_windows(mode_of(args));
   raise_pending("ferry::Group::combine");
   fill_combine(*this, args, *call);
-  call->masks_late = config.auto_masks > 0 && call->handle.mode() == Mode::kLatency;
+  call->masks_late = masks_late(call->handle.mode());
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;
   try {
@@ -275,25 +335,25 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
 DispatchResult GroupState::dispatch(const DispatchArgs& args) {
   Busy busy(*this, "ferry::Group::dispatch");
   require_open("ferry::Group::dispatch");
-  return receive(send(args, Phases::kTogether));
+  return make_until_all_came(args.mode, [&] { return receive(send(args, Phases::kTogether)); });
 }
 
 CombineResult GroupState::combine(const CombineArgs& args) {
   Busy busy(*this, "ferry::Group::combine");
   require_open("ferry::Group::combine");
-  return receive(send(args, Phases::kTogether));
+  return make_until_all_came(mode_of(args), [&] { return receive(send(args, Phases::kTogether)); });
 }
 
 std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
   Busy busy(*this, "ferry::Group::dispatch_send");
   require_open("ferry::Group::dispatch_send");
-  return send(args, Phases::kApart);
+  return make_until_all_came(args.mode, [&] { return send(args, Phases::kApart); });
 }
 
 std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {
   Busy busy(*this, "ferry::Group::combine_send");
   require_open("ferry::Group::combine_send");
-  return send(args, Phases::kApart);
+  return make_until_all_came(mode_of(args), [&] { return send(args, Phases::kApart); });
 }
 
 DispatchResult GroupState::dispatch_receive(const std::shared_ptr<DispatchCall>& call) {

@@ -61,7 +61,13 @@ class GroupState : public std::enable_shared_from_this<GroupState> {
 
   std::shared_ptr<DispatchCall> send(const DispatchArgs& args, Phases phases);
   std::shared_ptr<CombineCall> send(const CombineArgs& args, Phases phases);
-  void refresh_windows();
+  bool members_differ();
+  void refresh_windows(Mode mode);
+  /// Who misses a deadline in the call's receive half is masked, and the call goes on.
+  bool masks_late(Mode mode) const;
+  bool goes_on_without(const Error& error, Mode mode, std::uint64_t epoch_before);
+  template <typename Make>
+  auto make_until_all_came(Mode mode, Make&& make);
   void raise_pending(const char* function);
   void replace_windows(std::shared_ptr<Windows> windows);
   template <typename CallType>

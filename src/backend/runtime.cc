@@ -341,8 +341,11 @@ bool Runtime::is_waiting_itself(int peer, std::chrono::nanoseconds limit) const 
 bool Runtime::mask_late(const Call& call, std::span<const int> ranks) {
   Windows& windows = *call.windows;
   if (!call.masks_late || ranks.empty()) return false;
-  if (windows.bank + 1 >= windows.layout.return_banks()) return false;
-  ++windows.bank;
+  if (windows.bank_epoch != call.epoch) {  // one call takes one set, however many are late
+    if (windows.bank + 1 >= windows.layout.return_banks()) return false;
+    ++windows.bank;
+    windows.bank_epoch = call.epoch;
+  }
   for (int peer : ranks) {
     const auto index = static_cast<std::size_t>(peer);
     if (masked_now[index] != 0) continue;

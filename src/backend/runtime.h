@@ -48,10 +48,13 @@ class Runtime {
   /// [R] of them, ranks that this rank masked by itself in these windows: 0, or the call that they missed.
   std::vector<std::uint64_t> late;
 
-  /// Opens the windows of a membership; collective over its members.
+  /// Opens the windows of a membership; collective over its members. `unites`: where members leave out others, all leave out all of
+  /// them, and whoever does not come within twice the timeout: throws MembershipGrew, until they agree.
   std::shared_ptr<Windows> open_windows(const Membership& membership, const WindowLayout& layout,
                                         const CallCounters& counters, std::uint64_t config_digest,
-                                        std::chrono::nanoseconds timeout, const Windows* before);
+                                        std::chrono::nanoseconds timeout, const Windows* before, bool unites);
+  /// The newest membership that a member has gone on to and that has this rank in it, if it is newer than that of `windows`.
+  std::optional<Membership> newer_membership(const Windows& windows);
   /// Device memory: until every member of the node has mapped everybody's and made ready to use it. Mapping and copying may wait for
   /// kernels of other ranks on the same device, and those for this rank: nobody launches one before. `before`: the windows whose
   /// abort word is looked at meanwhile; null: none.

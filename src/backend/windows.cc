@@ -105,8 +105,13 @@ Windows::~Windows() {
 class WindowOpener {
  public:
   WindowOpener(Runtime& runtime, Windows& windows, NoticeHeader header, std::chrono::nanoseconds timeout,
-               const Windows* before)
-      : runtime_(runtime), windows_(windows), header_(header), timeout_(timeout), before_(before) {}
+               const Windows* before, bool unites)
+      : runtime_(runtime),
+        windows_(windows),
+        header_(header),
+        timeout_(unites ? 2 * timeout : timeout),  // who waits for a late rank comes a deadline later than who has just given it up
+        before_(before),
+        unites_(unites) {}
 
   void open() {
     windows_.engine_ = runtime_.engine;
@@ -136,6 +141,7 @@ class WindowOpener {
       }
       // A peer may first want to receive a call whose rows pass through this rank.
       if (runtime_.progress) runtime_.progress();
+      if (std::chrono::steady_clock::now() > deadline && unites_) go_on_without(missing);
       if (std::chrono::steady_clock::now() > deadline)
         fail(ErrorCode::kTimeout, missing, "did not come within the deadline");
       std::this_thread::sleep_for(std::chrono::microseconds(50));
@@ -165,14 +171,36 @@ class WindowOpener {
     while (std::optional<Notice> notice = runtime_.next_notice(peer)) {
       const MembershipNotice theirs = unpack(*notice, peer, runtime_.topology.num_ranks());
       if (theirs.header.number < header_.number) continue;
+      if (unites_ && !agrees(peer, theirs, *notice)) continue;
       check_agreement(peer, theirs);
       adopt(peer, notice->memory, theirs.description);
       adopt_device(peer, notice->device, theirs.header);
       windows_.first_epoch = std::max(windows_.first_epoch, theirs.header.counters.epoch);
       return true;
     }
+    if (runtime_.mesh->gone(peer) && unites_) go_on_without({peer});
     if (runtime_.mesh->gone(peer)) fail(ErrorCode::kPeerLost, {peer}, "is gone");
     return false;
+  }
+
+  /// False if the peer leaves out fewer ranks and will hear of the others. Throws MembershipGrew if it leaves out more.
+  bool agrees(int peer, const MembershipNotice& theirs, Notice& notice) const {
+    const Membership& mine = windows_.membership;
+    if (theirs.header.left_out != 0) return true;  // check_agreement says so
+    if (theirs.masked == mine.masked && theirs.header.number == mine.number) return true;
+    Membership all{std::max(theirs.header.number, mine.number), mine.masked};
+    for (std::size_t rank = 0; rank < all.masked.size(); ++rank) all.masked[rank] |= theirs.masked[rank];
+    if (all.masked == mine.masked && all.number == mine.number) return false;
+    if (all.masked != theirs.masked) ++all.number;  // neither's: the peer comes to the same
+    auto& early = runtime_.early_notices_[static_cast<std::size_t>(peer)];
+    early.insert(early.begin(), std::move(notice));
+    throw MembershipGrew{std::move(all)};
+  }
+
+  [[noreturn]] void go_on_without(const std::vector<int>& peers) const {
+    Membership rest{windows_.membership.number + 1, windows_.membership.masked};
+    for (int peer : peers) rest.masked[static_cast<std::size_t>(peer)] = 1;
+    throw MembershipGrew{std::move(rest)};
   }
 
   void check_agreement(int peer, const MembershipNotice& theirs) const {
@@ -241,18 +269,19 @@ class WindowOpener {
   NoticeHeader header_;
   std::chrono::nanoseconds timeout_;
   const Windows* before_;
+  bool unites_;
 };
 
 std::shared_ptr<Windows> Runtime::open_windows(const Membership& membership, const WindowLayout& layout,
                                                const CallCounters& counters, std::uint64_t config_digest,
-                                               std::chrono::nanoseconds timeout, const Windows* before) {
+                                               std::chrono::nanoseconds timeout, const Windows* before, bool unites) {
   auto windows = std::make_shared<Windows>(membership, rank, topology, layout, layout.num_flights());
   NoticeHeader header;
   header.number = membership.number;
   header.counters = counters;
   header.config_digest = config_digest;
   header.num_ranks = static_cast<std::uint64_t>(topology.num_ranks());
-  WindowOpener(*this, *windows, header, timeout, before).open();
+  WindowOpener(*this, *windows, header, timeout, before, unites).open();
   return windows;
 }
 
@@ -314,6 +343,20 @@ std::optional<std::uint32_t> Runtime::reopened_as(const Windows& windows) const 
     }
   }
   return number;
+}
+
+std::optional<Membership> Runtime::newer_membership(const Windows& windows) {
+  collect_notices();
+  std::optional<Membership> newest;
+  for (int peer : windows.live) {
+    for (const Notice& notice : early_notices_[static_cast<std::size_t>(peer)]) {
+      const MembershipNotice theirs = unpack(notice, peer, topology.num_ranks());
+      const std::uint32_t known = newest ? newest->number : windows.membership.number;
+      if (theirs.header.number > known && theirs.header.left_out == 0)
+        newest = Membership{theirs.header.number, theirs.masked};
+    }
+  }
+  return newest;
 }
 
 std::optional<Notice> Runtime::next_notice(int peer) {

@@ -33,6 +33,12 @@ struct Membership {
   bool is_masked(int rank) const { return masked[static_cast<std::size_t>(rank)] != 0; }
 };
 
+/// Thrown while windows are opened by groups that mask by themselves: others leave more ranks out, or somebody did not come. To be
+/// opened again like this.
+struct MembershipGrew {
+  Membership membership;
+};
+
 class Windows {
  public:
   Windows(Membership members, int my_rank, const Topology& topology, WindowLayout window_layout, int num_flights);
@@ -68,6 +74,7 @@ class Windows {
   /// The set of return slots to be taken into use next, and that of each flight's next combine on this rank: peers know it from the
   /// read report of the combine before (0 without one).
   int bank = 0;
+  std::uint64_t bank_epoch = 0;  ///< the call in which it was changed last
   std::vector<int> return_bank;
   /// Calls that the furthest member had begun when these windows were opened: everybody counts on from there.
   std::uint64_t first_epoch = 0;

@@ -514,7 +514,10 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
   run.start();
   const std::uint64_t epoch = a.group.state->epoch + 1;
   const std::uint64_t exchange = a.group.state->exchanges + 1;
-  bool good = true;
+  // Whom latency mode has masked in these windows others may still count: the host opens new ones before it launches this, unless
+  // the mask came in between.
+  bool good = a.group.state->bank_event == 0;
+  if (!good && threadIdx.x == 0) fail(a.group, epoch, {.kind = FaultKind::kRowsMissing, .step = kStep});
   if (!a.cached) {
     tables.fill(a.group);
     for (int i = static_cast<int>(threadIdx.x); i < warps * keys; i += static_cast<int>(blockDim.x)) counters[i] = 0;
@@ -522,7 +525,7 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
     run.count();
     __syncthreads();
     scan_warps(a, counters, keys);
-    good = grid_barrier(a.group, kStep, epoch);
+    good = grid_barrier(a.group, kStep, epoch) && good;
   }
   // A peer that has seen the words may store rows here. What used that memory before was done by earlier kernels of this stream,
   // and what a peer's words allow this rank is done by later ones: no fence is needed here (one by all threads took 9 us).

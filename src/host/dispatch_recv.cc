@@ -31,7 +31,7 @@ void check_nobody_left(const Runtime& runtime, const DispatchCall& call) {
   };
   for (int peer : call.windows->live) {
     const auto index = static_cast<std::size_t>(peer);
-    if (runtime.masked_now[index] == 0) continue;
+    if (runtime.masked_now[index] == 0 || runtime.late[index] != 0) continue;
     const bool in_node = runtime.topology.node_of(peer) == my_node;
     const bool own_rows = call.tokens_from[index] == 0 || (in_node && has_come(peer, Signal::kDispatchRows, 0));
     const bool handed_on =
@@ -47,7 +47,8 @@ void wait_for_rows(Runtime& runtime, DispatchCall& call) {
   std::vector<Wait> waits;
   for (int peer : call.windows->node_peers) {
     const auto index = static_cast<std::size_t>(peer);
-    if (call.tokens_from[index] > 0) waits.push_back({peer, Signal::kDispatchRows, call.total(0)});
+    // Groups that mask make a call again if not all came to its send half, so nobody may finish it alone.
+    if (call.tokens_from[index] > 0 || call.masks_late) waits.push_back({peer, Signal::kDispatchRows, call.total(0)});
     const std::int32_t handed_on = call.forwarded_from[index];
     if (handed_on > 0) waits.push_back({peer, Signal::kDispatchForwarded, call.total(handed_on)});
   }
@@ -63,6 +64,22 @@ void wait_for_rows(Runtime& runtime, DispatchCall& call) {
   check_nobody_left(runtime, call);
 }
 
+/// Rows of ranks that were masked on the way keep their places, but nobody owns them.
+void disown_rows(const Runtime& runtime, const DispatchCall& call, const HandleView& handle) {
+  for (int source : call.windows->live) {
+    if (runtime.late[static_cast<std::size_t>(source)] == 0) continue;
+    for (std::int32_t n = handle.source_offsets()[source]; n < handle.source_offsets()[source + 1]; ++n) {
+      const wire::TokenMeta record = handle.record(n);
+      record.source_rank() = source;
+      record.source_token() = record.forward_row() = -1;
+      for (int k = 0; k < call.top_k; ++k) {
+        record.slots()[k] = record.rows()[k] = record.tokens()[k] = -1;
+        record.weights()[k] = 0.0f;
+      }
+    }
+  }
+}
+
 void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) {
   wait_for_rows(runtime, call);
   if (call.discard) return;
@@ -72,6 +89,7 @@ void receive_throughput(Runtime& runtime, DispatchCall& call, StepScope& scope) 
   std::memcpy(handle.records(), call.windows->own(layout.recv_meta(call.flight)),
               static_cast<std::size_t>(call.num_rows * wire::TokenMeta::bytes(call.top_k)));
   std::copy_n(call.forward_records.data(), call.forward_records.size(), handle.forwarded_records());
+  disown_rows(runtime, call, handle);
   if (call.shape.layout == Layout::kRankMajor) return;  // every row is in place
   const LocalSlots local(*call.placement, runtime.rank);
   for (std::int64_t n = 0; n < call.num_rows; ++n) {

@@ -176,6 +176,13 @@ TEST_P(Lost, StoppedAndTakenBack) {
   report(ranks, size, {});
 }
 
+/// Throughput mode: what happens to rows that pass through a rank, or that it was about to store, is not what these tests expect.
+std::string why_not_masked(const Case& c) {
+  if (c.mode == Mode::kThroughput && c.nodes.size() > 1) return "rows that pass through the victim are lost with it";
+  if (c.mode == Mode::kThroughput && c.max_signal_delay_ns != 0) return "the victim's rows may be holes in results";
+  return "";
+}
+
 /// Dispatch and combine by a rank whose group masks who does not come, compared with what is left of it at each moment.
 void live_on(Group& group, const Reference& all, const Reference& fewer, int rank, Milliseconds timeout) {
   Round with(all, rank), without_it(fewer, rank);
@@ -193,7 +200,7 @@ void live_on(Group& group, const Reference& all, const Reference& fewer, int ran
 
 TEST_P(Lost, KilledAndMaskedAutomatically) {
   Case c = make_case();
-  if (c.mode == Mode::kThroughput) GTEST_SKIP() << "there the call is made again, see auto_mask_test.cc";
+  if (const std::string why = why_not_masked(c); !why.empty()) GTEST_SKIP() << why;
   c.default_capacity = true;  // the same with the victim and without
   const Phase at = phase();
   const int size = c.num_ranks();
@@ -227,7 +234,7 @@ TEST_P(Lost, KilledAndMaskedAutomatically) {
 
 TEST_P(Lost, StoppedMaskedAutomaticallyAndTakenBack) {
   Case c = make_case();
-  if (c.mode == Mode::kThroughput) GTEST_SKIP() << "there the call is made again, see auto_mask_test.cc";
+  if (const std::string why = why_not_masked(c); !why.empty()) GTEST_SKIP() << why;
   c.default_capacity = true;  // the same with the victim and without
   const Phase at = phase();
   const int size = c.num_ranks(), others = size - 1;
