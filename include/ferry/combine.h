@@ -35,7 +35,8 @@ struct CombineArgs {
   Tensor topk_weights{};
 
   Tensor out{};     ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
-  int num_sms = 0;  ///< as in DispatchArgs
+  Tensor wait_ns{};  ///< as in DispatchArgs, for each rank whose rows come back
+  int num_sms = 0;   ///< as in DispatchArgs
   void* stream = nullptr;  ///< as in DispatchArgs
   std::optional<std::chrono::nanoseconds> timeout{};
 };

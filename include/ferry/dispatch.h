@@ -62,6 +62,12 @@ struct DispatchArgs {
   /// launches them on another stream than other calls of the group orders the two, and closes the group after they have ended. A
   /// change of masks ends the graphs captured before it.
   void* stream = nullptr;
+  /// Statistics, optional, added to by each call (a call that fails may have added, too): int32 or int64 [E_local], rows received
+  /// per local expert, without padding; int64 [R], nanoseconds that this rank waited for each source. Contiguous, of the backend's
+  /// memory, on the call's stream, to be kept until the call is received. Waits of latency mode on the cuda backend are those for
+  /// what a rank says before its rows.
+  Tensor recv_counts{};
+  Tensor wait_ns{};
   std::span<std::byte>
       handle_memory{};  ///< memory for the handle (Group::handle_bytes; cuda backend: of the device); empty: the handle owns it
   std::optional<std::chrono::nanoseconds> timeout{};  ///< of every wait of this call; empty: the group's

@@ -43,6 +43,7 @@ struct GroupLimits {
 struct TestOptions {
   std::uint64_t seed = 0;
   std::int64_t max_signal_delay_ns = 0;  ///< a random delay up to this before every signal
+  std::uint64_t first_epoch = 0;         ///< calls are counted from here; equal on all ranks
 };
 
 /// How a group uses network cards. A provider that cannot honour an option refuses it with Error(unsupported). May differ between

@@ -27,7 +27,7 @@ x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_m
 multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
 here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
 token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
-K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
+K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. wait_ns: as in dispatch. num_sms, stream: as in dispatch; with
 backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
 Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
@@ -61,6 +61,7 @@ struct Given {
   const std::optional<BiasLike>& bias;
   const std::optional<ArrayLike>& topk_weights;
   const std::optional<ArrayLike>& out;
+  const std::optional<ArrayLike>& wait_ns;
   int num_sms = 0;
   const std::optional<StreamLike>& stream;
   std::optional<double> timeout;
@@ -103,6 +104,7 @@ std::shared_ptr<CombineInputs> read_inputs(const PyGroup& group, const std::stri
     args.out = inputs->read(given.out->value, function, "out", Access::kWrite);
     inputs->out = given.out->value;
   }
+  if (given.wait_ns) args.wait_ns = inputs->read(given.wait_ns->value, function, "wait_ns", Access::kWrite);
   args.num_sms = given.num_sms;
   args.timeout = parse_timeout(function, given.timeout);
   args.stream = inputs->choose_stream(function, given.stream);
@@ -118,17 +120,20 @@ void def_combine(GroupClass& group, const char* method, Run run, const char* doc
   auto call = [function, run](PyGroup& self, const ArrayLike& x, const Handle& handle, const ReductionLike& reduction,
                               const std::optional<WeightsLike>& weights, const std::optional<BiasLike>& bias,
                               const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out,
-                              int num_sms, const std::optional<StreamLike>& stream, std::optional<double> timeout) {
+                              const std::optional<ArrayLike>& wait_ns, int num_sms, const std::optional<StreamLike>& stream, std::optional<double> timeout) {
     return run(self, read_inputs(self, function,
-                                 {x, handle, reduction, weights, bias, topk_weights, out, num_sms, stream, timeout}));
+                                 {x, handle, reduction, weights, bias, topk_weights, out, wait_ns, num_sms,
+                                  stream, timeout}));
   };
   if constexpr (kAllByKeyword) {
     group.def(method, call, extra..., "x"_a, "handle"_a, "reduction"_a = "per_rank", "weights"_a = nb::none(),
-              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
+              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "wait_ns"_a = nb::none(),
+              "num_sms"_a = 0,
               "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   } else {
     group.def(method, call, "x"_a, "handle"_a, nb::kw_only(), "reduction"_a = "per_rank", "weights"_a = nb::none(),
-              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
+              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "wait_ns"_a = nb::none(),
+              "num_sms"_a = 0,
               "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   }
 }

@@ -53,7 +53,8 @@ handle_memory: an array without gaps, of any dtype of Ferry, that lends the hand
 a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
 be written until then. timeout: seconds, of every wait of this call; None: the group's. out, expert_padded on the host backend: arrays
 [E_local, C, W_b], any strides, one per block of the result's payload, which then is these very objects; real rows are
-written when the call is received, so they can be handed on before.
+written when the call is received, so they can be handed on before. recv_counts: int32 or int64 [E_local], wait_ns:
+int64 [R], contiguous; the call adds the rows received per local expert, and the nanoseconds waited for each source.
 
 With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
 cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -91,6 +92,8 @@ struct Given {
   const std::optional<Placement>& placement;
   const std::optional<ArrayLike>& handle_memory;
   const std::optional<Out>& out;
+  const std::optional<ArrayLike>& recv_counts;
+  const std::optional<ArrayLike>& wait_ns;
 };
 
 /// The plain arguments of a dispatch.
@@ -157,6 +160,9 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
   }
   if (given.handle_memory) read_handle_memory(*inputs, given.handle_memory->value, function);
   if (given.out) read_out(*inputs, given.out->value, function);
+  if (given.recv_counts)
+    args.recv_counts = inputs->read(given.recv_counts->value, function, "recv_counts", Access::kWrite);
+  if (given.wait_ns) args.wait_ns = inputs->read(given.wait_ns->value, function, "wait_ns", Access::kWrite);
   args.mode = parse_mode(function, options.mode);
   args.layout = parse_layout(function, options.layout);
   args.codec = parse_codec(function, options.codec);
@@ -185,8 +191,10 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
                       const std::optional<ArrayLike>& handle_memory, const std::optional<StreamLike>& stream,
-                      std::optional<double> timeout, const std::optional<Out>& out) {
-        const Given given{payload.value, topk_ids, topk_weights, handle, placement, handle_memory, out};
+                      std::optional<double> timeout, const std::optional<Out>& out,
+                      const std::optional<ArrayLike>& recv_counts, const std::optional<ArrayLike>& wait_ns) {
+        const Given given{payload.value, topk_ids, topk_weights, handle,     placement,
+                          handle_memory, out,      recv_counts,  wait_ns};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,
                               renormalise,     host_counts,       num_sms,          stream,
@@ -197,7 +205,8 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
       "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "handle_memory"_a = nb::none(),
-      "stream"_a = nb::none(), "timeout"_a = nb::none(), "out"_a = nb::none(), doc);
+      "stream"_a = nb::none(), "timeout"_a = nb::none(), "out"_a = nb::none(), "recv_counts"_a = nb::none(),
+      "wait_ns"_a = nb::none(), doc);
 }
 
 /// Counts that the host waits for would be written by work that is captured and does not run.

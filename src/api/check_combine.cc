@@ -187,6 +187,7 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("out", args.out, call.num_tokens, call.hidden, args.x.dtype, false);
   check_rows_apart("out", args.out);
+  check_counter(kFunction, "wait_ns", args.wait_ns, group.runtime->topology.num_ranks(), false);
   for (Tensor* tensor :
        {&call.args.x, &call.args.weights, &call.args.bias0, &call.args.bias1, &call.args.topk_weights, &call.args.out})
     tidy_strides(*tensor);

@@ -70,4 +70,15 @@ void check_memory(const char* function, const std::string& argument, const Tenso
   }
 }
 
+void check_counter(const char* function, const char* argument, const Tensor& tensor, std::int64_t length,
+                   bool narrow_too) {
+  if (!tensor.present()) return;
+  const bool right_dtype = tensor.dtype == DType::kInt64 || (narrow_too && tensor.dtype == DType::kInt32);
+  const bool contiguous = tensor.ndim == 1 && (tensor.strides[0] == 1 || tensor.shape[0] <= 1);
+  if (!right_dtype || !contiguous || tensor.shape[0] != length)
+    refuse(function, argument, describe(tensor),
+           fmt::format("[{}] {}, contiguous", length, narrow_too ? "int32 or int64" : "int64"));
+  check_memory(function, argument, tensor);
+}
+
 }  // namespace ferry

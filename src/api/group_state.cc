@@ -18,6 +18,43 @@ Mode mode_of(const CombineArgs& args) {
   return args.handle != nullptr && args.handle->valid() ? args.handle->mode() : Mode::kLatency;
 }
 
+Mode mode_of(const DispatchArgs& args) {
+  return args.mode;
+}
+
+/// Adds what the host waits for each rank, from here to its end, to a tensor of the caller. Devices count for themselves.
+class WaitCounter {
+ public:
+  WaitCounter(const Runtime& runtime, const Tensor& total)
+      : runtime_(runtime), total_(runtime.device_memories ? Tensor{} : total) {
+    if (total_.present()) before_ = runtime.wait_ns;
+  }
+  WaitCounter(const WaitCounter&) = delete;
+  WaitCounter& operator=(const WaitCounter&) = delete;
+  ~WaitCounter() {
+    for (std::size_t rank = 0; rank < before_.size(); ++rank)
+      static_cast<std::int64_t*>(total_.data)[rank] += runtime_.wait_ns[rank] - before_[rank];
+  }
+
+ private:
+  const Runtime& runtime_;
+  const Tensor total_;
+  std::vector<std::int64_t> before_;
+};
+
+/// The same for rows received; by a host.
+void add_counts(const DispatchCall& call) {
+  const Tensor& total = call.args.recv_counts;
+  for (std::size_t e = 0; total.present() && e < call.expert_counts.size(); ++e) {
+    if (total.dtype == DType::kInt64) {
+      static_cast<std::int64_t*>(total.data)[e] += call.expert_counts[e];
+    } else {
+      static_cast<std::int32_t*>(total.data)[e] += call.expert_counts[e];
+    }
+  }
+}
+void add_counts(const CombineCall&) {}
+
 }  // namespace
 
 class GroupState::Busy {
@@ -46,6 +83,7 @@ GroupState::GroupState(GroupConfig settings, std::shared_ptr<const Placement> ex
       dispatches_(static_cast<std::size_t>(config.limits.num_flights)),
       combines_(static_cast<std::size_t>(config.limits.num_flights)) {
   runtime->progress = [this] { forward_all(); };
+  counters_.epoch = config.test.first_epoch;
 }
 
 bool GroupState::masks_late(Mode mode) const {
@@ -80,6 +118,12 @@ bool GroupState::members_differ() {
 /// Opens fresh windows if the masks changed since the last call.
 void GroupState::refresh_windows(Mode mode) {
   if (mode == Mode::kThroughput && !rejoining_ && members_differ()) renew_ = true;
+  // Tags of packets are half an epoch. Calls of latency mode renew them in time; where none was made for long, new windows do. All
+  // ranks count alike.
+  constexpr std::uint64_t kTooLong = std::uint64_t{1} << 30;
+  if (mode == Mode::kLatency && runtime->device_memories && windows_ &&
+      counters_.epoch - windows_->last_latency_call > kTooLong)
+    renew_ = true;
   Membership wanted{next_membership_, masks_};
   if (rejoining_) {
     const Runtime::Rejoin rejoin = runtime->wait_for_rejoin(config.timeout);
@@ -106,7 +150,7 @@ void GroupState::refresh_windows(Mode mode) {
       wanted = grew.membership;
     }
   }
-  counters_.epoch = windows->first_epoch;
+  counters_.epoch = windows->last_latency_call = windows->first_epoch;
   counters_.dispatches = counters_.combines = counters_.exchanges = 0;  // no call in flight uses the fresh windows
   for (auto& call : dispatches_) {
     if (call && !call->over) old_dispatches_.push_back(std::move(call));
@@ -213,6 +257,7 @@ void GroupState::begin(CallType& call, std::vector<std::shared_ptr<CallType>>& f
   ++count;
   call.windows = windows_;
   call.epoch = ++counters_.epoch;
+  if (mode_of(call.args) == Mode::kLatency) windows_->last_latency_call = call.epoch;
   call.flight = static_cast<int>(flight);
   call.memory = std::make_shared<ResultMemory>();
   call.memory->keep.push_back(windows_->own_memory());
@@ -261,6 +306,7 @@ std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases 
   begin(*call, dispatches_, counters_.dispatches);
   if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
   dispatches_[static_cast<std::size_t>(call->flight)] = call;
+  const WaitCounter counter(*runtime, args.wait_ns);
   try {
     backend->route(*call);
     backend->dispatch_send(*call);
@@ -286,6 +332,7 @@ std::shared_ptr<CombineCall> GroupState::send(const CombineArgs& args, Phases ph
   call->masks_late = masks_late(call->handle.mode());
   begin(*call, combines_, counters_.combines);
   combines_[static_cast<std::size_t>(call->flight)] = call;
+  const WaitCounter counter(*runtime, args.wait_ns);
   try {
     backend->combine_send(*call);
   } catch (const Error& error) {
@@ -305,8 +352,10 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
     refuse("ferry::Pending::receive", "pending", "received already", "a call that was not received yet");
   call->received = true;
   if (call->over) refuse("ferry::Pending::receive", "pending", "over", "a call in flight");
+  const WaitCounter counter(*runtime, call->args.wait_ns);
   try {
     receive_now(*call);
+    if (!runtime->device_memories) add_counts(*call);
     // When a call returns, this rank's part of it is carried out: whatever happens to the process next, peers have it.
     // The result is whole already, so nothing that happens from here on is an error of this call.
     runtime->drain(call->timeout);

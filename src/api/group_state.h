@@ -104,6 +104,9 @@ std::string why_not_dispatch(const GroupState& group, const DispatchArgs& args);
 std::string why_not_combine(const GroupState& group, const CombineArgs& args);
 /// The header of a handle that this group made; refuses anything else.
 const HandleHeader& check_handle(const char* function, const GroupState& group, const Handle* handle);
+/// Refuses a tensor that statistics cannot be added to: contiguous [length] int64, or int32 if `narrow_too`. Absent is fine.
+void check_counter(const char* function, const char* argument, const Tensor& tensor, std::int64_t length,
+                   bool narrow_too);
 /// Refuses null and misaligned memory.
 void check_memory(const char* function, const std::string& argument, const Tensor& tensor);
 void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call);

@@ -45,7 +45,7 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
     return first;
   };
   constexpr std::int64_t kLineBytes = 128;  // two writers never share a line
-  out.credit_stride = routing::align_up((2 * out.num_flights + 2) * 8, kLineBytes);
+  out.credit_stride = routing::align_up((2 * out.num_flights + 3) * 8, kLineBytes);
   out.credits = list.add("device latency credits", out.credit_stride * num_ranks);
   out.notes = list.add("device latency notes", 16 * out.num_flights * num_ranks);
   out.manifest_bytes = wire::packets_bytes(wire::packets_of_words(LatencyLayout::kManifestWords + num_slots));

@@ -43,6 +43,8 @@ struct LatencyLayout {
   FERRY_HD std::int64_t left_out_at(int writer) const { return credits + writer * credit_stride + 2 * num_flights * 8; }
   /// Grows while `rank` waits; in its own window, where others look whether it is late because of somebody else.
   FERRY_HD std::int64_t waiting_at(int rank) const { return left_out_at(rank) + 8; }
+  /// The last dispatch whose rows `writer` could not take, << 24, and the rows that an expert there would have needed.
+  FERRY_HD std::int64_t refused_at(int writer) const { return left_out_at(writer) + 16; }
   /// Packets of what a rank says before its rows: kManifestWords, then int32 rows per local expert of the reader.
   FERRY_HD std::int64_t manifest_at(int flight, int writer) const {
     return manifests + flight * manifests_stride + writer * manifest_bytes;
@@ -52,6 +54,24 @@ struct LatencyLayout {
   /// The i-th row of `writer` for the reader.
   FERRY_HD std::int64_t slot_at(int flight, int writer, std::int64_t i) const {
     return slots + flight * slots_stride + (writer * max_tokens + i) * slot_bytes;
+  }
+  /// Where the i-th packet of all that a kind of call of a flight receives lies; offset -1 behind the last.
+  struct Part {
+    std::int64_t offset = -1;
+  };
+  FERRY_HD Part part_at(LatencyKind kind, int flight, std::int64_t packet) const {
+    const bool dispatch = kind == LatencyKind::kDispatch;
+    const std::int64_t begins[3] = {dispatch ? manifests + flight * manifests_stride : returns + flight * returns_stride,
+                                    dispatch ? slots + flight * slots_stride : weights + flight * weights_stride,
+                                    notes + flight * num_ranks * 16};
+    const std::int64_t bytes[3] = {dispatch ? manifests_stride : returns_stride,
+                                   dispatch ? slots_stride : weights_stride, dispatch ? 0 : num_ranks * 16};
+    std::int64_t at = packet * 16;
+    for (int i = 0; i < 3; ++i) {
+      if (at < bytes[i]) return {begins[i] + at};
+      at -= bytes[i];
+    }
+    return {};
   }
   /// A returned row of a token of this rank; `place` counts its ranks, or choices (flat).
   FERRY_HD std::int64_t return_at(int flight, std::uint32_t bank, std::int64_t token, int place) const {

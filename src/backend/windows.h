@@ -68,6 +68,7 @@ class Windows {
   /// Epoch of the last call that used a flight's latency slots, or its combine regions: its readers must have reported
   /// before the regions are written again.
   std::vector<std::uint64_t> last_latency_dispatch, last_combine;
+  std::uint64_t last_latency_call = 0;  ///< epoch
   /// Commands to the network that still read a flight's staging (or a parity's counts): channel count to wait for.
   std::vector<std::uint64_t> dispatch_staging_busy, combine_staging_busy;
   std::uint64_t counts_busy[2] = {0, 0};

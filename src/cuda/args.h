@@ -85,6 +85,13 @@ struct DeviceState {
   std::uint64_t late_epoch = 0;
   std::uint64_t bank_event = 0;
   std::uint32_t return_bank[kMaxFlights] = {};
+  std::uint32_t renewed[2][kMaxFlights] = {};  ///< how far renew_tags has come, by kind and flight
+};
+
+/// A caller's counters of rows per local expert, to be added to; null: not asked for.
+struct CountersArgs {
+  void* total = nullptr;
+  bool wide = false;  ///< int64, else int32
 };
 
 /// The one place of an expert.
@@ -118,6 +125,7 @@ struct GroupArgs {
   std::uint64_t digest = 0;
   std::int32_t auto_masks = 0;                ///< how often somebody who is late may be masked in these windows
   volatile std::uint64_t* late = nullptr;     ///< [R] in host memory: the call in which a rank was masked on the way
+  std::int64_t* wait_ns = nullptr;            ///< [R] the caller's statistics: time waited for each rank; null: not asked for
   std::uint32_t delay_seed = 0;  ///< test mode: random delays before signals
   std::uint32_t max_delay_ns = 0;
 };
@@ -189,6 +197,7 @@ struct ReceiveArgs {
   void* ids = nullptr;          ///< rank_major: [shown_rows, K]
   float* weights = nullptr;     ///< rank_major [shown_rows, K], expert layouts [shown_rows]; null without
   std::int64_t* num_rows = nullptr;
+  CountersArgs recv_counts;
 };
 
 /// What peers fetch: rows of the combine input, copies of rows in the window, or sums there of each token's rows.

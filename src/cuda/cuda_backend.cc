@@ -178,6 +178,8 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
     reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
   if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
   if (reason.empty()) reason = why_not_here("topk_weights", call.args.topk_weights);
+  if (reason.empty()) reason = why_not_here("recv_counts", call.args.recv_counts);
+  if (reason.empty()) reason = why_not_here("wait_ns", call.args.wait_ns);
   const std::span<std::byte> memory = call.args.handle_memory;
   const auto bytes = static_cast<std::int64_t>(memory.size());
   if (reason.empty()) reason = why_not_here("handle_memory", Tensor::contiguous(memory.data(), DType::kUint8, {bytes}));
@@ -193,7 +195,8 @@ std::string CudaBackend::why_not(const CombineCall& call) const {
   const CombineArgs& args = call.args;
   const std::pair<const char*, const Tensor*> tensors[] = {
       {"x", &args.x},         {"weights", &args.weights},           {"bias0", &args.bias0},
-      {"bias1", &args.bias1}, {"topk_weights", &args.topk_weights}, {"out", &args.out}};
+      {"bias1", &args.bias1}, {"topk_weights", &args.topk_weights}, {"out", &args.out},
+      {"wait_ns", &args.wait_ns}};
   for (const auto& [argument, tensor] : tensors) {
     if (std::string reason = why_not_here(argument, *tensor); !reason.empty()) return reason;
   }
@@ -232,10 +235,22 @@ void CudaBackend::note_late(std::vector<std::uint64_t>& late) const {
   }
 }
 
+/// Windows are empty: their packets have the tag 0. Where calls get there soon they are given another one, before peers write.
+void CudaBackend::spoil_tags(const Windows& windows) {
+  const LatencyLayout& layout = runtime_.device_layout.latency;
+  constexpr std::uint32_t kSoon = 1u << 30;
+  if (layout.max_tokens == 0 || 0u - static_cast<std::uint32_t>(windows.first_epoch) > kSoon) return;
+  std::byte* own = windows.device(runtime_.rank);
+  const std::int64_t end = layout.results, first = layout.notes;
+  check(cudaMemset(own + first, 0x80, static_cast<std::size_t>(end - first)), "cudaMemset");
+  check(cudaStreamSynchronize(nullptr), "cudaMemset");
+}
+
 void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
   const DeviceScope scope(device_);
   settle(false);
   memory_->adopt(*windows);
+  spoil_tags(*windows);
   windows_ = windows;
   const DeviceLayout& layout = runtime_.device_layout;
   owned_ = std::make_shared<Pool>(windows->device(runtime_.rank) + layout.owned,
@@ -268,7 +283,7 @@ CallShape CudaBackend::shape_of(const Call& call, std::int64_t num_tokens, int t
           .live_ranks = static_cast<int>(live)};
 }
 
-GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) {
+GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement, const Tensor& wait_ns) {
   return {.rank = runtime_.rank,
           .num_ranks = runtime_.topology.num_ranks(),
           .flight = call.flight,
@@ -283,6 +298,7 @@ GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement) 
           .digest = call.digest,
           .auto_masks = call.masks_late ? config_.auto_masks : 0,
           .late = memory_->late(),
+          .wait_ns = static_cast<std::int64_t*>(wait_ns.data),
           .delay_seed = static_cast<std::uint32_t>(config_.test.seed * 2654435761u + call.epoch),
           .max_delay_ns = static_cast<std::uint32_t>(config_.test.max_signal_delay_ns)};
 }

@@ -50,7 +50,8 @@ class CudaBackend final : public Backend {
   cudaStream_t follow(void* stream);
   /// What later calls on other streams follow.
   void mark(cudaStream_t stream);
-  GroupArgs group_args(const Call& call, const Placement& placement);
+  /// `wait_ns`: the caller's statistics, if any.
+  GroupArgs group_args(const Call& call, const Placement& placement, const Tensor& wait_ns = {});
   void make_handle(DispatchCall& call);
   void wait_for_counts(const DispatchCall& call);
   /// Decides where the rows of a dispatch will stay.
@@ -82,6 +83,7 @@ class CudaBackend final : public Backend {
   std::byte* allocate(Call& call, ResultMemory& memory, std::int64_t bytes);
   CombineArgsOnDevice combine_args(const CombineCall& call);
   CallShape shape_of(const Call& call, std::int64_t num_tokens, int top_k, int num_sms) const;
+  void spoil_tags(const Windows& windows);
   bool has_fault() const;
   [[noreturn]] void raise_fault();
 

@@ -24,7 +24,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   const CombineArgs& given = call.args;
   const HandleShadow& shadow = *call.handle.shadow();
   CombineArgsOnDevice args;
-  args.group = group_args(call, *call.placement);
+  args.group = group_args(call, *call.placement, given.wait_ns);
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.num_local = shadow.header.num_local_experts;

@@ -57,7 +57,8 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   const Handle& handle = call.result.handle;
   const HandleHeader& header = handle.shadow()->header;
   LatencyDispatchArgs args;
-  args.group = group_args(call, *call.placement);
+  args.group = group_args(call, *call.placement, call.args.wait_ns);
+  args.recv_counts = {call.args.recv_counts.data, call.args.recv_counts.dtype == DType::kInt64};
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.renormalise = call.args.renormalise;

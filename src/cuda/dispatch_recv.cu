@@ -230,6 +230,8 @@ __global__ void __launch_bounds__(1024, 1) dispatch_recv_kernel(const __grid_con
     return;
   }
   const std::int64_t num_rows = a.handle.source_offsets[a.group.num_ranks];
+  for (int e = static_cast<int>(threadIdx.x); blockIdx.x == 0 && e < a.num_local; e += static_cast<int>(blockDim.x))
+    count_rows(a.recv_counts, e, a.handle.expert_counts[e]);
   receiver.take_rows(num_rows);
   receiver.clear_rest(num_rows);
   receiver.zero_padding();

@@ -77,7 +77,8 @@ void CudaBackend::make_result(DispatchCall& call, cudaStream_t stream) {
   const HandleHeader& header = shadow.header;
   const std::int64_t num_rows = shaped_rows(call);
   ReceiveArgs args;
-  args.group = group_args(call, *call.placement);
+  args.group = group_args(call, *call.placement, call.args.wait_ns);
+  args.recv_counts = {call.args.recv_counts.data, call.args.recv_counts.dtype == DType::kInt64};
   args.top_k = call.top_k;
   args.num_blocks = call.format.num_blocks;
   args.num_local = header.num_local_experts;

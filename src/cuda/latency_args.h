@@ -40,6 +40,7 @@ struct LatencyDispatchArgs {
   float* weights_out = nullptr;
   std::int64_t* num_rows = nullptr;
   HostCounts* counts = nullptr;  ///< in host memory; null: not asked for
+  CountersArgs recv_counts;
   std::uint64_t ticket = 0;
 };
 

@@ -43,6 +43,21 @@ __device__ inline uint4 load_packet(const std::byte* at) {
   return out;
 }
 
+/// Replaces a packet of this rank's own window if it is still `seen`. Where PTX has no such access of 16 bytes, the tag alone decides
+/// and is replaced: a packet that comes later overwrites all of it.
+__device__ inline void exchange_packet(std::byte* at, const uint4& seen, const uint4& by) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "{\n .reg .b64 a, b;\n .reg .b128 old, next, found;\n mov.b64 a, {%1, %2};\n mov.b64 b, {%3, %4};\n"
+      " mov.b128 old, {a, b};\n mov.b64 a, {%5, %6};\n mov.b64 b, {%7, %8};\n mov.b128 next, {a, b};\n"
+      " atom.relaxed.sys.global.cas.b128 found, [%0], old, next;\n}" ::"l"(at),
+      "r"(seen.x), "r"(seen.y), "r"(seen.z), "r"(seen.w), "r"(by.x), "r"(by.y), "r"(by.z), "r"(by.w)
+      : "memory");
+#else
+  atomicCAS_system(reinterpret_cast<unsigned*>(at + 12), seen.w, by.w);
+#endif
+}
+
 /// What a warp waits for, in the count of a fault's `seen`.
 enum class Awaited : std::int32_t { kManifest = 1, kRecord, kRow, kScales, kNote, kWeights };
 
@@ -86,13 +101,17 @@ class PacketWait {
 class PacketArrival {
  public:
   __device__ PacketArrival(const std::byte* at, bool wanted) : at_(at), wanted_(wanted) { ask(); }
-  /// False if the wait ended badly.
-  __device__ bool wait(std::uint32_t tag, PacketWait& wait, Awaited what) {
+  /// False if the wait ended badly. `in_vain(missing)` is called after each look in vain; false ends the wait badly.
+  template <typename InVain>
+  __device__ bool wait(std::uint32_t tag, PacketWait& wait, Awaited what, InVain&& in_vain) {
     while (const unsigned missing = __ballot_sync(kAllLanes, wanted_ && packet_.w != tag)) {
-      if (wait.is_over(what, missing)) return false;
+      if (!in_vain(missing) || wait.is_over(what, missing)) return false;
       ask();
     }
     return true;
+  }
+  __device__ bool wait(std::uint32_t tag, PacketWait& wait, Awaited what) {
+    return this->wait(tag, wait, what, [](unsigned) { return true; });
   }
   __device__ const uint4& packet() const { return packet_; }
 

@@ -210,12 +210,29 @@ __device__ inline WordIs wait_word(const GroupArgs& group, FaultStep step, std::
   }
 }
 
+/// Adds to the caller's statistics; one thread of the grid for each rank.
+__device__ inline void count_wait(const GroupArgs& group, int rank, std::int64_t waited_ns) {
+  if (group.wait_ns != nullptr) group.wait_ns[rank] += waited_ns;
+}
+__device__ inline void count_rows(const CountersArgs& counters, int local, std::int32_t rows) {
+  if (counters.total == nullptr) return;
+  if (counters.wide) {
+    static_cast<std::int64_t*>(counters.total)[local] += rows;
+  } else {
+    static_cast<std::int32_t*>(counters.total)[local] += rows;
+  }
+}
+
 /// Waits for one signal of every live rank, a thread each; true in all threads of the block if all came. `flight`: of the signals.
 __device__ inline bool wait_everybody(const GroupArgs& group, FaultStep step, std::uint64_t epoch, DeviceSignal kind,
                                       std::uint64_t wanted, int flight) {
   bool good = true;
+  const bool counts = group.wait_ns != nullptr && blockIdx.x == 0;
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    if (group.windows[peer] != nullptr) good = wait_signal(group, step, epoch, kind, peer, wanted, flight) && good;
+    if (group.windows[peer] == nullptr) continue;
+    const std::int64_t start = counts ? now_ns() : 0;
+    good = wait_signal(group, step, epoch, kind, peer, wanted, flight) && good;
+    if (counts) count_wait(group, peer, now_ns() - start);
   }
   return __syncthreads_and(good) != 0;
 }

@@ -177,6 +177,26 @@ __device__ inline void copy_windows(const GroupArgs& group, std::byte** shared) 
   __pipeline_wait_prior(0);
 }
 
+/// Tags are the low half of an epoch: a packet that nobody has overwritten for 2^32 calls would be taken for a new one. So each call
+/// gives 32 packets of its flight's regions, in turn, the tag of a call that is over, unless they are its own: all of them within
+/// some 100 000 calls. Packets of this call may still be on their way to other blocks: none is lost, because the exchange is one access
+/// that fails if a packet came first. The last warp of a block.
+__device__ inline void renew_tags(const GroupArgs& group, LatencyKind kind, const Epochs& epochs) {
+  if (threadIdx.x / 32 != blockDim.x / 32 - 1) return;
+  const LatencyLayout& l = group.layout.latency;
+  std::uint32_t& renewed = group.state->renewed[index_of(kind)][group.flight];
+  const std::uint32_t turn = load_relaxed(&renewed);
+  const LatencyLayout::Part part = l.part_at(kind, group.flight, std::int64_t{turn} * 32 + lane_idx());
+  __syncwarp();
+  if (lane_idx() == 31) renewed = part.offset < 0 ? 0 : turn + 1;
+  if (part.offset < 0) return;
+  std::byte* packet = group.own_window + part.offset;
+  const uint4 seen = load_packet(packet);
+  constexpr std::uint32_t kAhead = 1u << 16;  // of a peer that has given up on this call
+  if (seen.w - epochs.tag() < kAhead) return;
+  exchange_packet(packet, seen, make_uint4(0, 0, 0, epochs.tag() - 1));
+}
+
 /// A warp's turns at the items of a kernel, block by block, so that few items are spread over many SMs.
 struct Turns {
   int first, step;

@@ -62,6 +62,7 @@ __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool
   }
   // Also after a failure: peers need not wait for a rank that reads nothing any more.
   if (team.is_first()) file_read(a.group, LatencyKind::kCombine, epochs);
+  if (team.is_last()) renew_tags(a.group, LatencyKind::kCombine, epochs);
 }
 
 template <DType kDType, Phase kPhase>

@@ -16,6 +16,27 @@ struct ReturnTerms {
   std::int32_t ranks[kMaxTopK];
 };
 
+/// Fails the call if a peer could not take the rows of the dispatch that this combine belongs to: nothing comes of them. By a warp.
+__device__ inline bool is_refused(const CombineArgsOnDevice& a, const Epochs& epochs, int peer, bool wanted) {
+  const GroupArgs& group = a.group;
+  std::uint64_t seen = 0;
+  if (wanted)
+    seen = load_relaxed(
+        reinterpret_cast<const std::uint64_t*>(group.own_window + group.layout.latency.refused_at(peer)));
+  const auto* words = reinterpret_cast<const std::uint32_t*>(a.handle.tokens_to_node);
+  const std::uint64_t dispatch = static_cast<std::uint64_t>(words[2]) << 32 | words[1];
+  const bool refused = seen != 0 && seen >> 24 == dispatch;
+  if (refused) {
+    fail(group, epochs.now,
+         {.kind = FaultKind::kOverflow,
+          .step = FaultStep::kCombineRecv,
+          .peer = peer,
+          .where = static_cast<std::int64_t>(seen & 0xffffff),
+          .value = static_cast<std::int64_t>(a.expert_capacity)});
+  }
+  return __any_sync(kAllLanes, refused) != 0;
+}
+
 /// Refuses peers that are in another call or gave other arguments, while other warps wait for their rows: those waits then end, too.
 /// One warp of the grid.
 __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& epochs, std::byte* const* windows) {
@@ -25,7 +46,14 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
     const bool wanted = peer < group.num_ranks && windows[peer] != nullptr && a.handle.tokens_to[peer] != 0;
     PacketArrival note(group.own_window + group.layout.latency.note_at(group.flight, wanted ? peer : 0), wanted);
     PacketWait wait(group, FaultStep::kCombineRecv, epochs.now, first, true);
-    if (!note.wait(epochs.tag(), wait, Awaited::kNote)) return;
+    const std::int64_t start = group.wait_ns != nullptr ? now_ns() : 0;
+    std::int64_t waited = 0;
+    const bool came = note.wait(epochs.tag(), wait, Awaited::kNote, [&](unsigned missing) {
+      if (group.wait_ns != nullptr && (missing >> lane_idx() & 1) != 0) waited = now_ns() - start;
+      return !is_refused(a, epochs, peer, wanted);
+    });
+    if (wanted) count_wait(group, peer, waited);
+    if (!came || is_refused(a, epochs, peer, wanted)) return;
     const uint4& said = note.packet();
     const bool same_call = said.z == static_cast<std::uint32_t>(epochs.now >> 32);
     const bool same = same_call && said.x == static_cast<std::uint32_t>(group.digest) &&

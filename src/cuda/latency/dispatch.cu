@@ -12,8 +12,15 @@ namespace {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
+/// Keeps the number of the call in what pads the handle's only word about nodes: its combine looks whether a rank has refused it.
+__device__ void write_nodes(const HandleArgs& handle, std::int32_t rows, std::uint64_t epoch) {
+  handle.tokens_to_node[0] = rows;
+  handle.tokens_to_node[1] = static_cast<std::int32_t>(epoch);
+  handle.tokens_to_node[2] = static_cast<std::int32_t>(epoch >> 32);
+}
+
 /// What of the handle is about no token; by one block.
-__device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& routing) {
+__device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& routing, const Epochs& epochs) {
   const PlacementArgs& p = a.group.placement;
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   for (int rank = tid; rank < a.group.num_ranks; rank += threads) {
@@ -26,11 +33,11 @@ __device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& 
   if (tid != threads - 1) return;
   std::int32_t to_node = 0;
   for (int rank = 0; rank < a.group.num_ranks; ++rank) to_node += routing.rank_counts[rank];
-  a.handle.tokens_to_node[0] = to_node;
+  write_nodes(a.handle, to_node, epochs.now);
 }
 
 /// A call that failed leaves a handle with which a combine sends and awaits nothing. By every block that fails.
-__device__ void clear_choices(const LatencyDispatchArgs& a) {
+__device__ void clear_choices(const LatencyDispatchArgs& a, const Epochs& epochs) {
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   for (int i = tid; i < a.num_tokens * a.top_k; i += threads)
     a.handle.slots[i] = a.handle.ranks[i] = a.handle.rows[i] = a.handle.tokens[i] = -1;
@@ -38,7 +45,7 @@ __device__ void clear_choices(const LatencyDispatchArgs& a) {
     a.handle.tokens_to[rank] = a.handle.choices_to[rank] = 0;
   for (int slot = tid; slot < a.group.placement.num_slots; slot += threads)
     a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
-  if (tid == 0) a.handle.tokens_to_node[0] = 0;
+  if (tid == 0) write_nodes(a.handle, 0, epochs.now);
 }
 
 /// Sends; false if the call ends here. All threads of a block; `at`: shared memory.
@@ -69,11 +76,11 @@ __device__ bool send(const LatencyDispatchArgs& a, std::size_t at, Epochs& epoch
   const bool may_send = credits.wait(FaultStep::kDispatchSend, epochs, routing.windows);
   if (may_send) manifest.send_all(epochs, bad);
   if (!may_send || bad != Router::kNone) {
-    if (a.write_handle) clear_choices(a);
+    if (a.write_handle) clear_choices(a, epochs);
     return may_send;
   }
   sender.send_all(epochs);
-  if (a.write_handle && blockIdx.x == gridDim.x - 1) write_totals(a, routing);
+  if (a.write_handle && blockIdx.x == gridDim.x - 1) write_totals(a, routing, epochs);
   return true;
 }
 
@@ -112,7 +119,16 @@ __device__ void write_arrivals(const LatencyDispatchArgs& a, const ArrivalMemory
     }
   }
   if (tid == 0) *a.num_rows = good ? m.row_starts[ranks] : 0;
-  if (a.group.auto_masks == 0) tell_host(a, good);
+  if (a.group.auto_masks != 0) return;  // the last block says the rest
+  for (int e = tid; good && e < a.num_local; e += threads) count_rows(a.recv_counts, e, m.expert_counts[e]);
+  tell_host(a, good);
+}
+
+/// Groups that mask on the way: when nothing is made again any more. By one block.
+__device__ void tell_result(const LatencyDispatchArgs& a, bool good) {
+  tell_host(a, good);
+  for (int e = static_cast<int>(threadIdx.x); good && e < a.num_local; e += static_cast<int>(blockDim.x))
+    count_rows(a.recv_counts, e, load_relaxed(a.handle.expert_counts + e));
 }
 
 /// A call that failed leaves counts of 0. Whoever fails does it, and the last block once it has written
@@ -148,9 +164,10 @@ __device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epoc
   if (!good && (has_failed(a.group, epochs.now) || !is_late(a.group, epochs.now))) {
     receiver.clear_rest(0);
     clear_counts(a);
-    if (a.write_handle) clear_choices(a);
+    if (a.write_handle) clear_choices(a, epochs);
   }
   if (team.is_first()) file_read(a.group, LatencyKind::kDispatch, epochs);
+  if (team.is_last()) renew_tags(a.group, LatencyKind::kDispatch, epochs);
 }
 
 template <Phase kPhase>
@@ -171,7 +188,7 @@ __global__ void __launch_bounds__(kLatencyThreads, 2)
       receive(a, at, epochs, good, team);
       good = !has_failed(a.group, epochs.now);
     } while (makes_again(a.group, LatencyKind::kDispatch, epochs, team, reinterpret_cast<std::byte**>(at)));
-    if (team.again) tell_host(a, !has_failed(a.group, epochs.now));
+    if (team.again) tell_result(a, !has_failed(a.group, epochs.now));
   }
 }
 

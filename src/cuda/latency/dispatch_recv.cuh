@@ -30,6 +30,16 @@ struct ArrivalMemory {
   }
 };
 
+/// Tells the peers that this rank could not take what a dispatch brought: their combine ends at once, not at its deadline.
+__device__ __noinline__ inline void tell_refusal(const GroupArgs& group, std::uint64_t epoch, std::int32_t needed_rows) {
+  for (int peer = 0; peer < group.num_ranks; ++peer) {
+    std::byte* window = window_now(group, peer);
+    if (window == nullptr) continue;
+    store_relaxed(reinterpret_cast<std::uint64_t*>(window + group.layout.latency.refused_at(group.rank)),
+                  total_of(epoch, min(needed_rows, 0xffffff)));
+  }
+}
+
 /// What all ranks say about their rows for this one.
 class Arrivals {
  public:
@@ -63,6 +73,7 @@ class Arrivals {
               .peer = a_.group.rank,
               .where = sum,
               .value = a_.shape.capacity});
+        tell_refusal(a_.group, epochs.now, sum);
         good = false;
       }
     }
@@ -108,6 +119,8 @@ class Arrivals {
     const int words = LatencyLayout::kManifestWords + a_.num_local;
     const bool live = m_.windows[source] != nullptr;
     PacketWait wait(a_.group, kStep, epochs.now, source);
+    const bool counts = a_.group.wait_ns != nullptr && blockIdx.x == 0;
+    const std::int64_t start = counts ? now_ns() : 0;
     for (int first = 0; first * 3 < words; first += 32) {
       const int packet = first + lane_idx();
       if (first != 0 || source != first_) early_ = ask(source, packet);
@@ -124,6 +137,7 @@ class Arrivals {
               static_cast<std::int32_t>(values[i]);
       }
     }
+    if (counts && live && lane_idx() == 0) count_wait(a_.group, source, now_ns() - start);
     return true;
   }
 
