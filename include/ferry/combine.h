@@ -34,7 +34,7 @@ struct CombineArgs {
   /// its rank to [T, K] (0 for a choice that has none); values at other ranks' choices are not looked at. For backward passes.
   Tensor topk_weights{};
 
-  Tensor out{};     ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
+  Tensor out{};      ///< optional [T, H] of x's dtype, elements of a row contiguous, rows apart: written and returned
   Tensor wait_ns{};  ///< as in DispatchArgs, for each rank whose rows come back
   int num_sms = 0;   ///< as in DispatchArgs
   void* stream = nullptr;  ///< as in DispatchArgs

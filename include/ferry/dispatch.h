@@ -98,7 +98,8 @@ struct DispatchResult {
   Tensor rank_counts;
   std::vector<std::int64_t> host_expert_counts;  ///< the aligned counts, if host_counts
   Handle handle;
-  std::vector<int> late;  ///< ranks that were masked in this call and are left out of it (GroupConfig::auto_masks); cuda: empty
+  std::vector<int>
+      late;  ///< ranks that were masked in this call and are left out of it (GroupConfig::auto_masks); cuda: empty
   std::shared_ptr<const void>
       owner;  ///< keeps the memory mapped; see Group about how long the contents of a window view stay
 };

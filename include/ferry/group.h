@@ -164,6 +164,22 @@ struct StepTrace {
 /// After an Error(timeout | peer_lost | mismatch | overflow) the call it came from is over on this rank and the group goes on
 /// with the next call; invalid_argument found before the call leaves the group as it was. If only some ranks made or failed a
 /// call, they may be out of step: their next calls end in named errors until the membership changes or another group is made.
+///
+/// GroupConfig::auto_masks: a rank that misses a deadline, or dies, is masked by whoever waits for it; the call completes without its
+/// part. A rank that itself waits for another one is given up to four deadlines: the culprit is to be found, not who it holds up.
+/// Latency mode: each rank finds out for itself. Of one call, one may have the late rank's part while another has not, and results
+/// of the call and the next ones say nothing about others; nobody has a piece of it (all rows of its tokens in a dispatch, all
+/// returned rows in a combine, or none). No agreement is made on the way, calls and replays of graphs go on in the same windows, and
+/// what the late rank still writes is read by nobody. From the next dispatch on, tokens go to replicas elsewhere, and weights are
+/// renormalised if asked. The late rank hears of it: its calls that wait for somebody who has masked it end in Error(mismatch).
+/// masked() names who was masked so far (cuda: as far as the device has come), the result whom the call itself masked.
+/// Throughput mode, where the place of every row follows from everybody's counts: who has left somebody out opens new windows with
+/// the next call, all members join, and leave out whom any of them leaves out. A call whose counts did not come is made again like
+/// that before it returns. One whose rows did not come (host backend, one node) completes: rows of the late rank keep their places,
+/// hold anything and have ids -1. On the cuda backend, and over several nodes, such a call and calls without host counts end in the
+/// error; the next one goes on without the rank. A call of two halves on both sides of such a change ends in Error(mismatch).
+/// mask() by all remaining ranks makes the opinions of some the group's; unmask() by all and by the rank itself takes it back. Both
+/// open new windows, and auto_masks counts anew.
 class Group {
  public:
   /// Collective over the meeting.

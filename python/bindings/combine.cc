@@ -120,21 +120,20 @@ void def_combine(GroupClass& group, const char* method, Run run, const char* doc
   auto call = [function, run](PyGroup& self, const ArrayLike& x, const Handle& handle, const ReductionLike& reduction,
                               const std::optional<WeightsLike>& weights, const std::optional<BiasLike>& bias,
                               const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out,
-                              const std::optional<ArrayLike>& wait_ns, int num_sms, const std::optional<StreamLike>& stream, std::optional<double> timeout) {
-    return run(self, read_inputs(self, function,
-                                 {x, handle, reduction, weights, bias, topk_weights, out, wait_ns, num_sms,
-                                  stream, timeout}));
+                              const std::optional<ArrayLike>& wait_ns, int num_sms,
+                              const std::optional<StreamLike>& stream, std::optional<double> timeout) {
+    return run(
+        self, read_inputs(self, function,
+                          {x, handle, reduction, weights, bias, topk_weights, out, wait_ns, num_sms, stream, timeout}));
   };
   if constexpr (kAllByKeyword) {
     group.def(method, call, extra..., "x"_a, "handle"_a, "reduction"_a = "per_rank", "weights"_a = nb::none(),
               "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "wait_ns"_a = nb::none(),
-              "num_sms"_a = 0,
-              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+              "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   } else {
     group.def(method, call, "x"_a, "handle"_a, nb::kw_only(), "reduction"_a = "per_rank", "weights"_a = nb::none(),
               "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "wait_ns"_a = nb::none(),
-              "num_sms"_a = 0,
-              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+              "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   }
 }
 

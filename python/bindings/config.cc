@@ -137,21 +137,20 @@ void bind_config(nb::module_& module) {
   const GroupConfig defaults;
   const GroupLimits& limits = defaults.limits;
   nb::class_<GroupConfig> config(module, "GroupConfig", kDoc);
-  config.def("__init__", &construct, nb::kw_only(), "num_experts"_a, "max_tokens"_a = limits.max_tokens,
-             "max_latency_tokens"_a = limits.max_latency_tokens, "max_top_k"_a = limits.max_top_k,
-             "hidden"_a = limits.hidden, "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes,
-             "recv_rows"_a = limits.recv_rows, "owned_rows"_a = limits.owned_rows, "max_slots"_a = limits.max_slots,
-             "num_flights"_a = limits.num_flights, "topology"_a = nb::none(), "placement"_a = nb::none(),
-             "backend"_a = defaults.backend, "device"_a = defaults.device, "network"_a = defaults.network,
-             "nics"_a = defaults.network_options.nics, "num_nics"_a = defaults.network_options.num_nics,
-             "near_pci"_a = defaults.network_options.near_pci,
-             "traffic_class"_a = defaults.network_options.traffic_class,
-             "gated_posts"_a = defaults.network_options.gated_posts,
-             "proxy_threads"_a = defaults.network_options.proxy_threads,
-             "proxy_cores"_a = defaults.network_options.proxy_cores,
-             "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(),
-             "auto_masks"_a = defaults.auto_masks, "test_seed"_a = defaults.test.seed,
-             "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
+  config.def(
+      "__init__", &construct, nb::kw_only(), "num_experts"_a, "max_tokens"_a = limits.max_tokens,
+      "max_latency_tokens"_a = limits.max_latency_tokens, "max_top_k"_a = limits.max_top_k, "hidden"_a = limits.hidden,
+      "dtype"_a = ferry::name(limits.dtype), "extra_bytes"_a = limits.extra_bytes, "recv_rows"_a = limits.recv_rows,
+      "owned_rows"_a = limits.owned_rows, "max_slots"_a = limits.max_slots, "num_flights"_a = limits.num_flights,
+      "topology"_a = nb::none(), "placement"_a = nb::none(), "backend"_a = defaults.backend,
+      "device"_a = defaults.device, "network"_a = defaults.network, "nics"_a = defaults.network_options.nics,
+      "num_nics"_a = defaults.network_options.num_nics, "near_pci"_a = defaults.network_options.near_pci,
+      "traffic_class"_a = defaults.network_options.traffic_class,
+      "gated_posts"_a = defaults.network_options.gated_posts,
+      "proxy_threads"_a = defaults.network_options.proxy_threads,
+      "proxy_cores"_a = defaults.network_options.proxy_cores,
+      "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "auto_masks"_a = defaults.auto_masks,
+      "test_seed"_a = defaults.test.seed, "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);
 }
 

@@ -193,7 +193,7 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       const std::optional<ArrayLike>& handle_memory, const std::optional<StreamLike>& stream,
                       std::optional<double> timeout, const std::optional<Out>& out,
                       const std::optional<ArrayLike>& recv_counts, const std::optional<ArrayLike>& wait_ns) {
-        const Given given{payload.value, topk_ids, topk_weights, handle,     placement,
+        const Given given{payload.value, topk_ids, topk_weights, handle, placement,
                           handle_memory, out,      recv_counts,  wait_ns};
         const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
                               scale_block,     alignment,         expert_capacity,  zero_padding,

@@ -279,7 +279,8 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   tidy_strides(call.args.topk_weights);
   check_handle_memory(group, call);
   check_out(group, call);
-  check_counter(kFunction, "recv_counts", args.recv_counts, call.placement->num_local_experts(group.runtime->rank), true);
+  check_counter(kFunction, "recv_counts", args.recv_counts, call.placement->num_local_experts(group.runtime->rank),
+                true);
   check_counter(kFunction, "wait_ns", args.wait_ns, num_ranks, false);
   call.digest = digest_of(call);
   if (const std::string reason = group.backend->why_not(call); !reason.empty())

@@ -233,7 +233,8 @@ bool GroupState::goes_on_without(const Error& error, Mode mode, std::uint64_t ep
     any = any || runtime->late[static_cast<std::size_t>(peer.rank)] == 0;
     runtime->late[static_cast<std::size_t>(peer.rank)] = std::max<std::uint64_t>(1, error.epoch);
   }
-  return any && error.epoch > epoch_before;  // a fault of an earlier call is told, and its culprit left out of the next one
+  return any &&
+         error.epoch > epoch_before;  // a fault of an earlier call is told, and its culprit left out of the next one
 }
 
 /// Makes a call of throughput mode, and again without those who were late: nobody has finished it, because each of its halves needs

@@ -91,8 +91,12 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
 
 WindowLayout make_window_layout(const GroupConfig& config, const Topology& topology, const Placement& placement,
                                 const Rails& rails) {
-  return {config.limits, topology, placement, rails.max_sources(),
-          config.backend == "cuda" ? RowPlace::kDevice : RowPlace::kHost, config.auto_masks + 1};
+  return {config.limits,
+          topology,
+          placement,
+          rails.max_sources(),
+          config.backend == "cuda" ? RowPlace::kDevice : RowPlace::kHost,
+          config.auto_masks + 1};
 }
 
 MemoryPlan memory_plan(const GroupConfig& config, const Topology& topology, int rank) {

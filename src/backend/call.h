@@ -48,12 +48,12 @@ struct Call {
   std::uint64_t digest = 0;              ///< of the arguments that must agree
   std::uint64_t flight_used_before = 0;  ///< epoch of the flight's last call (latency dispatch, combine)
   std::uint64_t handle_epoch = 0;        ///< of the dispatch that made the handle this call uses, 0 without one
-  bool blocking = false;  ///< send and receive are one call of the user, whose tensors stay as they are in between
-  bool sent = false;      ///< the send half is done
-  bool received = false;  ///< receive() was called
-  bool discard = false;   ///< finish what is owed to peers, hand nothing out
-  bool dropped = false;   ///< nobody will receive it; the group does when it needs the flight
-  bool over = false;      ///< received, or failed: nothing is owed any more
+  bool blocking = false;    ///< send and receive are one call of the user, whose tensors stay as they are in between
+  bool sent = false;        ///< the send half is done
+  bool received = false;    ///< receive() was called
+  bool discard = false;     ///< finish what is owed to peers, hand nothing out
+  bool dropped = false;     ///< nobody will receive it; the group does when it needs the flight
+  bool over = false;        ///< received, or failed: nothing is owed any more
   bool masks_late = false;  ///< who misses the deadline is masked, and the call goes on without it
   std::shared_ptr<void> backends;  ///< what the backend keeps between the halves
   std::vector<StepTrace> trace;

@@ -61,9 +61,9 @@ struct LatencyLayout {
   };
   FERRY_HD Part part_at(LatencyKind kind, int flight, std::int64_t packet) const {
     const bool dispatch = kind == LatencyKind::kDispatch;
-    const std::int64_t begins[3] = {dispatch ? manifests + flight * manifests_stride : returns + flight * returns_stride,
-                                    dispatch ? slots + flight * slots_stride : weights + flight * weights_stride,
-                                    notes + flight * num_ranks * 16};
+    const std::int64_t begins[3] = {
+        dispatch ? manifests + flight * manifests_stride : returns + flight * returns_stride,
+        dispatch ? slots + flight * slots_stride : weights + flight * weights_stride, notes + flight * num_ranks * 16};
     const std::int64_t bytes[3] = {dispatch ? manifests_stride : returns_stride,
                                    dispatch ? slots_stride : weights_stride, dispatch ? 0 : num_ranks * 16};
     std::int64_t at = packet * 16;

@@ -281,8 +281,9 @@ void Runtime::check_slow(const Call& call, const char* step, std::span<const Wai
     if (reached(call, one, seen)) continue;
     missing.push_back(one.peer);
     if (signal(*call.windows, Signal::kLeftOut, 0, one.peer) != 0) {
-      throw failure(ErrorCode::kMismatch, call, step, waits,
-                    fmt::format("rank {} has left this rank ({}) out; unmask({}) here and there", one.peer, rank, rank));
+      throw failure(
+          ErrorCode::kMismatch, call, step, waits,
+          fmt::format("rank {} has left this rank ({}) out; unmask({}) here and there", one.peer, rank, rank));
     }
     if (call.masks_late && mesh->gone(one.peer)) {
       if (!reached(call, one, seen)) lost.push_back(one.peer);

@@ -103,7 +103,7 @@ class WindowLayout {
   std::int64_t dispatch_staging(
       int flight) const;  ///< records on their way to the network; latency: rows that the node's ranks fetch
   std::int64_t dispatch_forward(int flight) const;
-  std::int64_t return_slots(int flight, int bank) const;     ///< [tokens][K] rows of this rank's tokens
+  std::int64_t return_slots(int flight, int bank) const;  ///< [tokens][K] rows of this rank's tokens
   int return_banks() const noexcept { return return_banks_; }
   std::int64_t combine_forward(int flight) const;            ///< [forward rows][K]
   std::int64_t combine_staging(int flight) const;            ///< local: rows on their way to the network

@@ -109,7 +109,8 @@ class WindowOpener {
       : runtime_(runtime),
         windows_(windows),
         header_(header),
-        timeout_(unites ? 2 * timeout : timeout),  // who waits for a late rank comes a deadline later than who has just given it up
+        timeout_(unites ? 2 * timeout
+                        : timeout),  // who waits for a late rank comes a deadline later than who has just given it up
         before_(before),
         unites_(unites) {}
 

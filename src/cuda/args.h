@@ -123,10 +123,10 @@ struct GroupArgs {
   PlacementArgs placement;
   std::int64_t timeout_ns = 0;
   std::uint64_t digest = 0;
-  std::int32_t auto_masks = 0;                ///< how often somebody who is late may be masked in these windows
-  volatile std::uint64_t* late = nullptr;     ///< [R] in host memory: the call in which a rank was masked on the way
-  std::int64_t* wait_ns = nullptr;            ///< [R] the caller's statistics: time waited for each rank; null: not asked for
-  std::uint32_t delay_seed = 0;  ///< test mode: random delays before signals
+  std::int32_t auto_masks = 0;             ///< how often somebody who is late may be masked in these windows
+  volatile std::uint64_t* late = nullptr;  ///< [R] in host memory: the call in which a rank was masked on the way
+  std::int64_t* wait_ns = nullptr;  ///< [R] the caller's statistics: time waited for each rank; null: not asked for
+  std::uint32_t delay_seed = 0;     ///< test mode: random delays before signals
   std::uint32_t max_delay_ns = 0;
 };
 

@@ -193,10 +193,13 @@ std::string CudaBackend::why_not(const CombineCall& call) const {
   if (row_bytes > most)
     return fmt::format("rows of {} bytes, the window holds {} a row (limits.hidden and dtype)", row_bytes, most);
   const CombineArgs& args = call.args;
-  const std::pair<const char*, const Tensor*> tensors[] = {
-      {"x", &args.x},         {"weights", &args.weights},           {"bias0", &args.bias0},
-      {"bias1", &args.bias1}, {"topk_weights", &args.topk_weights}, {"out", &args.out},
-      {"wait_ns", &args.wait_ns}};
+  const std::pair<const char*, const Tensor*> tensors[] = {{"x", &args.x},
+                                                           {"weights", &args.weights},
+                                                           {"bias0", &args.bias0},
+                                                           {"bias1", &args.bias1},
+                                                           {"topk_weights", &args.topk_weights},
+                                                           {"out", &args.out},
+                                                           {"wait_ns", &args.wait_ns}};
   for (const auto& [argument, tensor] : tensors) {
     if (std::string reason = why_not_here(argument, *tensor); !reason.empty()) return reason;
   }

@@ -83,8 +83,8 @@ std::string describe(const Fault& fault, int rank) {
     case FaultKind::kRowsMissing:
       if (fault.step == FaultStep::kRoute)
         return fmt::format("{}: a rank was masked after the call was launched; make it again", where);
-      return fmt::format("{}: {} rows came, {} were to come: a rank was masked on the way; dispatch with topk_ids", where,
-                         fault.where, fault.value);
+      return fmt::format("{}: {} rows came, {} were to come: a rank was masked on the way; dispatch with topk_ids",
+                         where, fault.where, fault.value);
     case FaultKind::kNone:
       break;
   }

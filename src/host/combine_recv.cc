@@ -34,7 +34,8 @@ std::vector<Wait> expected_signals(const Runtime& runtime, const CombineCall& ca
   for (int peer : call.windows->live) {
     const bool straight = runtime.topology.node_of(peer) == my_node || returns_straight(call);
     const bool needs_all = call.masks_late && !returns_straight(call);  // as in dispatch_recv
-    if (straight && (handle.tokens_to()[peer] > 0 || needs_all)) waits.push_back({peer, Signal::kCombineRows, call.total(0)});
+    if (straight && (handle.tokens_to()[peer] > 0 || needs_all))
+      waits.push_back({peer, Signal::kCombineRows, call.total(0)});
   }
   if (returns_straight(call)) return waits;
   for (int node = 0; node < runtime.topology.num_nodes(); ++node) {

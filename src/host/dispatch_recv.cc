@@ -181,9 +181,9 @@ void check_still_a_member(const Runtime& runtime, const DispatchCall& call) {
   for (int source : call.windows->live) {
     const bool read = call.tokens_from[static_cast<std::size_t>(source)] != 0;
     if (!read || runtime.signal(*call.windows, Signal::kLeftOut, 0, source) == 0) continue;
-    throw peer_error(ErrorCode::kMismatch, kStep, call.epoch, source,
-                     fmt::format("{}: call {}: rank {} has left this rank ({}) out", kStep, call.epoch, source,
-                                 runtime.rank));
+    throw peer_error(
+        ErrorCode::kMismatch, kStep, call.epoch, source,
+        fmt::format("{}: call {}: rank {} has left this rank ({}) out", kStep, call.epoch, source, runtime.rank));
   }
 }
 

@@ -52,8 +52,7 @@ CallNote choose_slots(const Runtime& runtime, DispatchCall& call) {
       const std::int64_t id = id_at(call.args.topk_ids, t, k);
       if (id >= placement.num_experts()) return CallNote{.status = kCallBadId, .where = t, .value = id};
       const auto at = static_cast<std::size_t>(t * call.top_k + k);
-      call.slots[at] =
-          id < 0 ? -1 : placement.choose_slot(static_cast<int>(id), runtime.rank, t, runtime.masked_now);
+      call.slots[at] = id < 0 ? -1 : placement.choose_slot(static_cast<int>(id), runtime.rank, t, runtime.masked_now);
       call.ranks[at] = call.slots[at] < 0 ? -1 : placement.rank_of_slot(call.slots[at]);
     }
   }

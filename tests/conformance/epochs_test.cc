@@ -93,7 +93,8 @@ TEST_P(Statistics, AreAddedUp) {
         back.wait_ns = waited;
         round.check(group.combine(back));
       }
-      const Tensor counted = on_device ? device.to_host(total) : total, slept = on_device ? device.to_host(waited) : waited;
+      const Tensor counted = on_device ? device.to_host(total) : total,
+                   slept = on_device ? device.to_host(waited) : waited;
       for (std::size_t e = 0; e < counts.size(); ++e)
         require(static_cast<const std::int32_t*>(counted.data)[e] == 5 + kCalls * round.expected().expert_counts[e],
                 "rows per expert were not added up");

@@ -66,7 +66,7 @@ __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool
 }
 
 template <DType kDType, Phase kPhase>
-__global__ void __launch_bounds__(kLatencyThreads)
+__global__ void __launch_bounds__(kLatencyThreads, 1)
     latency_combine_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   __shared__ Epochs epochs;
   bool good = true;

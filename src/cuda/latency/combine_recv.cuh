@@ -21,8 +21,8 @@ __device__ inline bool is_refused(const CombineArgsOnDevice& a, const Epochs& ep
   const GroupArgs& group = a.group;
   std::uint64_t seen = 0;
   if (wanted)
-    seen = load_relaxed(
-        reinterpret_cast<const std::uint64_t*>(group.own_window + group.layout.latency.refused_at(peer)));
+    seen =
+        load_relaxed(reinterpret_cast<const std::uint64_t*>(group.own_window + group.layout.latency.refused_at(peer)));
   const auto* words = reinterpret_cast<const std::uint32_t*>(a.handle.tokens_to_node);
   const std::uint64_t dispatch = static_cast<std::uint64_t>(words[2]) << 32 | words[1];
   const bool refused = seen != 0 && seen >> 24 == dispatch;
@@ -186,9 +186,8 @@ class ReturnSummer {
       place += is_below && (firsts >> other & 1) != 0 ? 1 : 0;
     }
     if (!is_flat(a_) && !by_last) order = below;
-    const std::byte* slot =
-        a_.group.own_window + a_.group.layout.latency.return_at(a_.group.flight, epochs_.bank, token,
-                                                                       is_flat(a_) ? lane_ : place);
+    const std::byte* slot = a_.group.own_window + a_.group.layout.latency.return_at(a_.group.flight, epochs_.bank,
+                                                                                    token, is_flat(a_) ? lane_ : place);
     __syncwarp();
     if (brings) {
       terms_.rows[order] = slot;

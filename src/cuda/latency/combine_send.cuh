@@ -148,7 +148,8 @@ class ReturnSender {
     if (record.slot >= 0) choice.rank = rank_of_slot_[record.slot];
     std::byte* window = windows_[source];
     const std::uint32_t bank = banks_[source];
-    if (window == nullptr || bank == Credits::kNoBank) return true;  // it was left out since, or has given up on the call
+    if (window == nullptr || bank == Credits::kNoBank)
+      return true;  // it was left out since, or has given up on the call
     if (weights_go_ahead(a_) && !take_weight(source, token, choice)) return window_now(a_.group, source) == nullptr;
     const unsigned mine = __ballot_sync(kAllLanes, choice.rank == a_.group.rank);
     const auto slot_at = [&](int place) {

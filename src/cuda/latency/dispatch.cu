@@ -93,7 +93,8 @@ __device__ void tell_host(const LatencyDispatchArgs& a, bool good) {
   auto* out = reinterpret_cast<volatile std::int32_t*>(a.counts + 1);
   for (int i = tid; i <= ranks; i += threads) out[i] = load_relaxed(h.source_offsets + i);
   for (int i = tid; i < a.num_local; i += threads) out[ranks + 1 + i] = load_relaxed(h.expert_counts + i);
-  for (int i = tid; i <= a.num_local; i += threads) out[ranks + 1 + a.num_local + i] = load_relaxed(h.expert_offsets + i);
+  for (int i = tid; i <= a.num_local; i += threads)
+    out[ranks + 1 + a.num_local + i] = load_relaxed(h.expert_offsets + i);
   __threadfence_system();
   __syncthreads();
   if (tid != 0) return;
@@ -144,7 +145,8 @@ __device__ void clear_counts(const LatencyDispatchArgs& a) {
 }
 
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
-__device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good, const Team& team) {
+__device__ void receive(const LatencyDispatchArgs& a, std::size_t at, const Epochs& epochs, bool good,
+                        const Team& team) {
   ArrivalMemory memory;
   memory.lay_out(at, a.group.num_ranks, a.num_local);
   Arrivals arrivals(a, memory);

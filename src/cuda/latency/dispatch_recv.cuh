@@ -31,7 +31,8 @@ struct ArrivalMemory {
 };
 
 /// Tells the peers that this rank could not take what a dispatch brought: their combine ends at once, not at its deadline.
-__device__ __noinline__ inline void tell_refusal(const GroupArgs& group, std::uint64_t epoch, std::int32_t needed_rows) {
+__device__ __noinline__ inline void tell_refusal(const GroupArgs& group, std::uint64_t epoch,
+                                                 std::int32_t needed_rows) {
   for (int peer = 0; peer < group.num_ranks; ++peer) {
     std::byte* window = window_now(group, peer);
     if (window == nullptr) continue;
