@@ -60,6 +60,7 @@ class Lane:
     group: ferry.Group | None = None
     limits: Needs = field(default_factory=Needs)
     masked: set[int] = field(default_factory=set)
+    auto_masks: int = 0
 
     def ensure(self, needs: Needs) -> ferry.Group:
         """Collective when it grows; so all ranks must ask alike, or go through with_room."""
@@ -141,6 +142,7 @@ class Lane:
             backend="cuda" if on_gpu else "host",
             device=self.device.index if on_gpu and self.device.index is not None else -1,
             timeout=self.timeout,
+            auto_masks=self.auto_masks,
         )
 
     def close(self) -> None:

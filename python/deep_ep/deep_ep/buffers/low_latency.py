@@ -43,6 +43,10 @@ def size_hint(num_max_tokens: int, hidden: int, num_experts: int) -> int:
     return (total + 128) // 128 * 128
 
 
+AUTO_MASKS = 3
+"""How often a buffer with enable_shrink masks late ranks before all have to agree; each costs return slots."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """What all ranks agree on."""
@@ -112,19 +116,17 @@ class LowLatencyMode:
                 expert_capacity=self.size * shape.num_max_tokens,
                 host_counts=False,
                 out=recv.out(),
+                recv_counts=statistics.recv_counts,
+                wait_ns=statistics.wait_ns,
                 stream=ferry.torch.current_stream(x.device),
             )
 
         pending = self._masking(lane, send)
 
         def receive() -> None:
-            before = lane.group.statistics().wait_ns
             arrived = self._receiving(lane, pending, send)
             sent.handle = arrived.handle
             recv.fill(arrived)
-            if statistics.recv_counts is not None:
-                statistics.recv_counts.add_(recv.count)
-            self._add_waits(lane, before, statistics.wait_ns)
 
         return recv.x, recv.count, recv.handle(sent), receive
 
@@ -156,15 +158,14 @@ class LowLatencyMode:
                 reduction="flat",
                 weights=topk_weights,
                 out=out,
+                wait_ns=wait_ns,
                 stream=ferry.torch.current_stream(x.device),
             )
 
         pending = self._masking(lane, send)
 
         def receive() -> None:
-            before = lane.group.statistics().wait_ns
             self._receiving(lane, pending, send)
-            self._add_waits(lane, before, wait_ns)
 
         return out, receive
 
@@ -185,6 +186,7 @@ class LowLatencyMode:
     def set_mask(self, rank: int, mask: bool) -> None:
         self._require_shrink()
         require(0 <= rank < self.size, f"argument rank: seen {rank}, expected 0 to {self.size - 1}")
+        self._take_over()
         if mask == (rank in self._masked):
             return
         self._masked.symmetric_difference_update({rank})
@@ -194,15 +196,26 @@ class LowLatencyMode:
     def write_mask(self, status: torch.Tensor) -> None:
         self._require_shrink()
         require_tensor("Buffer.low_latency_query_mask_buffer", "mask_status", status, (self.size,), torch.int32)
+        self._take_over()
         status.copy_(torch.tensor([int(rank in self._masked) for rank in range(self.size)], dtype=torch.int32))
 
     def clean_mask(self) -> None:
         self._require_shrink()
+        self._take_over()
         for rank in sorted(self._masked):
             self.set_mask(rank, False)
 
     def _require_shrink(self) -> None:
         require(self.enable_shrink, "Shrink mode must be enabled (Buffer(..., enable_shrink=True))")
+
+    def _take_over(self) -> None:
+        """Ranks that groups have masked by themselves because they were late. Each rank's own opinion, as in V1."""
+        for lane in self.lanes.of_mode("latency"):
+            if lane.group is None:
+                continue
+            late = {rank for rank, masked in enumerate(lane.group.masked()) if masked} - lane.masked
+            lane.masked |= late
+            self._masked |= late
 
     def _apply_masks(self, lane: Lane) -> None:
         if lane.group is None:
@@ -214,8 +227,8 @@ class LowLatencyMode:
         lane.masked = set(self._masked)
 
     def _receiving(self, lane: Lane, pending: Any, send: Callable[[], Any]) -> Any:
-        """Receives; with enable_shrink a peer that does not come in time is masked, and the call made again without
-        it."""
+        """Receives; with enable_shrink a peer that does not come in time is masked by the group, and the call completes.
+        When that has happened too often, it is masked for all, and the call made again without it."""
         try:
             return pending.receive()
         except ferry.Error as error:
@@ -242,6 +255,7 @@ class LowLatencyMode:
 
     def _lane(self, shape: Shape, top_k: int, device: torch.device) -> Lane:
         lane = self.lanes.lane("latency", shape.num_experts, device)
+        lane.auto_masks = AUTO_MASKS if self.enable_shrink else 0
         needs = Needs(
             tokens=1,
             top_k=top_k,
@@ -251,6 +265,7 @@ class LowLatencyMode:
             latency_tokens=shape.num_max_tokens,
         )
         lane.ensure(needs)
+        self._take_over()
         self._apply_masks(lane)
         return lane
 
@@ -299,11 +314,6 @@ class LowLatencyMode:
             require_tensor(_COMBINE, "out", out, (sent.num_tokens, x.shape[2]), x.dtype)
         if wait_ns is not None:
             require_tensor(_COMBINE, "combine_wait_recv_cost_stats", wait_ns, (self.size,), torch.int64)
-
-    def _add_waits(self, lane: Lane, before: list[int], wait_ns: torch.Tensor | None) -> None:
-        if wait_ns is not None:
-            waited = [after - was for after, was in zip(lane.group.statistics().wait_ns, before, strict=True)]
-            wait_ns.add_(torch.tensor(waited, dtype=torch.int64, device=wait_ns.device))
 
 
 class _Received:
