@@ -5,6 +5,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <string>
 
@@ -184,7 +185,9 @@ void bind_combine(nb::module_& module) {
           [](const PyCombineResult& self) {
             return to_python(self.result.topk_weights, self.result.owner, self.place);
           },
-          "[T, K] float32, if topk_weights was given.");
+          "[T, K] float32, if topk_weights was given.")
+      .def_prop_ro(
+          "late", [](const PyCombineResult& self) { return self.result.late; }, "As of a DispatchResult.");
   nb::class_<PyPendingCombine>(module, "PendingCombine", "A combine that was sent and not yet received.")
       .def("receive", &receive,
            "Waits for the rows, sums them and returns the CombineResult. Once only; Error(\"invalid_argument\") the "

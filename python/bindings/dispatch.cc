@@ -298,6 +298,10 @@ void bind_result(nb::module_& module) {
       .def_prop_ro(
           "host_expert_counts", [](const PyDispatchResult& self) { return self.result.host_expert_counts; },
           "The aligned counts [E_local]; empty without host_counts.")
+      .def_prop_ro(
+          "late", [](const PyDispatchResult& self) { return self.result.late; },
+          "Ranks that were masked automatically in this call and are left out of it; backend=\"cuda\" without host_counts: "
+          "see Group.masked.")
       .def_prop_ro("handle", [](const PyDispatchResult& self) { return Handle(self.result.handle); });
   bind_tensor<std::optional<Array>>(
       result, "topk_ids", &DispatchResult::topk_ids,

@@ -71,7 +71,7 @@ constexpr const char* kInitSignature =
     "= ..., "
     "device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., "
     "traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., "
-    "timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
+    "timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
     "= ...) -> None";
 
 GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {
@@ -183,7 +183,7 @@ void bind_group(nb::module_& module) {
   def_exclusive(group, "check", &Group::check,
                 "Raises the fault of an earlier call that was not raised yet, or Error(\"aborted\").");
   group.def("combine_input", &combine_input, "handle"_a, "dtype"_a, "elements"_a, kCombineInputDoc);
-  group.def("masked", &masked, "[R] True for ranks that are left out.")
+  group.def("masked", &masked, "[R] True for ranks that are left out, those masked automatically among them.")
       .def(
           "abort", [](PyGroup& self) { self.group->abort(); }, nb::call_guard<nb::gil_scoped_release>(),
           "Ends every wait here and on the peers with Error(\"aborted\"). Local; may be called from any thread.")
