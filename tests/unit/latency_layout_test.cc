@@ -73,10 +73,17 @@ std::vector<Part> parts_of(const LatencyLayout& l, int num_ranks) {
         parts.push_back({l.weights_at(flight, writer, i), l.weights_bytes, "weights"});
       }
     }
-    for (std::int64_t token = 0; token < l.max_tokens; ++token) {
-      for (int place = 0; place < l.max_top_k; ++place)
-        parts.push_back({l.return_at(flight, token, place), l.return_bytes, "return"});
+    for (std::uint32_t bank = 0; bank * l.return_bank_bytes < l.returns_stride; ++bank) {
+      for (std::int64_t token = 0; token < l.max_tokens; ++token) {
+        for (int place = 0; place < l.max_top_k; ++place)
+          parts.push_back({l.return_at(flight, bank, token, place), l.return_bytes, "return"});
+      }
     }
+  }
+  for (int writer = 0; writer < num_ranks; ++writer) {
+    parts.push_back({l.left_out_at(writer), 8, "credit"});
+    parts.push_back({l.waiting_at(writer), 8, "credit"});
+    parts.push_back({l.refused_at(writer), 8, "credit"});
   }
   return parts;
 }
@@ -85,6 +92,7 @@ TEST(LatencyLayout, PartsOfWritersFlightsAndKindsAreApart) {
   for (const int flights : {1, 3}) {
     GroupConfig config = config_of(11, 7, 100);
     config.limits.num_flights = flights;
+    config.auto_masks = flights - 1;
     constexpr int kRanks = 5;
     const Made made(config, kRanks);
     const LatencyLayout& layout = made.layout;
@@ -101,6 +109,30 @@ TEST(LatencyLayout, PartsOfWritersFlightsAndKindsAreApart) {
     }
     EXPECT_LE(parts.back().begin + parts.back().bytes, made.list.total_bytes());
     for (const Part& part : parts) ASSERT_EQ(part.begin % (part.what == "credit" ? 8 : 16), 0) << part.what;
+  }
+}
+
+/// Every packet that a peer may write is given another tag in time, and nothing else is.
+TEST(LatencyLayout, PacketsAreRenewedOnceARound) {
+  GroupConfig config = config_of(11, 3, 100);
+  config.auto_masks = 1;
+  constexpr int kRanks = 3;
+  const LatencyLayout layout = Made(config, kRanks).layout;
+  std::vector<std::int64_t> renewed;
+  for (int flight = 0; flight < layout.num_flights; ++flight) {
+    for (const LatencyKind kind : {LatencyKind::kDispatch, LatencyKind::kCombine}) {
+      for (std::int64_t i = 0; layout.part_at(kind, flight, i).offset >= 0; ++i)
+        renewed.push_back(layout.part_at(kind, flight, i).offset);
+    }
+  }
+  std::sort(renewed.begin(), renewed.end());
+  EXPECT_EQ(std::adjacent_find(renewed.begin(), renewed.end()), renewed.end());
+  EXPECT_GE(renewed.front(), layout.notes);
+  EXPECT_LT(renewed.back(), layout.results);
+  for (const Part& part : parts_of(layout, kRanks)) {
+    if (part.what == "credit") continue;
+    for (std::int64_t at = part.begin; at < part.begin + part.bytes; at += wire::kPacketBytes)
+      ASSERT_TRUE(std::binary_search(renewed.begin(), renewed.end(), at)) << part.what;
   }
 }
 
