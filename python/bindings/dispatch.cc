@@ -300,7 +300,8 @@ void bind_result(nb::module_& module) {
           "The aligned counts [E_local]; empty without host_counts.")
       .def_prop_ro(
           "late", [](const PyDispatchResult& self) { return self.result.late; },
-          "Ranks that were masked automatically in this call and are left out of it; backend=\"cuda\" without host_counts: "
+          "Ranks that were masked automatically in this call and are left out of it; backend=\"cuda\" without "
+          "host_counts: "
           "see Group.masked.")
       .def_prop_ro("handle", [](const PyDispatchResult& self) { return Handle(self.result.handle); });
   bind_tensor<std::optional<Array>>(
