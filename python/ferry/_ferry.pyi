@@ -294,11 +294,11 @@ class GroupConfig:
     word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
     fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
     that they are bound to. What a provider cannot honour is Error(unsupported).
-    timeout: seconds, of every wait. test_seed, test_max_signal_delay_ns:
+    timeout: seconds, of every wait. auto_masks: how often the group masks by itself who misses a deadline, 0 = never. test_seed, test_max_signal_delay_ns:
     for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', nics: Sequence[str] = [], num_nics: int = 1, near_pci: str = '', traffic_class: str = '', gated_posts: bool = False, proxy_threads: int = 1, proxy_cores: Sequence[int] = [], timeout: float = 100.0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', nics: Sequence[str] = [], num_nics: int = 1, near_pci: str = '', traffic_class: str = '', gated_posts: bool = False, proxy_threads: int = 1, proxy_cores: Sequence[int] = [], timeout: float = 100.0, auto_masks: int = 0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
 
     @property
     def num_experts(self) -> int: ...
@@ -372,6 +372,9 @@ class GroupConfig:
     @property
     def timeout(self) -> float:
         """Seconds."""
+
+    @property
+    def auto_masks(self) -> int: ...
 
     @property
     def test_seed(self) -> int: ...
@@ -579,6 +582,12 @@ class DispatchResult:
         """The aligned counts [E_local]; empty without host_counts."""
 
     @property
+    def late(self) -> list[int]:
+        """
+        Ranks that were masked automatically in this call and are left out of it; backend="cuda" without host_counts: see Group.masked.
+        """
+
+    @property
     def handle(self) -> Handle: ...
 
     @property
@@ -642,6 +651,10 @@ class CombineResult:
     def topk_weights(self) -> Array | None:
         """[T, K] float32, if topk_weights was given."""
 
+    @property
+    def late(self) -> list[int]:
+        """As of a DispatchResult."""
+
 class PendingCombine:
     """A combine that was sent and not yet received."""
 
@@ -681,7 +694,7 @@ class Group:
     changes or another group is made. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., timeout: float = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
 
     @property
     def rank(self) -> int: ...
@@ -708,7 +721,7 @@ class Group:
         The network that was chosen, "loopback" or "tcp" for example; "none" if all ranks are in one node.
         """
 
-    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> DispatchResult:
+    def dispatch(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, recv_counts: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None) -> DispatchResult:
         """
         Sends every token's row to the ranks that own its experts and returns what
         arrived here.
@@ -729,7 +742,8 @@ class Group:
         a multiple of 16; None: the group makes some. It is kept as long as the handle or anything that came of it, and must not
         be written until then. timeout: seconds, of every wait of this call; None: the group's. out, expert_padded on the host backend: arrays
         [E_local, C, W_b], any strides, one per block of the result's payload, which then is these very objects; real rows are
-        written when the call is received, so they can be handed on before.
+        written when the call is received, so they can be handed on before. recv_counts: int32 or int64 [E_local], wait_ns:
+        int64 [R], contiguous; the call adds the rows received per local expert, and the nanoseconds waited for each source.
 
         With backend="cuda" all arrays lie on the group's GPU. stream: a CUDA stream's handle as a number, or an object with
         cuda_stream (PyTorch) or __cuda_stream__; the call follows the work on it, and its later work may use the result. None:
@@ -742,7 +756,7 @@ class Group:
         "overflow", "timeout", "peer_lost", "mismatch", "aborted".
         """
 
-    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> PendingDispatch:
+    def dispatch_send(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, recv_counts: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None) -> PendingDispatch:
         """
         The first half of dispatch, with the same arguments: returns a PendingDispatch
         as soon as the rows are sent. receive() goes on with the same stream.
@@ -752,19 +766,19 @@ class Group:
         """
 
     @overload
-    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> str:
+    def why_not(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, recv_counts: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None) -> str:
         """
         Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
         """
 
     @overload
-    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
+    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
-    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None) -> int:
+    def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, recv_counts: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
-    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
+    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
         """
         Returns the experts' results to their tokens and sums them.
 
@@ -774,14 +788,14 @@ class Group:
         multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
         here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
         token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
-        K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
+        K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. wait_ns: as in dispatch. num_sms, stream: as in dispatch; with
         backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
         Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
         kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
         """
 
-    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingCombine:
+    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, wait_ns: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingCombine:
         """
         The first half of combine, with the same arguments: returns a PendingCombine as
         soon as the rows are sent.
@@ -821,7 +835,9 @@ class Group:
         """
 
     def masked(self) -> list[bool]:
-        """[R] True for ranks that are left out."""
+        """
+        [R] True for ranks that are left out, those masked automatically among them.
+        """
 
     def abort(self) -> None:
         """

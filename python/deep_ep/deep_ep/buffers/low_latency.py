@@ -227,8 +227,8 @@ class LowLatencyMode:
         lane.masked = set(self._masked)
 
     def _receiving(self, lane: Lane, pending: Any, send: Callable[[], Any]) -> Any:
-        """Receives; with enable_shrink the group masks a peer that does not come in time, and the call completes. When that
-        has happened too often, it is masked for all, and the call made again without it."""
+        """Receives; with enable_shrink the group masks a peer that does not come in time, and the call completes. When
+        that has happened too often, it is masked for all, and the call made again without it."""
         try:
             return pending.receive()
         except ferry.Error as error:
