@@ -150,6 +150,35 @@ std::vector<Named> codecs() {
   return list.all;
 }
 
+/// Rows of one chunk of channels and of several, whole and short ones, under every kind of sum.
+std::vector<Named> combine_codecs() {
+  List list;
+  std::uint64_t seed = 450;
+  for (const Codec codec : {Codec::kFp8F32, Codec::kLogfmt10}) {
+    for (const std::int64_t width : {8, 13, 128, 136, 264, 512, 768, 776, 1288, 2304}) {
+      for (const Legal& legal : {kLegal[3], kLegal[4]}) {
+        Case c = base(legal, {2, 2});
+        const bool rank_major = c.layout == Layout::kRankMajor;
+        constexpr Reduction kReductions[] = {Reduction::per_rank(), Reduction::flat(), Reduction::per_node()};
+        constexpr Weighting kWeightings[] = {Weighting::kFromDispatch, Weighting::kGiven, Weighting::kNone};
+        c.seed = ++seed;
+        c.combine_codec = codec;
+        c.combine_width = width;
+        c.tokens = {3, 0, 5, 1};
+        c.reduction = kReductions[rank_major ? seed / 2 % 2 * 2 : seed / 2 % 3];
+        if (!rank_major) c.weighting = kWeightings[seed / 4 % 3];
+        c.special_values = seed % 4 < 2;
+        c.strided = seed % 3 == 0;
+        if (seed % 5 == 0) c.bias0 = DType::kFp32;
+        c.combine_weights = seed % 3 == 1;
+        c.rounds = 2;
+        list.add(fmt::format("{}_width{}_{}", name(codec), width, name(c.layout)), c);
+      }
+    }
+  }
+  return list.all;
+}
+
 std::vector<Named> payloads() {
   List list;
   std::uint64_t seed = 500;
@@ -340,6 +369,7 @@ INSTANTIATE_TEST_SUITE_P(Topologies, Chosen, testing::ValuesIn(topologies()), la
 INSTANTIATE_TEST_SUITE_P(Processes, Chosen, testing::ValuesIn(processes()), label);
 INSTANTIATE_TEST_SUITE_P(Reductions, Chosen, testing::ValuesIn(reductions()), label);
 INSTANTIATE_TEST_SUITE_P(Codecs, Chosen, testing::ValuesIn(codecs()), label);
+INSTANTIATE_TEST_SUITE_P(CombineCodecs, Chosen, testing::ValuesIn(combine_codecs()), label);
 INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label);
 INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
