@@ -30,7 +30,17 @@ using bench::make_routing;
 struct LatencySettings {
   Settings common;
   int ranks = 0;
+  Codec combine_codec = Codec::kNone;
 };
+
+/// logfmt10 packs magnitudes below 1 only: the experts' rows are so many octaves smaller than what they got.
+constexpr int kOctaves = 6;
+
+__global__ void shrink_kernel(std::uint16_t* values, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+    values[i] = static_cast<std::uint16_t>(values[i] - (kOctaves << 7));
+}
 
 /// Inputs of one rotation.
 struct Inputs {
@@ -42,13 +52,20 @@ struct Inputs {
 /// Every call's arguments, results and checks on one rank.
 class Calls {
  public:
-  Calls(RankBench& bench, const Settings& o, Group& group, std::int64_t tokens, int sms)
-      : bench_(bench), o_(o), group_(group), tokens_(tokens), sms_(sms) {
+  Calls(RankBench& bench, const LatencySettings& settings, Group& group, std::int64_t tokens, int sms)
+      : bench_(bench),
+        o_(settings.common),
+        combine_codec_(settings.combine_codec),
+        group_(group),
+        tokens_(tokens),
+        sms_(sms) {
+    const Settings& o = o_;
     for (int s = 0; s < o.sets; ++s) inputs_.push_back(make_inputs(s));
     const auto rows = static_cast<std::size_t>(o.experts / bench.ranks_) * static_cast<std::size_t>(capacity());
     y_ = static_cast<std::uint16_t*>(bench.allocate(rows * static_cast<std::size_t>(o.hidden) * 2));
     out_ = static_cast<std::uint16_t*>(bench.allocate(static_cast<std::size_t>(tokens * o.hidden) * 2));
     fill_kernel<<<128, 256, 0, bench.stream_>>>(y_, static_cast<std::int64_t>(rows), o.hidden, bench.rank_, 0);
+    shrink_kernel<<<128, 256, 0, bench.stream_>>>(y_, static_cast<std::int64_t>(rows) * o.hidden);
     check(cudaStreamSynchronize(bench.stream_), "filling inputs");
   }
   ~Calls() {
@@ -87,14 +104,15 @@ class Calls {
         Tensor::contiguous(static_cast<void*>(y_), DType::kBf16, {o_.experts / bench_.ranks_, capacity(), o_.hidden});
     args.reduction = reduction;
     args.weighting = CombineArgs::Weighting::kFromDispatch;
+    args.codec = combine_codec_;
     args.out = Tensor::contiguous(static_cast<void*>(out_), DType::kBf16, {tokens_, o_.hidden});
     args.num_sms = sms_;
     args.stream = bench_.stream_;
     return args;
   }
 
-  /// The experts return the rows they got, with weights that are powers of two and sum to 2: a token comes back as twice its row,
-  /// as fp8 made it.
+  /// The experts return the rows they got, kOctaves smaller, with weights that are powers of two and sum to 2: a token comes back
+  /// as twice that, as the codecs made it.
   bool verify() {
     const DispatchResult arrived = group_.dispatch(dispatch_args(0));
     check(cudaStreamSynchronize(bench_.stream_), "dispatch");
@@ -120,8 +138,8 @@ class Calls {
                          cudaMemcpyDeviceToHost),
               "scales");
         for (std::int64_t j = 0; j < o_.hidden; ++j)
-          restored[static_cast<std::size_t>(j)] =
-              to_bf16(from_e4m3(row[static_cast<std::size_t>(j)]) * scales[static_cast<std::size_t>(j / 128)]);
+          restored[static_cast<std::size_t>(j)] = to_bf16(std::ldexp(
+              from_e4m3(row[static_cast<std::size_t>(j)]) * scales[static_cast<std::size_t>(j / 128)], -kOctaves));
         check(cudaMemcpy(y_ + at * o_.hidden, restored.data(), restored.size() * 2, cudaMemcpyHostToDevice), "row");
       }
     }
@@ -134,10 +152,11 @@ class Calls {
     for (std::int64_t t = 0; t < tokens_; ++t) {
       check(cudaMemcpy(sums.data(), out_ + t * o_.hidden, sums.size() * 2, cudaMemcpyDeviceToHost), "out");
       for (std::int64_t j = 0; j < o_.hidden; ++j) {
-        // fp8 keeps 4 significant bits and bf16 8: within 1/16 and a little.
-        const float expected = 2.0f * from_bf16(value_of(t, j, bench_.rank_, 0));
+        // fp8 keeps 4 significant bits and bf16 8: within 1/16 and a little, and once more for a codec of combine.
+        const float off = combine_codec_ == Codec::kNone ? 0.08f : combine_codec_ == Codec::kLogfmt10 ? 0.1f : 0.15f;
+        const float expected = std::ldexp(2.0f * from_bf16(value_of(t, j, bench_.rank_, 0)), -kOctaves);
         const float value = from_bf16(sums[static_cast<std::size_t>(j)]);
-        if (!(value > expected * 0.92f && value < expected * 1.08f)) return false;
+        if (!(value > expected * (1 - off) && value < expected * (1 + off))) return false;
       }
     }
     return true;
@@ -178,6 +197,7 @@ class Calls {
 
   RankBench& bench_;
   const Settings& o_;
+  const Codec combine_codec_;
   Group& group_;
   const std::int64_t tokens_;
   const int sms_;
@@ -188,7 +208,7 @@ class Calls {
 class LatencyRunner {
  public:
   LatencyRunner(const LatencySettings& settings, int ranks, int gpus)
-      : o_(settings.common), ranks_(ranks), gpus_(gpus), shared_(ranks) {
+      : settings_(settings), o_(settings_.common), ranks_(ranks), gpus_(gpus), shared_(ranks) {
     shared_.times.resize(static_cast<std::size_t>(ranks));
     if (!o_.json.empty()) file_ = std::fopen(o_.json.c_str(), "a");
   }
@@ -235,7 +255,7 @@ class LatencyRunner {
     config.timeout = std::chrono::seconds(5);
     Group group = Group::create(config, meeting);
     for (const int sms : o_.sms) {
-      Calls calls(bench, o_, group, tokens, sms);
+      Calls calls(bench, settings_, group, tokens, sms);
       shared_.sync.arrive_and_wait();
       if (!calls.verify()) shared_.verified = false;
       group.check();
@@ -299,7 +319,11 @@ class LatencyRunner {
   void write_line(const std::string& op, const std::string& reduction, std::int64_t tokens, int sms, double host_us) {
     const std::vector<double> times = slowest(shared_);
     const bool combine = op.starts_with("combine");
-    const std::int64_t row_bytes = combine ? 2 * o_.hidden : o_.hidden + (o_.hidden + 127) / 128 * 4;
+    const Codec codec = combine ? settings_.combine_codec : Codec::kFp8F32;
+    const std::int64_t channels_bytes = codec == Codec::kNone       ? 2 * o_.hidden
+                                        : codec == Codec::kLogfmt10 ? o_.hidden * 10 / 8
+                                                                    : o_.hidden;
+    const std::int64_t row_bytes = channels_bytes + (codec == Codec::kNone ? 0 : (o_.hidden + 127) / 128 * 4);
     double rows = 0;
     const auto unit = reduction == "flat" ? bench::Unit::kChoice : bench::Unit::kToken;
     for (int s = 0; s < o_.sets; ++s) rows += busiest(o_, tokens, ranks_, s, unit) / o_.sets;
@@ -316,7 +340,7 @@ class LatencyRunner {
         {"op", op},
         {"layout", "expert_padded"},
         {"payload", "bf16"},
-        {"codec", combine ? "bf16" : "fp8_f32"},
+        {"codec", codec == Codec::kNone ? "bf16" : name(codec)},
         {"reduction", reduction},
         {"tokens", tokens},
         {"hidden", o_.hidden},
@@ -343,7 +367,8 @@ class LatencyRunner {
     all_verified_ = all_verified_ && shared_.verified;
   }
 
-  const Settings o_;
+  const LatencySettings settings_;
+  const Settings& o_;
   const int ranks_, gpus_;
   Shared shared_;
   std::thread::id reporter_;
@@ -367,6 +392,9 @@ int ferry_cuda_latency_main(int argc, char** argv) {
   options.word("--launch", o.launch, app::Words<std::string>{{"direct", "direct"}, {"graph", "graph"}},
                "direct calls or replays of captured ones (default: direct)");
   options.number("--ranks", settings.ranks, 0, kMaxGpus, "ranks; 0: one on each GPU; more than GPUs: several on one");
+  options.word("--combine-codec", settings.combine_codec,
+               app::Words<Codec>{{"none", Codec::kNone}, {"fp8_f32", Codec::kFp8F32}, {"logfmt10", Codec::kLogfmt10}},
+               "how combine codes its rows (default: none)");
   options.number("--experts", o.experts, 1, 1 << 20, "experts of all ranks together");
   options.number("--top-k", o.top_k, 1, 32, "choices per token, a power of two");
   options.number("--hidden", o.hidden, 8, 1 << 20, "width of a row in elements");

@@ -3,14 +3,13 @@
 """V1: Buffer, with the calls of normal mode (inside a node and between nodes) and of low-latency mode."""
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import ferry.torch
 import torch
 
-from deep_ep.buffers.low_latency import Fp8, LowLatencyMode, Shape, Statistics, size_hint
+from deep_ep.buffers.low_latency import CombineRows, Fp8, LowLatencyMode, Shape, Statistics, size_hint
 from deep_ep.buffers.normal import Choices, Layout, NormalMode, count_layout
 from deep_ep.checks import require, require_fill_is_off, require_ids, require_python
 from deep_ep.config import COMBINE_CHUNKS, DISPATCH_CHUNKS, NODE_RANKS, Config, topk_idx_t
@@ -378,19 +377,18 @@ class Buffer:
         out: torch.Tensor | None = None,
         combine_wait_recv_cost_stats: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, EventOverlap, Callable[[], None] | None]:
-        """Returns (combined_x [T, H], event, hook). use_logfmt: with a warning, since rows travel as bf16
-        all the same (docs/porting.md)."""
+        """Returns (combined_x [T, H], event, hook). use_logfmt: rows travel in 10 bits a channel, where a chunk of
+        768 fits (docs/porting.md)."""
         require_fill_is_off("Buffer.low_latency_combine")
         require(
             not (use_logfmt and zero_copy),
             "Buffer.low_latency_combine: arguments use_logfmt and zero_copy: seen both, expected one of them",
         )
-        if use_logfmt:
-            warnings.warn("deep_ep (Ferry): use_logfmt: rows travel as bf16, more exact and larger", stacklevel=2)
+        rows = CombineRows(zero_copy, "logfmt10" if use_logfmt else "none")
 
         def start() -> tuple[torch.Tensor, Callable[[], None]]:
             return self._low_latency.start_combine(
-                x, topk_idx, topk_weights, handle, zero_copy, out, combine_wait_recv_cost_stats
+                x, topk_idx, topk_weights, handle, rows, out, combine_wait_recv_cost_stats
             )
 
         def tensors(result: torch.Tensor) -> tuple:
