@@ -292,7 +292,7 @@ def test_logfmt(device):
             def combine(rows, weights=weights, handle=handle, **options):
                 return buffer.low_latency_combine(rows, ids, weights, handle, **options)[0].float()
 
-            small = y * 2.0**-10
+            small = y * 2.0**-30
             exact, coded = combine(small), combine(small, use_logfmt=True)
             sizes = combine(small.abs(), weights.abs())
             # Both sums are rounded to bf16, and so are the sizes.

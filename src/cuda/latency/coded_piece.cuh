@@ -166,7 +166,15 @@ class CodedPackets {
       if (wait.is_over(Awaited::kScales, kAllLanes)) return false;
       ask_words();
     }
+    tie(words_, wait.nothing());
     return true;
+  }
+  /// Lets every word of a packet depend on the others, since not every lane uses all: see PacketArrival.
+  __device__ static void tie(uint4& packet, std::uint32_t nothing) {
+    const std::uint32_t x = packet.x, y = packet.y, z = packet.z;
+    packet.x |= (y | z) & nothing;
+    packet.y |= (x | z) & nothing;
+    packet.z |= (x | y) & nothing;
   }
   /// `ask` loads the first `wanted` packets.
   template <typename Ask>
@@ -253,7 +261,11 @@ class CodedArrival<Codec::kLogfmt10> : CodedPackets {
     for (int j = 0; j < 3; ++j) fit = fit && wire::LogfmtRange::of(word(j)).fits();
     packed_ = __all_sync(kAllLanes, fit) != 0;
     const int own = place_.own_vectors();
-    if (packed_) return wait_packets(wait, own, [&] { ask_codes(); });
+    if (packed_) {
+      if (!wait_packets(wait, own, [&] { ask_codes(); })) return false;
+      tie(packets_[2], wait.nothing());  // two lanes' words
+      return true;
+    }
     ask_plain();
     return wait_packets(wait, own == 0 ? 0 : own + 1, [&] { ask_plain(); });
   }
