@@ -61,23 +61,43 @@ constexpr std::int64_t packed_bytes(std::int64_t n) {
   return (n * kLogfmtBits + 7) / 8;
 }
 
-/// Four codes are 40 bits, five bytes; the lowest first.
+// Four codes are 40 bits, five bytes; the lowest first.
+constexpr std::int64_t kFour = 4, kFourBytes = 5;
+
+std::uint64_t four_of(const std::uint16_t* codes) {
+  std::uint64_t bits = 0;
+  for (int k = 0; k < kFour; ++k) bits |= std::uint64_t{codes[k]} << (kLogfmtBits * k);
+  return bits;
+}
+void spread_four(std::uint64_t bits, std::uint16_t* codes) {
+  for (int k = 0; k < kFour; ++k) codes[k] = static_cast<std::uint16_t>(bits >> (kLogfmtBits * k) & 1023u);
+}
+
+/// Codes behind the n-th, up to a multiple of four, are 0.
 void pack(const Codes& codes, std::int64_t n, std::byte* out) {
-  for (std::int64_t i = 0; i < n; i += 4) {
-    std::uint64_t bits = 0;
-    for (std::int64_t k = 0; k < 4 && i + k < n; ++k)
-      bits |= std::uint64_t{codes[static_cast<std::size_t>(i + k)]} << (kLogfmtBits * k);
-    const std::int64_t at = i / 4 * 5;
-    std::memcpy(out + at, &bits, static_cast<std::size_t>(std::min<std::int64_t>(5, packed_bytes(n) - at)));
+  std::int64_t i = 0, at = 0;
+  for (; i < n; i += kFour, at += kFourBytes) {
+    const std::uint64_t bits = four_of(codes.data() + i);
+    if (i + kFour <= n) {
+      std::memcpy(out + at, &bits, kFourBytes);
+    } else {
+      std::memcpy(out + at, &bits, static_cast<std::size_t>(packed_bytes(n) - at));
+    }
   }
 }
 void unpack(const std::byte* in, std::int64_t n, Codes& codes) {
-  for (std::int64_t i = 0; i < n; i += 4) {
+  std::int64_t i = 0, at = 0;
+  for (; i < n; i += kFour, at += kFourBytes) {
+    // Five bytes copied into eight and loaded again would wait for the store: six times as slow.
+    std::uint32_t low = 0;
     std::uint64_t bits = 0;
-    const std::int64_t at = i / 4 * 5;
-    std::memcpy(&bits, in + at, static_cast<std::size_t>(std::min<std::int64_t>(5, packed_bytes(n) - at)));
-    for (std::int64_t k = 0; k < 4; ++k)
-      codes[static_cast<std::size_t>(i + k)] = static_cast<std::uint16_t>(bits >> (kLogfmtBits * k) & 1023u);
+    if (i + kFour <= n) {
+      std::memcpy(&low, in + at, 4);
+      bits = low | static_cast<std::uint64_t>(in[at + 4]) << 32;
+    } else {
+      std::memcpy(&bits, in + at, static_cast<std::size_t>(packed_bytes(n) - at));
+    }
+    spread_four(bits, codes.data() + i);
   }
 }
 
@@ -110,7 +130,7 @@ std::int64_t encode_chunk(const std::uint16_t* x, std::int64_t n, std::byte* wor
     std::memcpy(out, x, static_cast<std::size_t>(2 * n));
     return 2 * n;
   }
-  Codes codes;
+  Codes codes{};
   for (std::int64_t at = 0; at < n; at += kCodedGroup) {
     encode_group(x + at, std::min<std::int64_t>(kCodedGroup, n - at), LogfmtScale(range_at(words, at / kCodedGroup)),
                  codes.data() + at);
