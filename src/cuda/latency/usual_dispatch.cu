@@ -20,14 +20,13 @@ struct Notices {
 };
 
 /// What of the handle is about no token. By the block that keeps the books.
-__device__ void write_usual_totals(const LatencyDispatchArgs& a, const UsualMemory& m, const UsualRouter& router,
-                                   bool repeated) {
+__device__ void write_usual_totals(const LatencyDispatchArgs& a, const UsualMemory& m, const UsualRouter& router) {
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), ranks = a.group.num_ranks;
   const int warps = threads / 32, slots = a.group.placement.num_slots;
   for (int slot = tid; slot < slots; slot += threads) a.handle.rank_of_slot[slot] = router.rank_of(slot);
   for (int rank = tid / 32; rank < ranks; rank += warps) {
     int choices = 0;
-    for (int i = lane_idx(); i < a.num_local; i += 32) choices += router.count_of(rank * a.num_local + i, repeated);
+    for (int i = lane_idx(); i < a.num_local; i += 32) choices += m.totals[rank * a.num_local + i];
     choices = __reduce_add_sync(kAllLanes, choices);
     if (lane_idx() != 0) continue;
     a.handle.choices_to[rank] = choices;
@@ -75,17 +74,18 @@ __device__ bool send_usual(const UsualDispatchArgs& args, const UsualMemory& m, 
   __syncthreads();
   if (threadIdx.x == 0) notices.epochs = next;
   if (const int mine = router.find(&notices.repeated); mine != UsualRouter::kNone) atomicMin(&notices.bad, mine);
+  sender.prepare();
   __syncthreads();
   if (gives) give_credits(a.group, LatencyKind::kDispatch, next);
   const Epochs epochs = notices.epochs;
   const bool repeated = notices.repeated;
   if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
+  if (shifts.keeps_books) router.add_up(repeated);
   if (!peer.wait_credits(FaultStep::kDispatchSend, epochs)) return false;
-  if (shifts.keeps_books)
-    send_usual_manifests(a, m, router, peer, shifts, epochs, notices.bad, repeated);
+  if (shifts.keeps_books) send_usual_manifests(a, m, peer, shifts, epochs, notices.bad);
   if (notices.bad != UsualRouter::kNone) return true;  // which this rank's own manifest says, too
   sender.send_all(epochs.tag(), repeated);
-  if (shifts.keeps_books) write_usual_totals(a, m, router, repeated);
+  if (shifts.keeps_books) write_usual_totals(a, m, router);
   return true;
 }
 
@@ -98,12 +98,13 @@ __device__ bool receive_usual(const UsualDispatchArgs& args, const UsualMemory& 
   const UsualReceiver<kCoded> receiver(args, m, epochs);
   if (shifts.keeps_books && !write_usual_arrivals(a, m, epochs, receiver.end())) return false;
   bool good = receiver.take_all(shifts);
-  if (shifts.keeps_books) {
-    // The counts of this block before the look: a warp that fails marks the call before it clears them.
+  if (shifts.keeps_books && threadIdx.x == 0) {
+    // The counts of this block, all of which are behind a barrier, before the look: a warp that fails marks the call before it clears
+    // them.
     __threadfence();
     good = good && !has_failed(a.group, epochs.now);
   }
-  return good;
+  return __all_sync(kAllLanes, good) != 0;
 }
 
 template <Phase kPhase, bool kCoded>

@@ -175,7 +175,7 @@ __device__ inline bool write_usual_arrivals(const LatencyDispatchArgs& a, const 
     if (e == local) continue;
     std::int32_t sum = 0;
     for (int source = 0; source < a.group.num_ranks; ++source) sum += m.counts[source * local + e];
-    h.expert_counts[e] = sum;
+    m.sums[e] = h.expert_counts[e] = sum;
     if (sum <= capacity) continue;
     fits = false;
     fail(a.group, epochs.now,
@@ -193,7 +193,7 @@ __device__ inline bool write_usual_arrivals(const LatencyDispatchArgs& a, const 
   const int warps = threads / 32;
   for (int e = tid / 32; e < local; e += warps) {
     float* weights = a.weights_out + static_cast<std::int64_t>(e) * capacity;
-    for (int i = h.expert_counts[e] + lane_idx(); i < capacity; i += 32) weights[i] = 0.0f;
+    for (int i = m.sums[e] + lane_idx(); i < capacity; i += 32) weights[i] = 0.0f;
   }
   return true;
 }

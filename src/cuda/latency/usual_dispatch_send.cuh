@@ -29,6 +29,11 @@ class UsualSender {
   /// Asks for what the first item begins with: it needs no routing.
   __device__ void start() { ask(first_); }
 
+  /// Makes the first item ready for the wire, while other warps still route.
+  __device__ void prepare() {
+    if (first_ < items_) code(first_);
+  }
+
   /// All of this warp's items. The peers' slots are free.
   __device__ void send_all(std::uint32_t tag, bool repeated) {
     for (int item = first_; item < items_; item += step_) {
@@ -38,7 +43,9 @@ class UsualSender {
       } else {
         send_piece(t, part - 1, tag);
       }
+      if (item + step_ >= items_) break;
       ask(item + step_);
+      code(item + step_);
     }
   }
 
@@ -115,9 +122,9 @@ class UsualSender {
     h.weights[at] = source_.weight;
   }
 
-  __device__ void send_piece(int t, int piece, std::uint32_t tag) {
-    Piece data;
-    std::uint32_t scales[3] = {};
+  /// What was read of a piece, as it goes; scales in the packets' order.
+  __device__ void code(int item) {
+    if (item == by_parts_.quotient(item) * parts_) return;  // a record
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       if constexpr (kCoded) {
@@ -125,34 +132,37 @@ class UsualSender {
         const Channels channels{{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
         const std::uint32_t largest = largest_of_lanes(largest_magnitude(channels), 8);
         const wire::Fp8ScaleF32 made = wire::fp8_scale_f32(static_cast<std::uint16_t>(largest));
-        scales[j] = __float_as_uint(made.scale);
-        data.vectors[j] = encode(channels, made.multiplier);
+        scales_[j] = __float_as_uint(made.scale);
+        data_.vectors[j] = encode(channels, made.multiplier);
       } else {
-        data.vectors[j] = source_.vectors[j];
+        data_.vectors[j] = source_.vectors[j];
       }
     }
-    const int count = min(wire::kPieceVectors, vectors_of_row() - piece * wire::kPieceVectors);
-    const std::int64_t at = a_.format.piece_at(piece);
-    if constexpr (!kCoded) {
-      for_each_slot(t, [&](std::byte* slot) { store_piece(slot + at, data, count, tag); });
-    } else {
-      // Scale 4 j + g is lane 8 g's scales[j]; packet p, lane p's, takes scales 3 p, 3 p + 1 and 3 p + 2.
+    if constexpr (kCoded) {
+      // Scale 4 j + g is lane 8 g's scales_[j]; packet p, lane p's, takes scales 3 p, 3 p + 1 and 3 p + 2.
       std::uint32_t words[3];
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
         const int scale = min(3 * lane_ + i, kUsualScales - 1);
         const int from = scale % 4 * 8;
-        const std::uint32_t x = __shfl_sync(kAllLanes, scales[0], from), y = __shfl_sync(kAllLanes, scales[1], from),
-                            z = __shfl_sync(kAllLanes, scales[2], from);
+        const std::uint32_t x = __shfl_sync(kAllLanes, scales_[0], from), y = __shfl_sync(kAllLanes, scales_[1], from),
+                            z = __shfl_sync(kAllLanes, scales_[2], from);
         words[i] = scale < 4 ? x : scale < 8 ? y : z;
       }
-      for_each_slot(t, [&](std::byte* slot) {
-        std::byte* to = slot + at;
-        store_piece(to, data, count, tag);
-        if (lane_ < kUsualScales / 3)
-          store_packet(to + wire::kPieceBytes + lane_ * 16, words[0], words[1], words[2], tag);
-      });
+#pragma unroll
+      for (int i = 0; i < 3; ++i) scales_[i] = words[i];
     }
+  }
+
+  __device__ void send_piece(int t, int piece, std::uint32_t tag) {
+    const int count = min(wire::kPieceVectors, vectors_of_row() - piece * wire::kPieceVectors);
+    const std::int64_t at = a_.format.piece_at(piece);
+    for_each_slot(t, [&](std::byte* slot) {
+      std::byte* to = slot + at;
+      store_piece(to, data_, count, tag);
+      if (kCoded && lane_ < kUsualScales / 3)
+        store_packet(to + wire::kPieceBytes + lane_ * 16, scales_[0], scales_[1], scales_[2], tag);
+    });
   }
 
   const LatencyDispatchArgs& a_;
@@ -162,6 +172,8 @@ class UsualSender {
   const Division by_parts_;
   const int lane_, parts_, items_, first_, step_;
   Source source_;
+  Piece data_;
+  std::uint32_t scales_[3];
 };
 
 /// The id of a choice that is out of range; rare.
@@ -173,8 +185,7 @@ __device__ __noinline__ inline std::int64_t usual_id_at(const LatencyDispatchArg
 /// As Manifest: what this rank says before its rows, a warp per reader. By the block that keeps the books. `bad`: token * 8 + choice
 /// of an id out of range, or UsualRouter::kNone.
 __device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const UsualMemory& m,
-                                            const UsualRouter& router, const Peer& peer, const Shifts& shifts,
-                                            const Epochs& epochs, int bad, bool repeated) {
+                                            const Peer& peer, const Shifts& shifts, const Epochs& epochs, int bad) {
   const GroupArgs& group = a.group;
   const bool good = bad == UsualRouter::kNone;
   const int local = a.num_local, words = LatencyLayout::kManifestWords + local;
@@ -185,7 +196,7 @@ __device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const 
       if (i >= words) return 0;
       if (i >= LatencyLayout::kManifestWords)
         return good ? static_cast<std::uint32_t>(
-                          router.count_of(reader * local + i - LatencyLayout::kManifestWords, repeated))
+                          m.totals[reader * local + i - LatencyLayout::kManifestWords])
                     : 0;
       switch (i) {
         case 0:

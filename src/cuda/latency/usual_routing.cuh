@@ -14,8 +14,10 @@ struct UsualMemory {
   std::uint32_t* slot_bits;  ///< [S][W] bit t: token t chose the slot
   std::uint32_t* rank_bits;  ///< [R][W] bit t: token t needs the rank
   std::int32_t* slots;       ///< [T][8], -1 without
+  std::int32_t* totals;      ///< [S] choices of each slot; where the books are kept
   std::int32_t* rows;        ///< [R] rows that come from each source
   std::int32_t* counts;      ///< [R][E_local] of them for each expert
+  std::int32_t* sums;        ///< [E_local] of all sources; where the books are kept
   int words;                 ///< W
 
   /// Lays them out from `at` on; returns the end. From 0 on, that is the size.
@@ -28,8 +30,10 @@ struct UsualMemory {
     take(slot_bits, static_cast<std::int64_t>(slots_of_all) * words);
     take(rank_bits, static_cast<std::int64_t>(ranks) * words);
     take(slots, tokens * kUsualTopK);
+    take(totals, slots_of_all);
     take(rows, ranks);
     take(counts, static_cast<std::int64_t>(ranks) * num_local);
+    take(sums, num_local);
     return at;
   }
 };
@@ -90,13 +94,17 @@ class UsualRouter {
     return bits_before(m_.slot_bits + slot * m_.words, t);
   }
   __device__ std::int32_t rank_of(std::int32_t slot) const { return local_.quotient(slot); }
-  __device__ std::int32_t count_of(int slot, bool repeated) const {
-    if (repeated) return count_choices(m_.slots, num_tokens_ * kUsualTopK, slot);
-    return bits_before(m_.slot_bits + slot * m_.words, 32 * m_.words);
+  /// Adds up the choices of each slot. All threads of a block.
+  __device__ void add_up(bool repeated) const {
+    for (int slot = static_cast<int>(threadIdx.x); slot < a_.group.placement.num_slots;
+         slot += static_cast<int>(blockDim.x))
+      m_.totals[slot] = repeated ? count_choices(m_.slots, num_tokens_ * kUsualTopK, slot)
+                                 : bits_before(m_.slot_bits + slot * m_.words, 32 * m_.words);
+    __syncthreads();
   }
 
  private:
-  static constexpr int kAhead = 2;
+  static constexpr int kAhead = 4;
 
   __device__ int token_of(int first) const { return first + lane_ / kUsualTopK; }
 
