@@ -192,8 +192,8 @@ class CodedPackets {
     return j == 0 ? words_.x : j == 1 ? words_.y : words_.z;
   }
 
-  const PiecePlace place_;
-  const std::uint32_t tag_;
+  PiecePlace place_;
+  std::uint32_t tag_;
   uint4 words_ = {};
   uint4 packets_[4] = {};
 };

@@ -63,8 +63,8 @@ class ReturnSummer {
         windows_(windows),
         terms_(terms),
         lane_(lane_idx()),
-        is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr &&
-                  args.bias[1] == nullptr) {
+        is_plain_(kCodec == Codec::kNone && args.reduction.group == Reduction::Group::kRank &&
+                  args.bias[0] == nullptr && args.bias[1] == nullptr) {
     ask(turns_.first);
   }
 
@@ -153,9 +153,22 @@ class ReturnSummer {
         sums[j].values[i] = weighted ? __fmaf_rn(weight, values[i], sums[j].values[i]) : sums[j].values[i] + values[i];
     }
   }
+  /// Restoring takes much code, so that there is one copy of it; the next term is on its way meanwhile.
+  __device__ bool add_coded_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
+    if (count == 0) return true;
+    Arrival next = ask_term(0, piece);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      Arrival now = next;
+      if (i + 1 < count) next = ask_term(i + 1, piece);
+      if (!add_term<false>(sums, now, i)) return false;
+    }
+    return true;
+  }
   /// Pieces of several terms are asked for before the first is looked at.
   template <bool kPlain>
   __device__ bool add_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
+    if constexpr (kCodec != Codec::kNone) return add_coded_terms(sums, count, piece);
     int i = 0;
     for (; i + 3 <= count; i += 3) {
       Arrival a = ask_term(i, piece), b = ask_term(i + 1, piece), c = ask_term(i + 2, piece);
