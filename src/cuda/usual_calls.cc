@@ -6,7 +6,7 @@ namespace ferry::cuda {
 namespace {
 
 constexpr int kUsualTopK = 8;
-constexpr int kMostRanks = 32;                ///< a lane knows one
+constexpr int kMostRanks = 32;            ///< a lane knows one
 constexpr std::int64_t kMostItems = 1 << 20;  ///< what Division divides
 
 bool on_vectors(const void* data, std::int64_t stride) {
@@ -47,10 +47,10 @@ bool is_usual(const LatencyDispatchArgs& args, const LatencySize& size, const De
 bool is_usual(const CombineArgsOnDevice& args, const LatencySize& size) {
   const bool by_rank =
       args.reduction.group == Reduction::Group::kRank && args.reduction.order == Reduction::Order::kAscending;
-  return is_usual(size) && args.layout == Layout::kExpertPadded && args.dtype == DType::kBf16 &&
-         args.codec == Codec::kNone && by_rank && args.weigh == CombineArgsOnDevice::Weigh::kFromDispatch &&
-         args.topk_weights == nullptr && args.out_weights == nullptr && args.bias[0] == nullptr &&
-         args.bias[1] == nullptr && args.hidden % 8 == 0 &&
+  return is_usual(size) && args.layout == Layout::kExpertPadded && args.dtype == DType::kBf16 && by_rank &&
+         args.codec == Codec::kNone &&
+         args.weigh == CombineArgsOnDevice::Weigh::kFromDispatch && args.topk_weights == nullptr &&
+         args.out_weights == nullptr && args.bias[0] == nullptr && args.bias[1] == nullptr && args.hidden % 8 == 0 &&
          args.expert_stride == args.expert_capacity * args.row_stride && on_vectors(args.x, args.row_stride) &&
          on_vectors(args.out, args.out_stride) &&
          args.max_rows * wire::div_up(args.hidden / 8, wire::kPieceVectors) < kMostItems;
