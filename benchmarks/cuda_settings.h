@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What ferry_cuda_throughput measures: its settings, how tokens choose experts, and what the links then have to carry.
+// What the benchmarks on GPUs measure: their settings, how tokens choose experts, and what the links then have to carry.
 #pragma once
 
 #include <algorithm>

@@ -15,7 +15,7 @@ FERRY = next((path for path in (ROOT / "build/host/bin/ferry", ROOT / "build/gpu
 FIELDS = set(
     "commit date machine backend ranks nodes ranks_as mode op layout payload codec reduction tokens hidden top_k "
     "experts routing network link_limit_gbps launch num_sms time_us_median time_us_p90 time_us_p99 necessary_bytes "
-    "ceiling_gbps fraction logical_gbps verified output input".split()
+    "ceiling_gbps fraction logical_gbps verified output input calls".split()
 )
 SMALL = ["demo", "--backend=cuda", "--tokens=16", "--hidden=64", "--experts=16", "--timeout=20"]
 

@@ -11,7 +11,7 @@
 #include "gpu_memory.h"
 
 /// benchmarks/cuda_throughput.cu
-int ferry_cuda_bench_main(int argc, char** argv);
+int ferry_cuda_throughput_main(int argc, char** argv);
 
 namespace ferry::bench {
 
@@ -25,7 +25,7 @@ int run_gpu_bench(int ranks, std::vector<std::string> arguments) {
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
-  return ferry_cuda_bench_main(static_cast<int>(arguments.size()), argv.data());
+  return ferry_cuda_throughput_main(static_cast<int>(arguments.size()), argv.data());
 }
 
 }  // namespace ferry::bench
