@@ -322,10 +322,9 @@ int main(int argc, char** argv) {
   app::Program program("Latency mode with hooks on GPUs: four kernels, and a product of matrices between them");
   app::Options options = program.options();
   options.some_of("--ops", o.ops, all_ops, "what to measure (default: all that this build can)");
-  options.number("--ranks", o.ranks, 0, kMaxGpus, "ranks; 0: one on each GPU; more than GPUs: several on one");
   options.number("--gemm-rows", settings.gemm_rows, 1, 1 << 20, "rows of the product");
   options.number("--gemm-columns", settings.gemm_columns, 1, 1 << 20, "columns of the product; it sums over hidden");
-  bench::add_cuda_options(options, o, 32);
+  add_latency_options(options, o);
   if (const auto ended = program.parse(argc, argv)) return *ended;
   const std::vector<std::string> possible = possible_ops(o.ops.empty() ? all_ops : o.ops);
   if (!o.ops.empty() && possible.size() < o.ops.size()) return 2;

@@ -138,15 +138,24 @@ int ferry_cuda_latency_main(int argc, char** argv) {
   o.tokens = {1, 8, 32, 128};
   o.sms = {0};
   o.iterations = 200;
-  o.ops = {"dispatch", "combine", "combine-flat", "halves"};
-  const std::vector<std::string> all_ops = o.ops;
+  o.ops.clear();
+  const std::vector<std::string> all_ops{"dispatch", "combine", "combine-flat", "halves"};
   app::Program program("Latency mode on GPUs, a thread per rank, each call timed alone");
   app::Options options = program.options();
-  options.some_of("--ops", o.ops, all_ops, "what to measure");
-  options.number("--ranks", o.ranks, 0, kMaxGpus, "ranks; 0: one on each GPU; more than GPUs: several on one");
-  bench::add_cuda_options(options, o, 32);
+  options.some_of("--ops", o.ops, all_ops, "what to measure (default: all that fits the layout)");
+  add_latency_options(options, o);
   bench::add_launch_option(options, o);
   if (const auto ended = program.parse(argc, argv)) return *ended;
+  const bool everything = o.ops.empty(), padded = o.layout == "expert_padded";
+  if (everything) o.ops = all_ops;
+  const auto flat = std::find(o.ops.begin(), o.ops.end(), "combine-flat");
+  if (!padded && flat != o.ops.end()) {
+    if (!everything) {
+      std::fprintf(stderr, "--ops: combine-flat given, expected with --layout expert_padded only\n");
+      return 2;
+    }
+    o.ops.erase(flat);
+  }
   const LatencyRanks found = latency_ranks(o);
   if (found.exit_code != 0) return found.exit_code;
   return LatencyRunner(o, found.ranks, found.gpus).run() ? 0 : 1;

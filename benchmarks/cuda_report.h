@@ -26,6 +26,8 @@ namespace ferry::bench {
 inline void add_cuda_options(app::Options& options, Settings& o, int max_top_k) {
   options.values("--tokens", o.tokens, "tokens per rank; several values make several cases");
   options.values("--sms", o.sms, "SMs per call, 0: Ferry chooses; several values make several cases");
+  options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
+               "how tokens choose experts (default: uniform)");
   options.number("--experts", o.experts, 1, 1 << 20, "experts of all ranks together");
   options.number("--top-k", o.top_k, 1, max_top_k, "choices per token");
   options.number("--hidden", o.hidden, 8, 1 << 20, "width of a row in elements");

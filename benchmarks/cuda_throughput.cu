@@ -332,8 +332,6 @@ int ferry_cuda_throughput_main(int argc, char** argv) {
   app::Program program("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
   app::Options options = program.options();
   options.some_of("--ops", o.ops, all_ops, "what to measure");
-  options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
-               "how tokens choose experts (default: uniform)");
   options.number("--ranks", o.ranks, 0, kMaxGpus, "GPUs; 0: all");
   bench::add_cuda_options(options, o, 64);
   bench::add_launch_option(options, o);

@@ -98,7 +98,13 @@ def test_options_that_make_no_sense_are_refused(option, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--mode=latency", "--mode: latency given, expected throughput with --backend cuda"),
+        ("--mode=fast", "--mode: fast given, expected throughput or latency"),
+        ("--codec=fp8_f32", "--codec: fp8_f32 given, expected none with --backend cuda"),
+        ("--mode=latency --layout=expert_major", "--layout expert_major --codec none --reduction per_rank --output window"),
+        ("--mode=latency --payload=fp16", "--payload fp16 --layout rank_major --codec none"),
+        ("--mode=latency --output=owned", "--output owned given, expected"),
+        ("--mode=latency --input=window", "--input: window given, expected any with --backend cuda"),
+        ("--mode=latency --op=steps --launch=graph", "--launch: graph given, expected direct"),
         ("--nodes=2", "--nodes: 2 given, expected 1 with --backend cuda"),
         ("--ranks-as=processes", "--ranks-as: processes given, expected threads with --backend cuda"),
         ("--sets=4", "--sets: 4 given, expected 0 with --backend cuda"),
@@ -115,8 +121,17 @@ def test_cases_that_the_gpu_benchmark_lacks_are_refused(options, words):
 
 @needs_ferry
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has GPUs; see test_gpu_commands.py")
-def test_bench_without_a_gpu_says_what_is_missing():
-    run = bench("--backend=cuda", "--tokens=16")
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--mode=latency", "--op=dispatch,combine,steps"],
+        ["--mode=latency", "--layout=expert_padded", "--codec=fp8_f32", "--reduction=flat"],
+    ],
+    ids=" ".join,
+)
+def test_bench_without_a_gpu_says_what_is_missing(options):
+    run = bench("--backend=cuda", "--tokens=16", *options)
     assert run.returncode == 1
     last = run.stdout.splitlines()[-1]
     assert last.startswith("FAILED: --backend: cuda given, but")

@@ -89,6 +89,15 @@ def test_demo_refuses_more_threads_than_a_gpu_has_queues_for():
         (["--op=dispatch", "--layout=expert_major"], [("dispatch", 16)]),
         (["--op=dispatch", "--payload=fp8_f32"], [("dispatch", 16)]),
         (["--op=combine", "--input=any"], [("combine", 16)]),
+        (["--mode=latency", "--launch=graph"], [("dispatch", 0), ("combine", 0)]),
+        (
+            ["--mode=latency", "--layout=expert_padded", "--codec=fp8_f32", "--reduction=flat", "--sms=0,32"],
+            [("dispatch", 0), ("combine", 0), ("dispatch", 32), ("combine", 32)],
+        ),
+        (
+            ["--mode=latency", "--op=steps"],
+            [("dispatch_recv", 0), ("dispatch_send", 0), ("combine_recv", 0), ("combine_send", 0)],
+        ),
     ],
 )
 def test_bench_measures_and_verifies(tmp_path, options, calls):
