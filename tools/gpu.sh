@@ -17,6 +17,7 @@
 #   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
 #   measure   benchmarks/results/<date>-<machine>.jsonl
 #   latency   the part of measure that is about latency mode: whole calls, direct and replayed, and hooks
+#   examples  two-batch overlap, a rank on each GPU; its timeline lies in build/gpu/<machine>-two-batch-overlap.json
 # Without words: build test measure. CXX and CUDAHOSTCXX name the compiler, FERRY_COMMIT the commit where there is no git.
 # Libraries come from the system or from .bundle/, which `make bundle` fills on a machine with a network.
 set -uo pipefail
@@ -66,9 +67,10 @@ compile() {
 }
 
 step_build() {
+  local cmake_options=(-DFERRY_EXAMPLES=ON)
   need_tools cmake nvcc "${CXX:-c++}"
   compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput ferry_cuda_latency ferry_cuda_hooks conformance_tests cuda_tests fault_tests \
-    ferry_soak ferry_litmus
+    ferry_soak ferry_litmus example_05_two_batch_overlap_cuda
   say "built $out"
 }
 
@@ -222,14 +224,14 @@ step_sanitize() {
   [ $code = 0 ] && [ "$cases" != 0 ] && ! grep -q '========= Invalid' "$log" || failed+=("memcheck, processes")
 }
 
-# The program's words for every measurement of this run, in run; its lines go to $out/results.jsonl.
+commit_here() { echo "${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}"; }
+
+# The arguments that every measurement of this run has; its lines go to $out/results.jsonl.
 begin_measuring() {
   need_gpu
-  local commit
-  commit=${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}
   lines=$out/results.jsonl
   rm -f "$lines"
-  arguments=(--json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+  arguments=(--json "$lines" --commit "$(commit_here)" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
 }
 bench() { timeout 300 "$out/bin/ferry_cuda_$1" "${arguments[@]}" "${@:2}"; }
 
@@ -267,12 +269,24 @@ step_latency() {
   if bench_latency; then keep_lines; else failed+=("latency; what there is lies in $lines"); fi
 }
 
+step_examples() {
+  need_gpu
+  local machine timeline
+  machine=$(nvidia-smi --query-gpu=name --format=csv,noheader | sed 's/^NVIDIA //; s/ /-/g' | sort | uniq -c | awk 'NR == 1 { print $1 "x" $2 }')
+  timeline=$out/$machine-two-batch-overlap.json
+  if timeout 60 "$out/examples/05_two_batch_overlap_cuda" --tokens 256 --hidden 2048 --runs 20 --json "$timeline" --machine "$machine" --commit "$(commit_here)"; then
+    say "$timeline: to be moved to docs/figures/ and drawn by benchmarks/timeline.py"
+  else
+    failed+=("examples")
+  fi
+}
+
 for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
       mutants=*) step_mutants "${word#mutants=}" ;;
-      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure | latency) "step_$word" ;;
-      *) sed -n '5,21s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure | latency | examples) "step_$word" ;;
+      *) sed -n '5,22s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done

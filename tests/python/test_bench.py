@@ -100,7 +100,10 @@ def test_options_that_make_no_sense_are_refused(option, words):
     [
         ("--mode=fast", "--mode: fast given, expected throughput or latency"),
         ("--codec=fp8_f32", "--codec: fp8_f32 given, expected none with --backend cuda"),
-        ("--mode=latency --layout=expert_major", "--layout expert_major --codec none --reduction per_rank --output window"),
+        (
+            "--mode=latency --layout=expert_major",
+            "--layout expert_major --codec none --reduction per_rank --output window",
+        ),
         ("--mode=latency --payload=fp16", "--payload fp16 --layout rank_major --codec none"),
         ("--mode=latency --output=owned", "--output owned given, expected"),
         ("--mode=latency --input=window", "--input: window given, expected any with --backend cuda"),
