@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: 2026 The Ferry authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Draws the timeline that an example of two-batch overlap has written: for each schedule and rank what the rank did, and above it
-# which rows were on their way meanwhile.
+# Draws the timeline that an example of two-batch overlap has written: for each schedule and rank what the rank did, and
+# above it which rows were on their way meanwhile.
 """Draw a timeline: benchmarks/timeline.py docs/figures/NAME.json makes docs/figures/NAME.svg."""
 
 from __future__ import annotations
