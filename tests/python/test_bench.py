@@ -214,6 +214,33 @@ def gpu_line(**changes) -> dict:
     return line() | base | changes
 
 
+def latency_line(**changes) -> dict:
+    base = {
+        "mode": "latency",
+        "layout": "expert_padded",
+        "codec": "fp8_f32",
+        "num_sms": 0,
+        "tokens": 128,
+        "time_us_p99": 25.0,
+    }
+    return gpu_line(**(base | changes))
+
+
+def test_tables_of_latency_mode():
+    whole = [latency_line(launch=launch, time_us_median=us) for launch, us in (("direct", 20.0), ("graph", 15.0))]
+    (row,) = figures.latency_table(whole)[-1:]
+    assert row == "| 2xG | dispatch, fp8_f32, expert_padded | 128 | any | 20.0 (25.0) | 15.0 (25.0) |"
+    assert figures.latency_table([gpu_line()]) == [] == figures.hooks_table(whole)
+    hooks = [
+        latency_line(op=op, clock=clock, time_us_median=us, sm_us=100.0 if clock == "trace" else None)
+        for clock, us in (("trace", 8.0), ("events", 9.0))
+        for op in figures.HALVES
+    ]
+    hooks.append(latency_line(op="gemm", in_flight="combine", slow_down_percent=1.234))
+    (row,) = figures.hooks_table(hooks)[-1:]
+    assert row == "| 2xG | 128 | 8.0 | 8.0 | 8.0 | 8.0 | 8.0 | 100 | trace | - / 1.23 % |"
+
+
 def gpu_lines() -> list[dict]:
     lines = [gpu_line(tokens=tokens, launch=launch) for tokens in (1024, 4096, 8192) for launch in ("direct", "graph")]
     lines += [gpu_line(num_sms=sms) for sms in (4, 8)]
