@@ -8,7 +8,9 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -75,7 +77,6 @@ class LatencyRunner {
 
   /// A send, everybody's data arrives, then the receive: with nothing to wait for, its time is its work.
   void measure_halves(RankBench& bench, Group& group, Calls& calls, std::int64_t tokens, int sms) {
-    if (o_.launch != "direct") return;
     PendingDispatch dispatch;
     PendingCombine combine;
     DispatchResult arrived = group.dispatch(calls.dispatch_args(0));
@@ -131,6 +132,26 @@ class LatencyRunner {
   bool all_verified_ = true;
 };
 
+constexpr std::array kOps{"dispatch", "combine", "combine-flat", "halves"};
+
+/// Without --ops everything that there is for this layout and launch; what was asked for and is not there is refused.
+bool choose_ops(Settings& o) {
+  const auto missing = [&](const std::string& op) -> std::string {
+    if (op == "combine-flat" && o.layout != "expert_padded") return "--layout expert_padded";
+    if (op == "halves" && o.launch != "direct") return "--launch direct";
+    return {};
+  };
+  for (const std::string& op : o.ops) {
+    if (missing(op).empty()) continue;
+    std::fprintf(stderr, "--ops: %s given, expected with %s only\n", op.c_str(), missing(op).c_str());
+    return false;
+  }
+  if (!o.ops.empty()) return true;
+  std::copy_if(kOps.begin(), kOps.end(), std::back_inserter(o.ops),
+               [&](const char* op) { return missing(op).empty(); });
+  return true;
+}
+
 }  // namespace
 
 int ferry_cuda_latency_main(int argc, char** argv) {
@@ -139,23 +160,13 @@ int ferry_cuda_latency_main(int argc, char** argv) {
   o.sms = {0};
   o.iterations = 200;
   o.ops.clear();
-  const std::vector<std::string> all_ops{"dispatch", "combine", "combine-flat", "halves"};
   app::Program program("Latency mode on GPUs, a thread per rank, each call timed alone");
   app::Options options = program.options();
-  options.some_of("--ops", o.ops, all_ops, "what to measure (default: all that fits the layout)");
+  options.some_of("--ops", o.ops, {kOps.begin(), kOps.end()}, "what to measure (default: all that there is)");
   add_latency_options(options, o);
   bench::add_launch_option(options, o);
   if (const auto ended = program.parse(argc, argv)) return *ended;
-  const bool everything = o.ops.empty(), padded = o.layout == "expert_padded";
-  if (everything) o.ops = all_ops;
-  const auto flat = std::find(o.ops.begin(), o.ops.end(), "combine-flat");
-  if (!padded && flat != o.ops.end()) {
-    if (!everything) {
-      std::fprintf(stderr, "--ops: combine-flat given, expected with --layout expert_padded only\n");
-      return 2;
-    }
-    o.ops.erase(flat);
-  }
+  if (!choose_ops(o)) return 2;
   const LatencyRanks found = latency_ranks(o);
   if (found.exit_code != 0) return found.exit_code;
   return LatencyRunner(o, found.ranks, found.gpus).run() ? 0 : 1;

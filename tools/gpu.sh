@@ -104,7 +104,7 @@ cases() {
 step_test() {
   need_gpu
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
-  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake'
+  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake:*AutoMode*'
   conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
 }
 
@@ -239,7 +239,7 @@ bench() { timeout 300 "$out/bin/ferry_cuda_$1" "${arguments[@]}" "${@:2}"; }
 bench_latency() {
   local tokens=1,8,32,128,256
   local calls=(--tokens "$tokens" --iterations 10000)
-  bench latency "${calls[@]}" && bench latency "${calls[@]}" --launch graph --ops dispatch,combine,combine-flat && bench hooks --tokens "$tokens"
+  bench latency "${calls[@]}" && bench latency "${calls[@]}" --launch graph && bench hooks --tokens "$tokens"
 }
 
 keep_lines() {
