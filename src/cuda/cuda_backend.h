@@ -74,6 +74,8 @@ class CudaBackend final : public Backend {
   /// The arguments of a dispatch's kernels; made once, used by both halves.
   LatencyDispatchArgs& latency_args(DispatchCall& call);
   LatencyDispatchArgs make_latency_args(DispatchCall& call);
+  /// Nobody is left out, and experts lie evenly: one of the conditions of usual calls.
+  bool is_common(const Windows& windows, const Placement& placement);
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
   std::byte* owned_block(DispatchCall& call, std::int64_t bytes);
@@ -101,6 +103,13 @@ class CudaBackend final : public Backend {
   static RowsPlace& rows_of(const DispatchCall& call) { return *static_cast<RowsPlace*>(call.backends.get()); }
   /// Refuses the second half of a call whose windows were made anew in between: its kernels' state is gone.
   void require_windows(const Call& call, const char* step) const;
+  /// The placement that was looked at last.
+  struct SeenPlacement {
+    std::uint64_t digest = 0;
+    int num_slots = 0;
+    bool is_even = false;
+  };
+  SeenPlacement seen_placement_;
   cudaEvent_t last_ = nullptr;
   cudaStream_t last_stream_ = nullptr;
   bool has_last_ = false;

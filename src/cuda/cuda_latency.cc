@@ -7,6 +7,7 @@
 #include "backend/trace.h"
 #include "cuda/check.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/usual_calls.h"
 
 namespace ferry::cuda {
 namespace {
@@ -100,6 +101,13 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   return args;
 }
 
+bool CudaBackend::is_common(const Windows& windows, const Placement& placement) {
+  if (std::ssize(windows.live) != runtime_.topology.num_ranks()) return false;
+  if (placement.digest() != seen_placement_.digest || placement.num_slots() != seen_placement_.num_slots)
+    seen_placement_ = {placement.digest(), placement.num_slots(), is_even(placement)};
+  return seen_placement_.is_even;
+}
+
 void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   const LatencyDispatchArgs& args = latency_args(call);
   const HandleHeader& header = call.result.handle.shadow()->header;
@@ -109,8 +117,13 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   if (phase != Phase::kReceive) work.send_items = call.num_tokens * (pieces + 1);
   if (phase != Phase::kSend)
     work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
-  launch_latency_dispatch(
-      args, phase, plan_latency_dispatch(work, latency_size(call.num_tokens, call.top_k, header), limits_), stream);
+  const LatencySize size = latency_size(call.num_tokens, call.top_k, header);
+  if (is_common(*call.windows, *call.placement) && is_usual(args, size, limits_)) {
+    work.bookkeepers = 1;
+    launch_usual(args, phase, work, size, limits_, stream);
+  } else {
+    launch_latency_dispatch(args, phase, plan_latency_dispatch(work, size, limits_), stream);
+  }
   mark(stream);
 }
 
@@ -162,9 +175,13 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   const std::int64_t rows = shadow.counts_known ? shadow.header.num_rows : call.num_tokens * reached;
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
-  launch_latency_combine(args, phase,
-                         plan_latency_combine(work, latency_size(call.num_tokens, call.top_k, shadow.header), limits_),
-                         stream);
+  const LatencySize size = latency_size(call.num_tokens, call.top_k, shadow.header);
+  if (is_common(*call.windows, *call.placement) && is_usual(args, size)) {
+    work.bookkeepers = 1;
+    launch_usual(args, phase, work, size, limits_, stream);
+  } else {
+    launch_latency_combine(args, phase, plan_latency_combine(work, size, limits_), stream);
+  }
   mark(stream);
 }
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cuda/args.h"
+#include "core/host_device.h"
 #include "wire/packets.h"
 
 namespace ferry::cuda {
@@ -41,6 +42,32 @@ struct LatencyDispatchArgs {
   std::int64_t* num_rows = nullptr;
   HostCounts* counts = nullptr;  ///< in host memory; null: not asked for
   std::uint64_t ticket = 0;
+};
+
+/// Division of small numbers by one that is known before the launch: n * divisor < 2^32.
+struct Division {
+  std::uint32_t factor = 0, whole = 0;
+  Division() = default;
+  explicit Division(std::int64_t divisor)
+      : factor(divisor == 1 ? 0 : static_cast<std::uint32_t>((std::int64_t{1} << 32) / divisor + 1)),
+        whole(divisor == 1 ? ~0u : 0u) {}
+  FERRY_HD int quotient(int n) const {
+    const auto number = static_cast<std::uint32_t>(n);
+    return static_cast<int>((static_cast<std::uint64_t>(number) * factor >> 32) + (number & whole));
+  }
+};
+
+/// A usual dispatch: see latency/usual.cuh.
+struct UsualDispatchArgs {
+  LatencyDispatchArgs call;
+  Division by_local;   ///< a slot by the experts of a rank gives its rank
+  Division by_parts;   ///< a token's record and pieces
+  Division by_pieces;  ///< without the record
+};
+/// A usual combine.
+struct UsualCombineArgs {
+  CombineArgsOnDevice call;
+  Division by_local, by_pieces;
 };
 
 }  // namespace ferry::cuda
