@@ -24,6 +24,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   const char* name() const noexcept override { return "cuda"; }
+  std::string why_not_mode(const DispatchCall& call) const override;
   std::string why_not(const DispatchCall& call) const override;
   std::string why_not(const CombineCall& call) const override;
   void check_faults() override;
@@ -68,7 +69,7 @@ class CudaBackend final : public Backend {
   void make_tensors(DispatchCall& call, const std::array<std::byte*, wire::kMaxBlocks>& rows);
 
   // Latency mode: cuda_latency.cc.
-  std::string why_not_latency_call(const DispatchCall& call) const;
+  std::string why_not_latency_mode(const DispatchCall& call) const;
   LatencySize latency_size(std::int64_t num_tokens, int top_k, const HandleHeader& header) const;
   /// The arguments of a dispatch's kernels; made once, used by both halves.
   LatencyDispatchArgs& latency_args(DispatchCall& call);

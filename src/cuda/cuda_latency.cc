@@ -23,7 +23,7 @@ std::vector<std::byte> CudaBackend::device_identity() const {
   return {bytes, bytes + sizeof(properties.uuid.bytes)};
 }
 
-std::string CudaBackend::why_not_latency_call(const DispatchCall& call) const {
+std::string CudaBackend::why_not_latency_mode(const DispatchCall& call) const {
   if (call.top_k > kMaxLatencyTopK)
     return fmt::format("latency mode on the cuda backend takes top-k up to {}, not {}; use throughput mode",
                        kMaxLatencyTopK, call.top_k);
@@ -36,7 +36,7 @@ std::string CudaBackend::why_not_latency_call(const DispatchCall& call) const {
   }
   HandleHeader header;
   header.num_slots = call.placement->num_slots();
-  header.num_local_experts = call.placement->num_local_experts(runtime_.rank);
+  header.num_local_experts = call.placement->max_local_experts();
   return why_not_latency(latency_size(call.num_tokens, call.top_k, header), limits_);
 }
 

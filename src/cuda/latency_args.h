@@ -57,9 +57,18 @@ struct Division {
   }
 };
 
+/// Offsets in a window and sizes in units of 16 bytes, for the call's flight: 32 bits hold them, and code that is fetched once costs
+/// more than what it does.
+struct UsualSlots {
+  std::uint32_t first = 0, writer = 0, slot = 0;  ///< the first slot, from writer to writer, from slot to slot
+  std::uint32_t piece_begin = 0, piece = 0;       ///< in a slot
+  std::uint32_t row = 0;                          ///< from row to row of the caller's payload
+};
+
 /// A usual dispatch: see latency/usual.cuh.
 struct UsualDispatchArgs {
   LatencyDispatchArgs call;
+  UsualSlots slots;
   Division by_local;   ///< a slot by the experts of a rank gives its rank
   Division by_parts;   ///< a token's record and pieces
   Division by_pieces;  ///< without the record
@@ -67,6 +76,8 @@ struct UsualDispatchArgs {
 /// A usual combine.
 struct UsualCombineArgs {
   CombineArgsOnDevice call;
+  std::uint32_t returns = 0, token = 0, place = 0;  ///< units of 16 bytes, as in UsualSlots: the first, from token to token, from place to place
+  std::uint32_t row = 0, out_row = 0;               ///< from row to row of x and of the result
   Division by_local, by_pieces;
 };
 

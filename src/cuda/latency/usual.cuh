@@ -7,6 +7,7 @@
 // slot by arithmetic, so that there are no tables to load, a lane knows one peer, and few barriers are left.
 #pragma once
 
+#include "cuda/kernels.h"
 #include "cuda/latency/call.cuh"
 #include "cuda/latency_args.h"
 
@@ -17,6 +18,17 @@ inline constexpr int kUsualTopK = 8;
 inline constexpr int kTokensAtOnce = 32 / kUsualTopK;
 /// Scales of a coded piece: vectors of 16 channels, 8 to a scale.
 inline constexpr int kUsualScales = wire::kPieceVectors / 8;
+
+/// A piece of which nothing lies in a row.
+inline constexpr int kBeyond = 1 << 16;
+
+/// Memory so many units of 16 bytes on.
+__device__ inline std::byte* at_unit(std::byte* base, std::uint32_t unit) {
+  return base + static_cast<std::uint64_t>(unit) * 16;
+}
+__device__ inline const std::byte* at_unit(const std::byte* base, std::uint32_t unit) {
+  return base + static_cast<std::uint64_t>(unit) * 16;
+}
 
 /// The peer that this lane knows.
 class Peer {
@@ -68,5 +80,25 @@ struct Shifts {
   int first = works ? warp * workers + static_cast<int>(blockIdx.x) : INT32_MAX / 2;
   int step = workers * warps;
 };
+
+/// Code that nobody has run yet on an SM costs 12 cycles an instruction (seen with clock stamps in a dispatch of one token), and a
+/// small call runs each instruction once. So a warp that has nothing to send, and no manifest to read, goes ahead of the others through
+/// the same code with a piece of which nothing is read or stored.
+struct UsualRehearsal {
+  bool wanted;
+  __device__ UsualRehearsal(const Shifts& shifts, int items, int num_tokens, int num_ranks)
+      : wanted(!shifts.keeps_books && shifts.warp == shifts.warps - 2 && shifts.first >= items &&
+               shifts.warp * kTokensAtOnce >= num_tokens && shifts.warp >= num_ranks) {}
+};
+
+/// A barrier of the block, for which a warp that is `ahead` does not wait; once in a kernel. Returns `ahead`.
+__device__ inline bool meet_unless(bool ahead) {
+  if (ahead) {
+    asm volatile("bar.arrive 1, %0;" ::"n"(kLatencyThreads) : "memory");
+  } else {
+    asm volatile("bar.sync 1, %0;" ::"n"(kLatencyThreads) : "memory");
+  }
+  return ahead;
+}
 
 }  // namespace ferry::cuda::latency

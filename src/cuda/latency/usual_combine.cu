@@ -15,6 +15,8 @@ namespace {
 constexpr DType kDType = DType::kBf16;
 using Vector = Sixteen<kDType>;
 
+constexpr std::uint32_t kPieceUnits = wire::kPieceBytes / 16;
+
 /// Vectors of 16 bytes of a row.
 __device__ int vectors_of_row(const CombineArgsOnDevice& a) {
   return static_cast<int>(a.hidden / Elements<kDType>::kCount);
@@ -27,6 +29,10 @@ class UsualReturner {
       : a_(args.call),
         by_pieces_(args.by_pieces),
         by_local_(args.by_local),
+        returns_(args.returns),
+        per_token_(args.token),
+        per_place_(args.place),
+        per_row_(args.row),
         lane_(lane_idx()),
         vectors_(vectors_of_row(args.call)),
         pieces_(static_cast<int>(wire::div_up(vectors_, wire::kPieceVectors))),
@@ -74,9 +80,11 @@ class UsualReturner {
     const unsigned ranks = __reduce_or_sync(kAllLanes, rank < 0 ? 0u : 1u << rank);
     const int place = __popc(ranks & ((1u << group.rank) - 1));
     delay_signal(group, record.source);
-    std::byte* to =
-        peer.window_of(record.source) + group.layout.latency.return_at(group.flight, record.token, place);
-    store_piece(to + piece * wire::kPieceBytes, sum, min(wire::kPieceVectors, vectors_ - piece * wire::kPieceVectors),
+    std::byte* to = at_unit(peer.window_of(record.source),
+                            returns_ + static_cast<std::uint32_t>(record.token) * per_token_ +
+                                static_cast<std::uint32_t>(place) * per_place_ +
+                                static_cast<std::uint32_t>(piece) * kPieceUnits);
+    store_piece(to, sum, min(wire::kPieceVectors, vectors_ - piece * wire::kPieceVectors),
                 tag);
   }
 
@@ -94,7 +102,7 @@ class UsualReturner {
         const int which = __ffs(static_cast<int>(mine)) - 1;
         mine &= mine - 1;
         weights[i] = __shfl_sync(kAllLanes, record.weight, which);
-        rows[i] = load(__shfl_sync(kAllLanes, record.row, which), piece);
+        rows[i] = load(static_cast<std::uint32_t>(__shfl_sync(kAllLanes, record.row, which)), piece);
         ++taken;
       }
 #pragma unroll
@@ -110,8 +118,8 @@ class UsualReturner {
     return out;
   }
   /// What lies beyond the row's end is its last vector once more, and not sent.
-  __device__ Piece load(std::int64_t row, int piece) const {
-    const auto* vectors = reinterpret_cast<const uint4*>(a_.x + row * a_.row_stride);
+  __device__ Piece load(std::uint32_t row, int piece) const {
+    const auto* vectors = reinterpret_cast<const uint4*>(a_.x) + static_cast<std::uint64_t>(row) * per_row_;
     Piece out;
 #pragma unroll
     for (int j = 0; j < 3; ++j)
@@ -121,6 +129,7 @@ class UsualReturner {
 
   const CombineArgsOnDevice& a_;
   const Division by_pieces_, by_local_;
+  const std::uint32_t returns_, per_token_, per_place_, per_row_;
   const int lane_, vectors_, pieces_, first_, step_;
   int num_rows_ = 0;
   Record next_;  ///< of the next item: its latency is hidden behind the item before
@@ -132,6 +141,10 @@ class UsualSummer {
   __device__ UsualSummer(const UsualCombineArgs& args, const Shifts& shifts)
       : a_(args.call),
         by_pieces_(args.by_pieces),
+        returns_(args.returns),
+        per_token_(args.token),
+        per_place_(args.place),
+        per_out_row_(args.out_row),
         lane_(lane_idx()),
         vectors_(vectors_of_row(args.call)),
         pieces_(static_cast<int>(wire::div_up(vectors_, wire::kPieceVectors))),
@@ -159,16 +172,15 @@ class UsualSummer {
 
   __device__ bool sum(const Epochs& epochs, int token, int piece, unsigned ranks) const {
     const GroupArgs& group = a_.group;
-    const std::byte* from = group.own_window + group.layout.latency.return_at(group.flight, token, 0) +
-                            piece * wire::kPieceBytes;
+    const std::byte* from = at_unit(group.own_window, returns_ + static_cast<std::uint32_t>(token) * per_token_ +
+                                                          static_cast<std::uint32_t>(piece) * kPieceUnits);
     const int count = min(wire::kPieceVectors, vectors_ - piece * wire::kPieceVectors);
-    const std::int64_t stride = group.layout.latency.return_bytes;
     constexpr int kBatch = 4;
     Sums<kDType> sums[3];
-    for (int left = __popc(ranks); left > 0; left -= kBatch, from += kBatch * stride) {
+    for (int left = __popc(ranks); left > 0; left -= kBatch, from = at_unit(from, kBatch * per_place_)) {
       // All of a batch is asked for before the first of it is looked at.
       const auto row = [&](int i) {
-        PieceArrival out(from + i * stride, i < left ? count : 0, epochs.tag());
+        PieceArrival out(at_unit(from, static_cast<std::uint32_t>(i) * per_place_), i < left ? count : 0, epochs.tag());
         out.ask();
         return out;
       };
@@ -181,7 +193,7 @@ class UsualSummer {
         if (!add(sums, rows[i], epochs, writer)) return false;
       }
     }
-    auto* out = reinterpret_cast<uint4*>(a_.out + token * a_.out_stride);
+    auto* out = reinterpret_cast<uint4*>(a_.out) + static_cast<std::uint64_t>(token) * per_out_row_;
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int vector = piece * wire::kPieceVectors + lane_ + 32 * j;
@@ -201,19 +213,10 @@ class UsualSummer {
 
   const CombineArgsOnDevice& a_;
   const Division by_pieces_;
+  const std::uint32_t returns_, per_token_, per_place_, per_out_row_;
   const int lane_, vectors_, pieces_, items_, first_, step_;
   std::int32_t next_ = -1;  ///< rank of this lane's choice in the next item
 };
-
-/// One warp of a block waits until the others have come by here, which wait for nobody.
-__device__ inline bool is_everybody_here(const Shifts& shifts) {
-  if (shifts.warp == shifts.warps - 1) {
-    asm volatile("bar.sync 1, %0;" ::"n"(kLatencyThreads) : "memory");
-    return true;
-  }
-  asm volatile("bar.arrive 1, %0;" ::"n"(kLatencyThreads) : "memory");
-  return false;
-}
 
 template <Phase kPhase>
 __global__ void __launch_bounds__(kLatencyThreads) usual_combine_kernel(const __grid_constant__ UsualCombineArgs args) {
@@ -235,7 +238,7 @@ __global__ void __launch_bounds__(kLatencyThreads) usual_combine_kernel(const __
     summer.start();
     if (last_warp) give_credits(a.group, LatencyKind::kCombine, epochs);
     good = peer.wait_credits(FaultStep::kCombineSend, epochs);  // by now every warp has the call's number
-    if (is_everybody_here(shifts) && lane_idx() == 0) file_call(a.group, LatencyKind::kCombine, epochs);
+    if (!meet_unless(shifts.warp != shifts.warps - 1) && lane_idx() == 0) file_call(a.group, LatencyKind::kCombine, epochs);
     if (good) {
       if (last_warp) send_notes(a, epochs);
       returner.send_all(peer, epochs.tag());

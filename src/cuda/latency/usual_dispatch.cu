@@ -17,6 +17,7 @@ struct Notices {
   Epochs epochs;
   int bad;        ///< token * 8 + choice of an id out of range
   bool repeated;  ///< a token names an expert twice
+  bool failed;    ///< a wait of this block ended badly, or the call cannot be
 };
 
 /// What of the handle is about no token. By the block that keeps the books.
@@ -28,17 +29,17 @@ __device__ void write_usual_totals(const LatencyDispatchArgs& a, const UsualMemo
     int choices = 0;
     for (int i = lane_idx(); i < a.num_local; i += 32) choices += m.totals[rank * a.num_local + i];
     choices = __reduce_add_sync(kAllLanes, choices);
-    if (lane_idx() != 0) continue;
-    a.handle.choices_to[rank] = choices;
-    a.handle.tokens_to[rank] = bits_before(m.rank_bits + rank * m.words, 32 * m.words);
+    if (lane_idx() == 0) a.handle.choices_to[rank] = choices;
   }
   if (tid >= 32) return;
-  const int mine = tid < ranks ? bits_before(m.rank_bits + tid * m.words, 32 * m.words) : 0;
+  const int mine = tid < ranks ? m.tokens[tid] : 0;
+  if (tid < ranks) a.handle.tokens_to[tid] = mine;
   const int all = __reduce_add_sync(kAllLanes, mine);
   if (tid == 0) a.handle.tokens_to_node[0] = all;
 }
 
-/// A call that failed leaves counts of 0, and a handle with which a combine sends and awaits nothing. By every warp that fails.
+/// A call that failed leaves counts and weights of 0, and a handle with which a combine sends and awaits nothing. By every warp that
+/// fails.
 __device__ __noinline__ void clear_usual(const LatencyDispatchArgs& a) {
   __threadfence();
   const int lane = lane_idx();
@@ -52,11 +53,14 @@ __device__ __noinline__ void clear_usual(const LatencyDispatchArgs& a) {
   for (int e = lane; e < a.num_local; e += 32) a.handle.expert_counts[e] = 0;
   if (lane == 0) a.handle.source_offsets[0] = a.handle.tokens_to_node[0] = 0;
   if (lane == 0 && a.num_rows != nullptr) *a.num_rows = 0;
+  if (a.weights_out == nullptr) return;
+  for (std::int64_t i = lane; i < a.num_local * a.shape.capacity; i += 32) a.weights_out[i] = 0.0f;
 }
 
-/// Sends; false in a warp for which the call ends here. All threads of a block.
+/// Sends. All threads of a block.
 template <bool kCoded>
-__device__ bool send_usual(const UsualDispatchArgs& args, const UsualMemory& m, const Shifts& shifts, Notices& notices) {
+__device__ void send_usual(const UsualDispatchArgs& args, const UsualMemory& m, const Shifts& shifts,
+                           const UsualRehearsal& rehearsal, Notices& notices) {
   const LatencyDispatchArgs& a = args.call;
   const bool gives = shifts.keeps_books && shifts.warp == shifts.warps - 1;
   // What needs no other load is asked for first, all of it; then comes the first wait.
@@ -69,40 +73,51 @@ __device__ bool send_usual(const UsualDispatchArgs& args, const UsualMemory& m, 
   sender.start();
   if (threadIdx.x == 0) {
     notices.bad = UsualRouter::kNone;
-    notices.repeated = false;
+    notices.repeated = notices.failed = false;
   }
   __syncthreads();
   if (threadIdx.x == 0) notices.epochs = next;
-  if (const int mine = router.find(&notices.repeated); mine != UsualRouter::kNone) atomicMin(&notices.bad, mine);
-  sender.prepare();
-  __syncthreads();
-  if (gives) give_credits(a.group, LatencyKind::kDispatch, next);
-  const Epochs epochs = notices.epochs;
-  const bool repeated = notices.repeated;
-  if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
-  if (shifts.keeps_books) router.add_up(repeated);
-  if (!peer.wait_credits(FaultStep::kDispatchSend, epochs)) return false;
-  if (shifts.keeps_books) send_usual_manifests(a, m, peer, shifts, epochs, notices.bad);
-  if (notices.bad != UsualRouter::kNone) return true;  // which this rank's own manifest says, too
-  sender.send_all(epochs.tag(), repeated);
+  if (!rehearsal.wanted) {
+    if (const int mine = router.find(&notices.repeated); mine != UsualRouter::kNone) atomicMin(&notices.bad, mine);
+  }
+  const auto begin = [&](std::uint32_t& tag, bool& repeated) {
+    if (meet_unless(rehearsal.wanted)) return true;
+    const Epochs epochs = notices.epochs;
+    tag = epochs.tag();
+    repeated = notices.repeated;
+    if (shifts.keeps_books) router.add_up(repeated);
+    if (gives) give_credits(a.group, LatencyKind::kDispatch, next);
+    if (threadIdx.x == blockDim.x - 1) file_call(a.group, LatencyKind::kDispatch, epochs);
+    if (!peer.wait_credits(FaultStep::kDispatchSend, epochs)) {
+      notices.failed = true;
+      return false;
+    }
+    if (shifts.keeps_books) send_usual_manifests(a, m, peer, shifts, epochs, notices.bad);
+    return notices.bad == UsualRouter::kNone;  // else this rank's own manifest says so
+  };
+  if (!sender.send_all(rehearsal.wanted, begin)) return;
   if (shifts.keeps_books) write_usual_totals(a, m, router);
-  return true;
 }
 
-/// Receives; false in a warp for which the call has failed. `sent`: as send_usual() said. All threads of a block.
+/// Receives; false in a warp for which the call has failed. All threads of a block.
 template <bool kCoded>
 __device__ bool receive_usual(const UsualDispatchArgs& args, const UsualMemory& m, const Shifts& shifts,
-                              const Epochs& epochs, bool sent) {
+                              const UsualRehearsal& rehearsal, Notices& notices) {
   const LatencyDispatchArgs& a = args.call;
-  if (__syncthreads_and(sent && read_usual_manifests(a, m, shifts, epochs)) == 0) return false;
-  const UsualReceiver<kCoded> receiver(args, m, epochs);
-  if (shifts.keeps_books && !write_usual_arrivals(a, m, epochs, receiver.end())) return false;
-  bool good = receiver.take_all(shifts);
-  if (shifts.keeps_books && threadIdx.x == 0) {
-    // The counts of this block, all of which are behind a barrier, before the look: a warp that fails marks the call before it clears
-    // them.
+  UsualReceiver<kCoded> receiver(args, m, notices.epochs);
+  const auto begin = [&] {
+    if (!read_usual_manifests(a, m, shifts, notices.epochs)) notices.failed = true;
+    __syncthreads();
+    if (notices.failed) return false;
+    if (shifts.keeps_books) write_usual_arrivals(a, m, notices.epochs);
+    return true;
+  };
+  bool good = receiver.take_all(shifts, rehearsal.wanted, begin);
+  if (good) clear_usual_weights(a, m, shifts);
+  if (shifts.keeps_books) {
+    // This warp's counts before the look: a warp that fails marks the call before it clears them.
     __threadfence();
-    good = good && !has_failed(a.group, epochs.now);
+    good = good && !has_failed(a.group, notices.epochs.now);
   }
   return __all_sync(kAllLanes, good) != 0;
 }
@@ -116,16 +131,22 @@ __global__ void __launch_bounds__(kLatencyThreads, 2)
   memory.lay_out(reinterpret_cast<std::size_t>(shared_bytes), a.group.placement.num_slots, a.group.num_ranks,
                  a.num_local, a.num_tokens);
   const Shifts shifts;
-  bool good = true;
+  const UsualRehearsal rehearsal(shifts, static_cast<int>(a.num_tokens) * (a.format.pieces() + 1),
+                                 static_cast<int>(a.num_tokens), a.group.num_ranks);
   if constexpr (kPhase == Phase::kReceive) {
     resume_call(a.group, LatencyKind::kDispatch, notices.epochs);
+    if (threadIdx.x == 0) notices.failed = false;
     __syncthreads();
   } else {
-    good = send_usual<kCoded>(args, memory, shifts, notices);
+    send_usual<kCoded>(args, memory, shifts, rehearsal, notices);
   }
-  if constexpr (kPhase != Phase::kSend) good = receive_usual<kCoded>(args, memory, shifts, notices.epochs, good);
-  if (!good) clear_usual(a);
-  if constexpr (kPhase != Phase::kSend) file_read(a.group, LatencyKind::kDispatch, notices.epochs);
+  if constexpr (kPhase == Phase::kSend) {
+    __syncthreads();
+    if (notices.failed) clear_usual(a);
+  } else {
+    if (!receive_usual<kCoded>(args, memory, shifts, rehearsal, notices)) clear_usual(a);
+    file_read(a.group, LatencyKind::kDispatch, notices.epochs);
+  }
 }
 
 template <bool kCoded>

@@ -35,38 +35,52 @@ __device__ inline bool read_usual_manifests(const LatencyDispatchArgs& a, const 
   return true;
 }
 
+/// Rows that came for an expert of this rank, of all sources.
+__device__ inline std::int32_t arrived_for(const LatencyDispatchArgs& a, const UsualMemory& m, int expert) {
+  std::int32_t sum = 0;
+#pragma unroll 1
+  for (int source = 0; source < a.group.num_ranks; ++source) sum += m.counts[source * a.num_local + expert];
+  return sum;
+}
+
 template <bool kCoded>
 class UsualReceiver {
  public:
   static constexpr FaultStep kStep = FaultStep::kDispatchRecv;
 
-  /// After the barrier behind the manifests.
   __device__ UsualReceiver(const UsualDispatchArgs& args, const UsualMemory& memory, const Epochs& epochs)
       : a_(args.call),
         m_(memory),
         epochs_(epochs),
+        slots_(args.slots),
         by_pieces_(args.by_pieces),
         lane_(lane_idx()),
-        pieces_(args.call.format.pieces()),
-        end_(lane_ < args.call.group.num_ranks ? memory.rows[lane_] : 0) {
-    for (int step = 1; step < args.call.group.num_ranks; step *= 2) {
-      const int before = __shfl_up_sync(kAllLanes, end_, step);
-      if (lane_ >= step) end_ += before;
-    }
-  }
+        pieces_(args.call.format.pieces()) {}
 
-  /// Rows of the ranks up to this lane's.
-  __device__ int end() const { return end_; }
-  __device__ int num_rows() const { return __shfl_sync(kAllLanes, end_, a_.group.num_ranks - 1); }
 
-  /// All of this warp's items; false if one did not come.
-  __device__ bool take_all(const Shifts& shifts) const {
-    const int items = num_rows() * pieces_;
-    for (int item = shifts.first; item < items; item += shifts.step) {
-      const int row = by_pieces_.quotient(item);
-      if (!take(row, item - row * pieces_)) return false;
+  /// All of this warp's items; false if one did not come. `begin` waits for the manifests and says false if the call ends here; a
+  /// rehearsal comes before.
+  template <typename Begin>
+  __device__ bool take_all(const Shifts& shifts, bool rehearses, Begin&& begin) {
+    bool begun = false;
+    int items = 0, item = shifts.first;
+    for (;;) {
+      int row = 0, piece = rehearses ? kBeyond : -1;
+      if (!rehearses && !begun) {
+        if (!begin()) return false;
+        begun = true;
+        add_up_rows();
+        items = num_rows() * pieces_;
+      }
+      if (item < items) {
+        row = by_pieces_.quotient(item);
+        piece = item - row * pieces_;
+      }
+      if (piece >= 0 && !take(row, piece)) return false;
+      if (begun) item += shifts.step;
+      if (begun && item >= items) return true;
+      rehearses = false;
     }
-    return true;
   }
 
  private:
@@ -76,20 +90,34 @@ class UsualReceiver {
     float weight = 0.0f;
   };
 
+  /// After the barrier behind the manifests.
+  __device__ void add_up_rows() {
+    end_ = lane_ < a_.group.num_ranks ? m_.rows[lane_] : 0;
+#pragma unroll 1
+    for (int step = 1; step < a_.group.num_ranks; step *= 2) {
+      const int before = __shfl_up_sync(kAllLanes, end_, step);
+      if (lane_ >= step) end_ += before;
+    }
+  }
+  __device__ int num_rows() const { return __shfl_sync(kAllLanes, end_, a_.group.num_ranks - 1); }
   __device__ int vectors_of_row() const { return kCoded ? a_.format.coded_vectors : a_.format.plain_vectors; }
 
   __device__ bool take(int row, int piece) const {
     const GroupArgs& group = a_.group;
     const int source = __popc(__ballot_sync(kAllLanes, lane_ < group.num_ranks && end_ <= row));
     const int before = __shfl_sync(kAllLanes, end_, max(source - 1, 0));
-    const std::byte* slot =
-        group.own_window + group.layout.latency.slot_at(group.flight, source, source == 0 ? row : row - before);
-    const std::byte* from = slot + a_.format.piece_at(piece);
+    const auto index = static_cast<std::uint32_t>(source == 0 ? row : row - before);
+    const std::byte* slot = at_unit(
+        group.own_window, slots_.first + static_cast<std::uint32_t>(source) * slots_.writer + index * slots_.slot);
+    const std::byte* from = at_unit(slot, slots_.piece_begin + static_cast<std::uint32_t>(piece) * slots_.piece);
     // All of it is asked for before any of it is looked at.
-    PacketArrival record(slot + lane_ * 16, lane_ <= kUsualTopK);
-    PieceArrival data(from, min(wire::kPieceVectors, vectors_of_row() - piece * wire::kPieceVectors), epochs_.tag());
+    const int count = min(wire::kPieceVectors, vectors_of_row() - piece * wire::kPieceVectors);
+    const bool real = count > 0;
+    PacketArrival record(slot + lane_ * 16, real && lane_ <= kUsualTopK);
+    PieceArrival data(from, count, epochs_.tag());
     data.ask();
-    PacketArrival scales(from + wire::kPieceBytes + lane_ * 16, kCoded && lane_ < wire::packets_of_words(kUsualScales));
+    PacketArrival scales(from + wire::kPieceBytes + lane_ * 16,
+                         kCoded && real && lane_ < wire::packets_of_words(kUsualScales));
     PacketWait wait(group, kStep, epochs_.now, source);
     if (!record.wait(epochs_.tag(), wait, Awaited::kRecord)) return false;
     const Choice choice = choice_of(record.packet(), source);
@@ -99,9 +127,9 @@ class UsualReceiver {
     }
     if (!data.wait(wait) || !scales.wait(epochs_.tag(), wait, Awaited::kScales)) return false;
     const Piece vectors = data.piece();
-    for (unsigned left = __ballot_sync(kAllLanes, choice.place >= 0); left != 0; left &= left - 1) {
-      const std::int64_t to = __shfl_sync(kAllLanes, choice.place, __ffs(static_cast<int>(left)) - 1);
-      store(to, piece, vectors, scales.packet());
+    for (unsigned left = __ballot_sync(kAllLanes, real ? choice.place >= 0 : lane_ == 0); left != 0; left &= left - 1) {
+      const int to = __shfl_sync(kAllLanes, choice.place, __ffs(static_cast<int>(left)) - 1);
+      store(static_cast<std::uint32_t>(to), piece, vectors, scales.packet());
     }
     return true;
   }
@@ -115,6 +143,7 @@ class UsualReceiver {
     if (out.slot < a_.first_slot || out.slot >= a_.first_slot + a_.num_local) return out;
     out.expert = out.slot - a_.first_slot;
     std::int32_t position = static_cast<std::int32_t>(seen.y);
+#pragma unroll 1
     for (int earlier = 0; earlier < source; ++earlier) position += m_.counts[earlier * a_.num_local + out.expert];
     const auto capacity = static_cast<std::int32_t>(a_.shape.capacity);
     if (position < capacity) out.place = out.expert * capacity + position;
@@ -134,9 +163,8 @@ class UsualReceiver {
     if (choice.place >= 0) a_.weights_out[choice.place] = choice.weight;
   }
 
-  __device__ void store(std::int64_t to, int piece, const Piece& data, const uint4& scales) const {
-    const BlockArgs& values = a_.blocks[0];
-    std::byte* row = a_.rows[0] + to * values.padded;
+  __device__ void store(std::uint32_t to, int piece, const Piece& data, const uint4& scales) const {
+    std::byte* row = a_.rows[0] + static_cast<std::uint64_t>(to) * static_cast<std::uint32_t>(a_.blocks[0].padded);
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       const int vector = piece * wire::kPieceVectors + lane_ + 32 * j;
@@ -144,7 +172,8 @@ class UsualReceiver {
     }
     if constexpr (kCoded) {
       const BlockArgs& factors = a_.blocks[1];
-      auto* words = reinterpret_cast<std::uint32_t*>(a_.rows[1] + to * factors.padded);
+      auto* words = reinterpret_cast<std::uint32_t*>(a_.rows[1] + static_cast<std::uint64_t>(to) *
+                                                                      static_cast<std::uint32_t>(factors.padded));
       const std::uint32_t mine[3] = {scales.x, scales.y, scales.z};
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
@@ -157,27 +186,24 @@ class UsualReceiver {
   const LatencyDispatchArgs& a_;
   const UsualMemory& m_;
   const Epochs epochs_;
+  const UsualSlots& slots_;
   const Division by_pieces_;
   const int lane_, pieces_;
-  int end_;
+  int end_ = 0;  ///< rows of the ranks up to this lane's
 };
 
-/// Counts and offsets of what came, weights of rows that did not; false if an expert has more than its capacity. By the block that
-/// keeps the books, all of its threads.
-__device__ inline bool write_usual_arrivals(const LatencyDispatchArgs& a, const UsualMemory& m, const Epochs& epochs,
-                                            int end) {
+/// Counts and offsets of what came. By the block that keeps the books, all of its threads.
+__device__ inline void write_usual_arrivals(const LatencyDispatchArgs& a, const UsualMemory& m, const Epochs& epochs) {
   const HandleArgs& h = a.handle;
-  const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x), local = a.num_local;
+  const int tid = static_cast<int>(threadIdx.x), local = a.num_local, ranks = a.group.num_ranks;
   const auto capacity = static_cast<std::int32_t>(a.shape.capacity);
-  bool fits = true;
-  for (int e = tid; e <= local; e += threads) {
+#pragma unroll 1
+  for (int e = tid; e <= local; e += static_cast<int>(blockDim.x)) {
     h.expert_offsets[e] = e * capacity;
     if (e == local) continue;
-    std::int32_t sum = 0;
-    for (int source = 0; source < a.group.num_ranks; ++source) sum += m.counts[source * local + e];
-    m.sums[e] = h.expert_counts[e] = sum;
+    const std::int32_t sum = arrived_for(a, m, e);
+    h.expert_counts[e] = sum;
     if (sum <= capacity) continue;
-    fits = false;
     fail(a.group, epochs.now,
          {.kind = FaultKind::kOverflow,
           .step = FaultStep::kDispatchRecv,
@@ -185,17 +211,24 @@ __device__ inline bool write_usual_arrivals(const LatencyDispatchArgs& a, const 
           .where = sum,
           .value = capacity});
   }
-  if (tid < a.group.num_ranks) h.source_offsets[tid + 1] = end;  // of the first warp: a lane per rank
-  if (tid == 0) h.source_offsets[0] = 0;
-  if (tid == a.group.num_ranks - 1) *a.num_rows = end;
-  fits = __syncthreads_and(fits) != 0;
-  if (!fits) return false;
-  const int warps = threads / 32;
-  for (int e = tid / 32; e < local; e += warps) {
-    float* weights = a.weights_out + static_cast<std::int64_t>(e) * capacity;
-    for (int i = m.sums[e] + lane_idx(); i < capacity; i += 32) weights[i] = 0.0f;
+  for (int rank = tid; rank <= ranks; rank += static_cast<int>(blockDim.x)) {
+    std::int32_t before = 0;
+    for (int source = 0; source < rank; ++source) before += m.rows[source];
+    h.source_offsets[rank] = before;
+    if (rank == ranks) *a.num_rows = before;
   }
-  return true;
+}
+
+/// Weights of rows that did not come are 0. All warps of the grid.
+__device__ inline void clear_usual_weights(const LatencyDispatchArgs& a, const UsualMemory& m, const Shifts& shifts) {
+  const auto capacity = static_cast<int>(a.shape.capacity);
+  const int blocks = static_cast<int>(gridDim.x);
+#pragma unroll 1
+  for (int e = shifts.warp * blocks + static_cast<int>(blockIdx.x); e < a.num_local; e += blocks * shifts.warps) {
+    float* weights = a.weights_out + static_cast<std::int64_t>(e) * capacity;
+#pragma unroll 1
+    for (int i = arrived_for(a, m, e) + lane_idx(); i < capacity; i += 32) weights[i] = 0.0f;
+  }
 }
 
 }  // namespace ferry::cuda::latency

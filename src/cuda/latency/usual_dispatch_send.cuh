@@ -19,6 +19,7 @@ class UsualSender {
         m_(memory),
         router_(router),
         peer_(peer),
+        slots_(args.slots),
         by_parts_(args.by_parts),
         lane_(lane_idx()),
         parts_(args.call.format.pieces() + 1),
@@ -29,27 +30,33 @@ class UsualSender {
   /// Asks for what the first item begins with: it needs no routing.
   __device__ void start() { ask(first_); }
 
-  /// Makes the first item ready for the wire, while other warps still route.
-  __device__ void prepare() {
-    if (first_ < items_) code(first_);
-  }
-
-  /// All of this warp's items. The peers' slots are free.
-  __device__ void send_all(std::uint32_t tag, bool repeated) {
-    for (int item = first_; item < items_; item += step_) {
-      const int t = by_parts_.quotient(item), part = item - t * parts_;
-      if (part == 0) {
-        send_record(t, tag, repeated);
-      } else {
-        send_piece(t, part - 1, tag);
+  /// All of this warp's items. `begin` is called once the first is ready for the wire: it waits for the routing and until the peers'
+  /// slots are free, and says false if the call ends here. `rehearses`: see UsualRehearsal.
+  template <typename Begin>
+  __device__ bool send_all(bool rehearses, Begin&& begin) {
+    std::uint32_t tag = 0;
+    bool begun = false, repeated = false;
+    int item = first_;
+    do {
+      int t = kNobody, part = rehearses ? kBeyond : -1;
+      if (item < items_) {
+        t = by_parts_.quotient(item);
+        part = item - t * parts_;
       }
-      if (item + step_ >= items_) break;
-      ask(item + step_);
-      code(item + step_);
-    }
+      if (part > 0) code();
+      if (!begun && !begin(tag, repeated)) return false;
+      begun = true;
+      if (part > 0) send_piece(t, part - 1, tag);
+      if (part == 0) send_record(t, tag, repeated);
+      item += step_;
+      ask(item);
+    } while (item < items_);
+    return true;
   }
 
  private:
+  static constexpr int kNobody = -1;  ///< the token of a rehearsal
+
   /// What a lane reads of a part.
   struct Source {
     uint4 vectors[kCoded ? 6 : 3];
@@ -62,10 +69,11 @@ class UsualSender {
     if (item >= items_) return;
     const int t = by_parts_.quotient(item), part = item - t * parts_;
     if (part == 0) {
-      if (lane_ < kUsualTopK) source_.weight = __ldg(a_.weights + t * a_.weights_stride[0] + lane_ * a_.weights_stride[1]);
+      if (lane_ < kUsualTopK) source_.weight = __ldg(a_.weights + t * kUsualTopK + lane_);
       return;
     }
-    const auto* row = reinterpret_cast<const uint4*>(a_.blocks[0].data + t * a_.blocks[0].row_stride);
+    const auto* row = reinterpret_cast<const uint4*>(
+        a_.blocks[0].data + static_cast<std::uint64_t>(static_cast<std::uint32_t>(t)) * slots_.row * 16);
     const int last = vectors_of_row() - 1, first = (part - 1) * wire::kPieceVectors + lane_;
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
@@ -86,12 +94,15 @@ class UsualSender {
     const GroupArgs& group = a_.group;
     bool needs = false;
     unsigned long long slot = 0;
-    if (lane_ < group.num_ranks) {
+    if (t == kNobody) {
+      needs = lane_ == 0;
+    } else if (lane_ < group.num_ranks) {
       const std::uint32_t* bits = m_.rank_bits + lane_ * m_.words;
       needs = (bits[t / 32] >> t % 32 & 1) != 0;
       if (needs) {
+        const std::uint32_t before = static_cast<std::uint32_t>(bits_before(bits, t));
         slot = reinterpret_cast<unsigned long long>(
-            peer_.window() + group.layout.latency.slot_at(group.flight, group.rank, bits_before(bits, t)));
+            at_unit(peer_.window(), slots_.first + group.rank * slots_.writer + before * slots_.slot));
       }
     }
     for (unsigned left = __ballot_sync(kAllLanes, needs); left != 0; left &= left - 1) {
@@ -123,8 +134,7 @@ class UsualSender {
   }
 
   /// What was read of a piece, as it goes; scales in the packets' order.
-  __device__ void code(int item) {
-    if (item == by_parts_.quotient(item) * parts_) return;  // a record
+  __device__ void code() {
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
       if constexpr (kCoded) {
@@ -156,11 +166,11 @@ class UsualSender {
 
   __device__ void send_piece(int t, int piece, std::uint32_t tag) {
     const int count = min(wire::kPieceVectors, vectors_of_row() - piece * wire::kPieceVectors);
-    const std::int64_t at = a_.format.piece_at(piece);
+    const std::uint32_t at = slots_.piece_begin + static_cast<std::uint32_t>(piece) * slots_.piece;
     for_each_slot(t, [&](std::byte* slot) {
-      std::byte* to = slot + at;
+      std::byte* to = at_unit(slot, at);
       store_piece(to, data_, count, tag);
-      if (kCoded && lane_ < kUsualScales / 3)
+      if (kCoded && lane_ < kUsualScales / 3 && count > 0)
         store_packet(to + wire::kPieceBytes + lane_ * 16, scales_[0], scales_[1], scales_[2], tag);
     });
   }
@@ -169,17 +179,17 @@ class UsualSender {
   const UsualMemory& m_;
   const UsualRouter& router_;
   const Peer& peer_;
+  const UsualSlots& slots_;
   const Division by_parts_;
   const int lane_, parts_, items_, first_, step_;
-  Source source_;
+  Source source_ = {};
   Piece data_;
   std::uint32_t scales_[3];
 };
 
 /// The id of a choice that is out of range; rare.
 __device__ __noinline__ inline std::int64_t usual_id_at(const LatencyDispatchArgs& a, int choice) {
-  const std::int64_t at = choice / kUsualTopK * a.ids_stride[0] + choice % kUsualTopK * a.ids_stride[1];
-  return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[at] : static_cast<const std::int32_t*>(a.ids)[at];
+  return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[choice] : static_cast<const std::int32_t*>(a.ids)[choice];
 }
 
 /// As Manifest: what this rank says before its rows, a warp per reader. By the block that keeps the books. `bad`: token * 8 + choice
@@ -192,33 +202,28 @@ __device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const 
   const std::int64_t id = good ? 0 : usual_id_at(a, bad);
   for (int reader = shifts.warp; reader < group.num_ranks; reader += shifts.warps) {
     std::byte* to = peer.window_of(reader) + group.layout.latency.manifest_at(group.flight, group.rank);
-    const auto word = [&](int i) -> std::uint32_t {
-      if (i >= words) return 0;
-      if (i >= LatencyLayout::kManifestWords)
-        return good ? static_cast<std::uint32_t>(
-                          m.totals[reader * local + i - LatencyLayout::kManifestWords])
-                    : 0;
-      switch (i) {
-        case 0:
-          return static_cast<std::uint32_t>(epochs.now >> 32);
-        case 1:
-          return static_cast<std::uint32_t>(group.digest);
-        case 2:
-          return static_cast<std::uint32_t>(group.digest >> 32);
-        case 3:
-          return good ? kCallGood : kCallBadId;
-        case 4:
-          return good ? 0 : static_cast<std::uint32_t>(bad / kUsualTopK);
-        case 5:
-        case 6:
-          return static_cast<std::uint32_t>(id >> (i == 5 ? 0 : 32));
-        default:
-          return good ? static_cast<std::uint32_t>(bits_before(m.rank_bits + reader * m.words, 32 * m.words)) : 0;
-      }
-    };
     delay_signal(group, reader);
-    for (int packet = lane_idx(); packet * 3 < words; packet += 32)
-      store_packet(to + packet * 16, word(3 * packet), word(3 * packet + 1), word(3 * packet + 2), epochs.tag());
+    for (int packet = lane_idx(); packet * 3 < words; packet += 32) {
+      std::uint32_t word[3];
+#pragma unroll
+      for (int i = 0; i < 3; ++i) {
+        const int expert = 3 * packet + i - LatencyLayout::kManifestWords;
+        word[i] = good && expert >= 0 && expert < local ? static_cast<std::uint32_t>(m.totals[reader * local + expert]) : 0;
+      }
+      if (packet == 0) {
+        word[0] = static_cast<std::uint32_t>(epochs.now >> 32);
+        word[1] = static_cast<std::uint32_t>(group.digest);
+        word[2] = static_cast<std::uint32_t>(group.digest >> 32);
+      } else if (packet == 1) {
+        word[0] = good ? kCallGood : kCallBadId;
+        word[1] = good ? 0 : static_cast<std::uint32_t>(bad / kUsualTopK);
+        word[2] = static_cast<std::uint32_t>(id);
+      } else if (packet == 2) {
+        word[0] = static_cast<std::uint32_t>(id >> 32);
+        word[1] = good ? static_cast<std::uint32_t>(m.tokens[reader]) : 0;
+      }
+      store_packet(to + packet * 16, word[0], word[1], word[2], epochs.tag());
+    }
   }
 }
 

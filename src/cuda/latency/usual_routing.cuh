@@ -14,26 +14,26 @@ struct UsualMemory {
   std::uint32_t* slot_bits;  ///< [S][W] bit t: token t chose the slot
   std::uint32_t* rank_bits;  ///< [R][W] bit t: token t needs the rank
   std::int32_t* slots;       ///< [T][8], -1 without
-  std::int32_t* totals;      ///< [S] choices of each slot; where the books are kept
+  std::int32_t* totals;      ///< [S] choices of each slot, and
+  std::int32_t* tokens;      ///< [R] tokens for each rank; where the books are kept
   std::int32_t* rows;        ///< [R] rows that come from each source
   std::int32_t* counts;      ///< [R][E_local] of them for each expert
-  std::int32_t* sums;        ///< [E_local] of all sources; where the books are kept
   int words;                 ///< W
 
   /// Lays them out from `at` on; returns the end. From 0 on, that is the size.
-  FERRY_HD std::size_t lay_out(std::size_t at, int slots_of_all, int ranks, int num_local, std::int64_t tokens) {
+  FERRY_HD std::size_t lay_out(std::size_t at, int slots_of_all, int ranks, int num_local, std::int64_t num_tokens) {
     const auto take = [&](auto*& array, std::int64_t count) {
       array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(at);
       at += (static_cast<std::size_t>(count) * sizeof(*array) + 15) / 16 * 16;
     };
-    words = static_cast<int>((tokens + 31) / 32);
+    words = static_cast<int>((num_tokens + 31) / 32);
     take(slot_bits, static_cast<std::int64_t>(slots_of_all) * words);
     take(rank_bits, static_cast<std::int64_t>(ranks) * words);
-    take(slots, tokens * kUsualTopK);
+    take(slots, num_tokens * kUsualTopK);
     take(totals, slots_of_all);
+    take(tokens, ranks);
     take(rows, ranks);
     take(counts, static_cast<std::int64_t>(ranks) * num_local);
-    take(sums, num_local);
     return at;
   }
 };
@@ -94,12 +94,14 @@ class UsualRouter {
     return bits_before(m_.slot_bits + slot * m_.words, t);
   }
   __device__ std::int32_t rank_of(std::int32_t slot) const { return local_.quotient(slot); }
-  /// Adds up the choices of each slot. All threads of a block.
+  /// Adds up the choices of each slot and the tokens of each rank. All threads of a block.
   __device__ void add_up(bool repeated) const {
     for (int slot = static_cast<int>(threadIdx.x); slot < a_.group.placement.num_slots;
          slot += static_cast<int>(blockDim.x))
       m_.totals[slot] = repeated ? count_choices(m_.slots, num_tokens_ * kUsualTopK, slot)
                                  : bits_before(m_.slot_bits + slot * m_.words, 32 * m_.words);
+    if (const auto rank = static_cast<int>(threadIdx.x); rank < a_.group.num_ranks)
+      m_.tokens[rank] = bits_before(m_.rank_bits + rank * m_.words, 32 * m_.words);
     __syncthreads();
   }
 
@@ -110,9 +112,8 @@ class UsualRouter {
 
   /// As far as 32 bits tell; -1 beyond the tokens.
   __device__ std::int32_t id_of(int first) const {
-    const int t = token_of(first), k = lane_ % kUsualTopK;
-    if (t >= num_tokens_) return -1;
-    const std::int64_t at = t * a_.ids_stride[0] + k * a_.ids_stride[1];
+    const int at = first * kUsualTopK + lane_;
+    if (token_of(first) >= num_tokens_) return -1;
     if (!a_.wide_ids) return __ldg(static_cast<const std::int32_t*>(a_.ids) + at);
     const long long id = __ldg(static_cast<const long long*>(a_.ids) + at);
     return id < 0 ? -1 : static_cast<std::int32_t>(min(id, static_cast<long long>(INT32_MAX)));
