@@ -351,6 +351,37 @@ std::vector<Named> many_tokens() {
   return list.all;
 }
 
+/// What inference engines decode with, for which the cuda backend has kernels of its own; with a little that is not so usual.
+std::vector<Named> usual() {
+  List list;
+  std::uint64_t seed = 1000;
+  for (const int ranks : {1, 2, 4, 8}) {
+    for (const Codec codec : {Codec::kNone, Codec::kFp8F32}) {
+      for (const Traffic traffic : {Traffic::kUniform, Traffic::kRepeated, Traffic::kZipf, Traffic::kOneExpert}) {
+        for (const std::int64_t width : {16, 1536, 3200}) {
+          Case c = base({Mode::kLatency, Layout::kExpertPadded}, {ranks});
+          c.seed = ++seed;
+          c.num_experts = 8 * ranks;
+          c.top_k = 8;
+          c.tokens = seed % 2 == 0 ? std::vector<std::int64_t>{1, 3, 0, 2} : std::vector<std::int64_t>{70, 33, 0, 5};
+          c.traffic = traffic;
+          c.dropped = seed % 3 == 0 ? 0.3 : 0;
+          c.int64_ids = seed % 5 < 3;
+          c.codec = codec;
+          c.blocks = {{DType::kBf16, width}};
+          c.host_counts = false;
+          c.weighting = Weighting::kFromDispatch;
+          c.combine_width = width;
+          c.max_signal_delay_ns = seed % 7 == 0 ? 20'000 : 0;
+          c.rounds = 2;
+          list.add(fmt::format("{}_{}_traffic{}_width{}", ranks, name(codec), static_cast<int>(traffic), width), c);
+        }
+      }
+    }
+  }
+  return list.all;
+}
+
 class Chosen : public testing::TestWithParam<Named> {};
 
 TEST_P(Chosen, MatchesTheReference) {
@@ -374,6 +405,7 @@ INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label)
 INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
 INSTANTIATE_TEST_SUITE_P(ManyTokens, Chosen, testing::ValuesIn(many_tokens()), label);
+INSTANTIATE_TEST_SUITE_P(Usual, Chosen, testing::ValuesIn(usual()), label);
 INSTANTIATE_TEST_SUITE_P(WideTokens, Chosen, testing::ValuesIn(wide_tokens()), label);
 
 }  // namespace

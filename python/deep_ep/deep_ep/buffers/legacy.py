@@ -15,7 +15,7 @@ from deep_ep.checks import require, require_fill_is_off, require_ids, require_py
 from deep_ep.config import COMBINE_CHUNKS, DISPATCH_CHUNKS, NODE_RANKS, Config, topk_idx_t
 from deep_ep.events import EventHandle, EventOverlap, event_of
 from deep_ep.lanes import Lanes
-from deep_ep.rows import split_input
+from deep_ep.rows import detached, split_input
 from deep_ep.streams import CommCall, CommStream, default_device
 
 Tensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -160,10 +160,10 @@ class Buffer:
     @staticmethod
     def _unpack_bias(bias: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if isinstance(bias, torch.Tensor):
-            return bias, None
+            return detached(bias, None)
         if isinstance(bias, tuple):
             require_python(len(bias) == 2, f"argument bias: seen {len(bias)} of them, expected 2")
-            return bias
+            return detached(*bias)
         return None, None
 
     # Memory and streams.
@@ -258,6 +258,7 @@ class Buffer:
         require_fill_is_off("Buffer.dispatch")
         config = self._config(config, DISPATCH_CHUNKS)
         data, scales = split_input(x)
+        (topk_weights,) = detached(topk_weights)
         call = self._comm_call(data.device, previous_event, async_finish, allocate_on_comm_stream)
         if handle is not None:
             require_python(
@@ -289,6 +290,7 @@ class Buffer:
         require_fill_is_off("Buffer.combine")
         config = self._config(config, COMBINE_CHUNKS)
         biases = Buffer._unpack_bias(bias)
+        x, topk_weights = detached(x, topk_weights)
         call = self._comm_call(x.device, previous_event, async_finish, allocate_on_comm_stream)
         with call:
             out, weights = self._normal.combine(x, handle, topk_weights, biases, config)
@@ -350,6 +352,7 @@ class Buffer:
     ) -> tuple:
         """Returns (recv_x or (recv_x, scales), recv_count, handle, event, hook)."""
         require_fill_is_off("Buffer.low_latency_dispatch")
+        (x,) = detached(x)
         shape = Shape(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
         fp8 = Fp8(bool(use_fp8), bool(round_scale), bool(use_ue8m0))
         statistics = Statistics(cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats)
@@ -384,6 +387,7 @@ class Buffer:
             not (use_logfmt and zero_copy),
             "Buffer.low_latency_combine: arguments use_logfmt and zero_copy: seen both, expected one of them",
         )
+        x, topk_weights = detached(x, topk_weights)
         rows = CombineRows(zero_copy, "logfmt10" if use_logfmt else "none")
 
         def start() -> tuple[torch.Tensor, Callable[[], None]]:
