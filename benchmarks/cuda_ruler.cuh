@@ -10,15 +10,20 @@
 #include <barrier>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cuda_report.h"
 #include "cuda_settings.h"
 
 namespace {
 
+using ferry::bench::make_routing;
+using ferry::bench::median;
 using ferry::bench::Settings;
+using ferry::bench::slowest;
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
@@ -77,8 +82,22 @@ std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
   return static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
 }
 
+struct DeviceFree {
+  void operator()(void* memory) const { cudaFree(memory); }
+};
+template <typename T>
+using DeviceArray = std::unique_ptr<T[], DeviceFree>;
+
+/// A rank's tokens, their choices and weights of 2 / top-k.
+struct Inputs {
+  DeviceArray<std::uint16_t> x;
+  DeviceArray<std::int64_t> ids;
+  DeviceArray<float> weights;
+};
+
 struct Shared {
-  explicit Shared(int ranks) : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)) {}
+  explicit Shared(int ranks)
+      : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)), times(static_cast<std::size_t>(ranks)) {}
   std::barrier<> sync;
   Flags flags;
   std::vector<std::byte*> link;
@@ -89,8 +108,6 @@ struct Shared {
 
 class RankBench {
  public:
-  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
-      : RankBench(options, rank, ranks, shared, rank) {}
   RankBench(const Settings& options, int rank, int ranks, Shared& shared, int device)
       : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
     check(cudaSetDevice(device), "cudaSetDevice");
@@ -114,6 +131,30 @@ class RankBench {
     void* memory = nullptr;
     check(cudaMalloc(&memory, bytes), "cudaMalloc");
     return memory;
+  }
+  template <typename T>
+  DeviceArray<T> allocate_array(std::int64_t count) {
+    return DeviceArray<T>(static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T))));
+  }
+  Inputs make_inputs(std::int64_t tokens, int set) {
+    const std::int64_t choices = tokens * o_.top_k;
+    Inputs in{allocate_array<std::uint16_t>(tokens * o_.hidden), allocate_array<std::int64_t>(choices),
+              allocate_array<float>(choices)};
+    const auto ids = make_routing(o_, tokens, rank_, set);
+    check(cudaMemcpy(in.ids.get(), ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
+    const std::vector<float> weights(ids.size(), 2.0f / static_cast<float>(o_.top_k));
+    check(cudaMemcpy(in.weights.get(), weights.data(), weights.size() * 4, cudaMemcpyHostToDevice), "cudaMemcpy");
+    fill_kernel<<<128, 256, 0, stream_>>>(in.x.get(), tokens, o_.hidden, rank_, set);
+    check(cudaStreamSynchronize(stream_), "filling inputs");
+    return in;
+  }
+
+  /// GB/s of the link: every rank pushes to its neighbour; of all ranks the slowest.
+  double link_gbps(int sms) {
+    time(3, 10, [&](int) { push(sms); });
+    const double gbps = kLinkBytes / median(slowest(shared_.times)) * 1e-3;
+    shared_.sync.arrive_and_wait();
+    return gbps;
   }
   void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_, hold_cycles_); }
 
@@ -142,23 +183,16 @@ class RankBench {
   /// Times call(set) for one input set after the other, directly or as a replay of its graph.
   template <typename Call>
   void time_sets(int warm_up, Call&& call) {
-    const auto num_sets = static_cast<std::size_t>(o_.sets);
-    if (o_.launch == "direct")
-      return time(warm_up, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
-    std::vector<cudaGraphExec_t> graphs(num_sets);
-    for (std::size_t set = 0; set < num_sets; ++set) {
-      cudaGraph_t graph = nullptr;
-      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-      call(set);
-      check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
-      check(cudaGraphInstantiate(&graphs[set], graph, 0), "cudaGraphInstantiate");
-      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-    }
-    shared_.sync.arrive_and_wait();  // whoever makes a graph may have to wait for kernels
-    time(warm_up, o_.iterations, [&](int i) {
-      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], stream_), "cudaGraphLaunch");
-    });
-    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+    const Replays replays(*this, call);
+    time(warm_up, o_.iterations, [&](int i) { replays.run(i, call); });
+  }
+
+  /// The same of two calls in turn, as a model makes them: first(set), second(set). The first one's times go to first_times.
+  template <typename First, typename Second>
+  void time_pairs(int warm_up, First&& first, Second&& second) {
+    const Replays firsts(*this, first), seconds(*this, second);
+    time_apart(
+        warm_up, o_.iterations, [&](int i) { firsts.run(i, first); }, [&](int i) { seconds.run(i, second); });
   }
 
   /// Two calls that belong together, each timed alone behind a barrier of its own; the first one's times go to first_times.
@@ -170,10 +204,14 @@ class RankBench {
     shared_.sync.arrive_and_wait();
     auto& first_times = shared_.first_times[static_cast<std::size_t>(rank_)];
     times.clear();
+    host_us_ = 0;
     const auto timed = [&](int i, auto& call, std::vector<double>& to) {
       barrier();
       check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+      const auto called = std::chrono::steady_clock::now();
       call(i);
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - called;
+      if (host_us_ == 0 || took.count() * 1e6 < host_us_) host_us_ = took.count() * 1e6;
       check(cudaEventRecord(end_, stream_), "cudaEventRecord");
       check(cudaStreamSynchronize(stream_), "the timed call");
       float ms = 0;
@@ -193,6 +231,42 @@ class RankBench {
         reinterpret_cast<const uint4*>(link_source_), static_cast<std::int64_t>(kLinkBytes / 16));
   }
 
+  /// A call with each set of inputs, captured and replayed if the settings say so.
+  class Replays {
+   public:
+    template <typename Call>
+    Replays(RankBench& bench, Call& call) : bench_(bench), num_sets_(static_cast<std::size_t>(bench.o_.sets)) {
+      if (bench.o_.launch == "direct") return;
+      graphs_.resize(num_sets_);
+      for (std::size_t set = 0; set < num_sets_; ++set) {
+        cudaGraph_t graph = nullptr;
+        check(cudaStreamBeginCapture(bench.stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+        call(set);
+        check(cudaStreamEndCapture(bench.stream_, &graph), "cudaStreamEndCapture");
+        check(cudaGraphInstantiate(&graphs_[set], graph, 0), "cudaGraphInstantiate");
+        check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+      }
+      bench.shared_.sync.arrive_and_wait();  // whoever makes a graph may have to wait for kernels
+    }
+    ~Replays() {
+      for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
+    }
+    Replays(const Replays&) = delete;
+    Replays& operator=(const Replays&) = delete;
+
+    template <typename Call>
+    void run(int i, Call& call) const {
+      const std::size_t set = static_cast<std::size_t>(i) % num_sets_;
+      if (graphs_.empty()) return call(set);
+      check(cudaGraphLaunch(graphs_[set], bench_.stream_), "cudaGraphLaunch");
+    }
+
+   private:
+    const RankBench& bench_;
+    const std::size_t num_sets_;
+    std::vector<cudaGraphExec_t> graphs_;
+  };
+
   static constexpr std::size_t kLinkBytes = std::size_t{256} << 20;
   const Settings& o_;
   const int rank_, ranks_;
@@ -204,23 +278,6 @@ class RankBench {
   long long hold_cycles_ = kHoldCycles;
   double host_us_ = 0;  ///< least time that a call of the last time() took on the host
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<std::size_t>(q * static_cast<double>(values.size())))];
-}
-/// Per iteration the slowest rank.
-std::vector<double> slowest(const Shared& shared) {
-  std::vector<double> out = shared.times[0];
-  for (const auto& times : shared.times) {
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = std::max(out[i], times[i]);
-  }
-  return out;
-}
 
 /// "2xH200"
 std::string machine_name(int gpus) {

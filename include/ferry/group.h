@@ -135,7 +135,7 @@ struct GroupStatistics {
 /// dispatch_forward  one row per (token of another node, rank of this node)
 /// dispatch_recv     rows copied into the result. Throughput: 0 for rank_major, whose rows lie where they belong, else the rows
 ///                   of a token beyond its first one on this rank. Latency: all
-/// combine_send      flat: one row per choice, else one per (token, this rank)
+/// combine_send      flat: one row per choice, else one per (token, this rank); with a codec the bytes are those of the coded rows
 /// combine_forward   per_node: one row per (token, this node), per_rank: per (token, rank of this node), flat: per choice
 /// combine_recv      rows: tokens of this rank
 ///
@@ -208,6 +208,8 @@ class Group {
   /// Empty if a call with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
   std::string why_not(const DispatchArgs& args) const;
   std::string why_not(const CombineArgs& args) const;
+  /// The mode that dispatch() takes with these arguments, which is theirs unless it is Mode::kAuto. Throws what dispatch() would.
+  Mode mode_of(const DispatchArgs& args) const;
   /// Largest handle that a dispatch of this shape can make.
   std::size_t handle_bytes(const DispatchArgs& args) const;
 

@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "core/check.h"
 
@@ -20,6 +21,17 @@ Mode mode_of(const CombineArgs& args) {
 
 Mode mode_of(const DispatchArgs& args) {
   return args.mode;
+}
+
+/// `args` with the mode that Mode::kAuto comes to, in `memory`: it decides which windows the call may be made in. No windows decide
+/// about it.
+const DispatchArgs& choose_mode(const GroupState& group, const DispatchArgs& args, std::optional<DispatchArgs>& memory) {
+  if (args.mode != Mode::kAuto) return args;
+  DispatchCall call;
+  fill_dispatch(group, args, call);
+  memory = args;
+  memory->mode = call.args.mode;
+  return *memory;
 }
 
 /// Adds what the host waits for each rank, from here to its end, to a tensor of the caller. Devices count for themselves.
@@ -299,13 +311,14 @@ void GroupState::raise_pending(const char* function) {
 std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases phases) {
   auto call = std::make_shared<DispatchCall>();
   call->blocking = phases == Phases::kTogether;
-  call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows(args.mode);
   raise_pending("ferry::Group::dispatch");
   fill_dispatch(*this, args, *call);
-  call->masks_late = masks_late(args.mode) && args.mode == Mode::kLatency;
+  const bool latency = call->args.mode == Mode::kLatency;
+  call->kind = latency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
+  call->masks_late = masks_late(call->args.mode) && latency;
   begin(*call, dispatches_, counters_.dispatches);
-  if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
+  if (!latency) call->exchange = ++counters_.exchanges;
   dispatches_[static_cast<std::size_t>(call->flight)] = call;
   const WaitCounter counter(*runtime, args.wait_ns);
   try {
@@ -385,7 +398,9 @@ auto GroupState::receive(const std::shared_ptr<CallType>& call) {
 DispatchResult GroupState::dispatch(const DispatchArgs& args) {
   Busy busy(*this, "ferry::Group::dispatch");
   require_open("ferry::Group::dispatch");
-  return make_until_all_came(args.mode, [&] { return receive(send(args, Phases::kTogether)); });
+  std::optional<DispatchArgs> memory;
+  const DispatchArgs& chosen = choose_mode(*this, args, memory);
+  return make_until_all_came(chosen.mode, [&] { return receive(send(chosen, Phases::kTogether)); });
 }
 
 CombineResult GroupState::combine(const CombineArgs& args) {
@@ -397,7 +412,9 @@ CombineResult GroupState::combine(const CombineArgs& args) {
 std::shared_ptr<DispatchCall> GroupState::dispatch_send(const DispatchArgs& args) {
   Busy busy(*this, "ferry::Group::dispatch_send");
   require_open("ferry::Group::dispatch_send");
-  return make_until_all_came(args.mode, [&] { return send(args, Phases::kApart); });
+  std::optional<DispatchArgs> memory;
+  const DispatchArgs& chosen = choose_mode(*this, args, memory);
+  return make_until_all_came(chosen.mode, [&] { return send(chosen, Phases::kApart); });
 }
 
 std::shared_ptr<CombineCall> GroupState::combine_send(const CombineArgs& args) {

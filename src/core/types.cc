@@ -65,7 +65,15 @@ const char* name(DType dtype) noexcept {
 }
 
 const char* name(Mode mode) noexcept {
-  return mode == Mode::kThroughput ? "throughput" : "latency";
+  switch (mode) {
+    case Mode::kThroughput:
+      return "throughput";
+    case Mode::kLatency:
+      return "latency";
+    case Mode::kAuto:
+      return "auto";
+  }
+  return "?";
 }
 
 const char* name(Layout layout) noexcept {
@@ -92,6 +100,8 @@ const char* name(Codec codec) noexcept {
       return "fp8_f32";
     case Codec::kFp8Ue8m0:
       return "fp8_ue8m0";
+    case Codec::kLogfmt10:
+      return "logfmt10";
   }
   return "?";
 }

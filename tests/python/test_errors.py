@@ -58,6 +58,7 @@ def refused(call: Callable[[ferry.Group], object], **config) -> ferry.Error:
         (lambda g: g.dispatch(X, IDS + 8), "topk_ids", ["8"]),
         (lambda g: g.dispatch(np.zeros((17, 16), np.float32), np.zeros((17, 1), np.int32)), "payload", ["17", "16"]),
         (lambda g: g.dispatch(X, IDS, codec="fp8_f32", scale_block=128), None, ["bf16"]),
+        (lambda g: g.dispatch(X, IDS, codec="logfmt10"), "codec", ["combine"]),
         (lambda g: g.dispatch(X, IDS, alignment=0, layout="expert_major"), "alignment", ["0"]),
         (lambda g: g.mask(5), "rank", ["5"]),
     ],
@@ -86,6 +87,9 @@ def test_misuse_of_dispatch(call, argument: str | None, words: list[str]) -> Non
         ({"out": np.broadcast_to(X[0], (4, 16))}, "out"),
         ({"out": np.zeros((4, 16), np.float16)}, "out"),
         ({"timeout": -1.0}, "timeout"),
+        ({"codec": "logfmt"}, '"logfmt10"'),
+        ({"codec": "logfmt10"}, "latency"),
+        ({"codec": "fp8_ue8m0"}, "fp8_f32"),
     ],
 )
 def test_misuse_of_combine(arguments: dict, argument: str) -> None:
@@ -117,6 +121,29 @@ def test_wrong_kinds_are_type_errors() -> None:
                 call()
 
     run_ranks(1, body)
+
+
+def test_mode_by_size() -> None:
+    """Ranks with different numbers of tokens come to the same mode, from what all of them know."""
+
+    def body(group: ferry.Group) -> None:
+        tokens = 4 if group.rank == 0 else 0
+        x, ids = X[:tokens], IDS[:tokens]
+        for max_tokens, layout, mode in [
+            (4, "rank_major", "latency"),
+            (5, "rank_major", "throughput"),
+            (0, "rank_major", "throughput"),
+            (4, "expert_major", "throughput"),
+        ]:
+            options = {"mode": "auto", "max_tokens": max_tokens, "layout": layout}
+            assert group.mode_of(x, ids, **options) == mode
+            result = group.dispatch(x, ids, **options)
+            assert result.handle.mode == mode
+            assert group.mode_of(x, handle=result.handle, mode="auto", layout=layout) == mode
+        assert "max_tokens = 3" in group.why_not(X[:4], IDS[:4], mode="auto", max_tokens=3)
+        assert "expert_major" in group.why_not(x, ids, mode="latency", layout="expert_major")
+
+    run_ranks(2, body, num_experts=8, max_tokens=8, max_latency_tokens=4, max_top_k=4, hidden=64, dtype="fp32")
 
 
 def test_why_not() -> None:

@@ -12,13 +12,6 @@ namespace {
 
 extern __shared__ __align__(128) std::byte shared_bytes[];
 
-/// Keeps the number of the call in what pads the handle's only word about nodes: its combine looks whether a rank has refused it.
-__device__ void write_nodes(const HandleArgs& handle, std::int32_t rows, std::uint64_t epoch) {
-  handle.tokens_to_node[0] = rows;
-  handle.tokens_to_node[1] = static_cast<std::int32_t>(epoch);
-  handle.tokens_to_node[2] = static_cast<std::int32_t>(epoch >> 32);
-}
-
 /// What of the handle is about no token; by one block.
 __device__ void write_totals(const LatencyDispatchArgs& a, const RoutingMemory& routing, const Epochs& epochs) {
   const PlacementArgs& p = a.group.placement;
