@@ -4,8 +4,8 @@
 // What the kernels of latency mode are given, beside args.h.
 #pragma once
 
-#include "cuda/args.h"
 #include "core/host_device.h"
+#include "cuda/args.h"
 #include "wire/packets.h"
 
 namespace ferry::cuda {
@@ -77,8 +77,10 @@ struct UsualDispatchArgs {
 /// A usual combine.
 struct UsualCombineArgs {
   CombineArgsOnDevice call;
-  std::uint32_t returns = 0, token = 0, place = 0;  ///< units of 16 bytes, as in UsualSlots: the first, from token to token, from place to place
-  std::uint32_t row = 0, out_row = 0;               ///< from row to row of x and of the result
+  std::uint32_t returns = 0, token = 0,
+                place =
+                    0;  ///< units of 16 bytes, as in UsualSlots: the first, from token to token, from place to place
+  std::uint32_t row = 0, out_row = 0;  ///< from row to row of x and of the result
   Division by_local, by_pieces;
 };
 
