@@ -138,8 +138,7 @@ void def_combine(GroupClass& group, const char* method, Run run, const char* doc
   } else {
     group.def(method, call, "x"_a, "handle"_a, nb::kw_only(), "reduction"_a = "per_rank", "weights"_a = nb::none(),
               "codec"_a = "none", "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(),
-              "wait_ns"_a = nb::none(),
-              "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+              "wait_ns"_a = nb::none(), "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   }
 }
 

@@ -25,7 +25,8 @@ Mode mode_of(const DispatchArgs& args) {
 
 /// `args` with the mode that Mode::kAuto comes to, in `memory`: it decides which windows the call may be made in. No windows decide
 /// about it.
-const DispatchArgs& choose_mode(const GroupState& group, const DispatchArgs& args, std::optional<DispatchArgs>& memory) {
+const DispatchArgs& choose_mode(const GroupState& group, const DispatchArgs& args,
+                                std::optional<DispatchArgs>& memory) {
   if (args.mode != Mode::kAuto) return args;
   DispatchCall call;
   fill_dispatch(group, args, call);

@@ -103,8 +103,7 @@ void WindowLayout::add_combine_regions(const GroupLimits& limits) {
   const std::int64_t top_k = limits.max_top_k;
   // Latency mode takes a coded row with the words of its groups.
   const std::int64_t most_coded = max_return_bytes_ + wire::coded_words_bytes(max_return_bytes_ / 2);
-  return_bank_bytes_ =
-      top_k * std::max(max_tokens_ * max_return_bytes_, limits.max_latency_tokens * most_coded);
+  return_bank_bytes_ = top_k * std::max(max_tokens_ * max_return_bytes_, limits.max_latency_tokens * most_coded);
   return_slots_ = add_flights("return slots", return_banks_ * return_bank_bytes_);
   return_stream_bytes_ = limits.max_tokens * top_k * max_return_bytes_;
   combine_forward_ = add_flights("combine forward", forward_sources_ * return_stream_bytes_);

@@ -45,11 +45,12 @@ bool is_even(const Placement& placement) {
 }
 
 bool is_usual(const LatencyDispatchArgs& args, const LatencySize& size, const DeviceLimits& limits) {
-  return is_usual(args.group, size) && args.shape.layout == Layout::kExpertPadded && args.ids != nullptr && args.write_handle &&
-         args.ids_stride[0] == kUsualTopK && args.ids_stride[1] == 1 && args.weights != nullptr &&
+  return is_usual(args.group, size) && args.shape.layout == Layout::kExpertPadded && args.ids != nullptr &&
+         args.write_handle && args.ids_stride[0] == kUsualTopK && args.ids_stride[1] == 1 && args.weights != nullptr &&
          args.weights_stride[0] == kUsualTopK && args.weights_stride[1] == 1 && args.handle.weights != nullptr &&
-         !args.renormalise && args.counts == nullptr && args.recv_counts.total == nullptr && args.shape.capacity * size.num_local <= INT32_MAX &&
-         is_usual_payload(args) && size.num_ranks * args.num_tokens * (args.format.pieces() + 1) < kMostItems &&
+         !args.renormalise && args.counts == nullptr && args.recv_counts.total == nullptr &&
+         args.shape.capacity * size.num_local <= INT32_MAX && is_usual_payload(args) &&
+         size.num_ranks * args.num_tokens * (args.format.pieces() + 1) < kMostItems &&
          usual_dispatch_shared_bytes(size) <= static_cast<std::size_t>(limits.shared_bytes);
 }
 

@@ -51,8 +51,8 @@ def row_bytes(tensor: torch.Tensor) -> int:
 
 
 def detached(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    """Without their graphs: deep_ep takes tensors that require gradients, as autograd functions hand them over, and leaves
-    gradients to those functions."""
+    """Without their graphs: deep_ep takes tensors that require gradients, as autograd functions hand them over, and
+    leaves gradients to those functions."""
     return tuple(tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in tensors)
 
 
