@@ -11,16 +11,10 @@ namespace {
 
 /// Every few calls other tokens, so that slots of many ages lie in the window when tags begin anew; the group is opened `before` calls
 /// before that.
-void count_on(Mode mode, std::uint64_t before, int calls) {
-  Case c;
-  c.mode = mode;
+void count_on(Case c, std::uint64_t before, int calls) {
   c.layout = Layout::kExpertPadded;
   c.nodes = {3};
-  c.num_experts = 6;
-  c.top_k = 3;
   c.tokens = {6, 0, 9};
-  c.weighting = CombineArgs::Weighting::kGiven;
-  c.combine_weights = true;
   c.rounds = 4;
   c = adapted(c);
   const auto references = make_references(c);
@@ -48,7 +42,24 @@ void count_on(Mode mode, std::uint64_t before, int calls) {
 class Epochs : public testing::TestWithParam<Mode> {};
 
 TEST_P(Epochs, TheLowerHalfBeginsAnew) {
-  for (const std::uint64_t before : {1, 2, 3, 9}) count_on(GetParam(), before, 12);
+  Case c;
+  c.mode = GetParam();
+  c.num_experts = 6;
+  c.top_k = 3;
+  c.weighting = CombineArgs::Weighting::kGiven;
+  c.combine_weights = true;
+  for (const std::uint64_t before : {1, 2, 3, 9}) count_on(c, before, 12);
+}
+
+/// Those have kernels of their own on GPUs.
+TEST(EpochsOfUsualCalls, TheLowerHalfBeginsAnew) {
+  Case c;
+  c.mode = Mode::kLatency;
+  c.num_experts = 24;
+  c.top_k = 8;
+  c.host_counts = false;
+  c.weighting = CombineArgs::Weighting::kFromDispatch;
+  for (const std::uint64_t before : {1, 2, 3, 9}) count_on(c, before, 12);
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, Epochs, testing::Values(Mode::kThroughput, Mode::kLatency),
