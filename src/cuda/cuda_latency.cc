@@ -177,7 +177,10 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
   const LatencySize size = latency_size(call.num_tokens, call.top_k, shadow.header);
-  if (is_common(*call.windows, *call.placement) && is_usual(args, size)) {
+  // The handle's placement counts; a dispatch may have brought its own.
+  const bool same_placement = shadow.header.placement_digest == call.placement->digest() &&
+                              shadow.header.num_slots == call.placement->num_slots();
+  if (same_placement && is_common(*call.windows, *call.placement) && is_usual(args, size)) {
     work.bookkeepers = 1;
     launch_usual(args, phase, work, size, limits_, stream);
   } else {

@@ -8,6 +8,8 @@ namespace {
 constexpr int kUsualTopK = 8;
 constexpr int kMostRanks = 32;                ///< a lane knows one
 constexpr std::int64_t kMostItems = 1 << 20;  ///< what Division divides
+constexpr std::int64_t kMostBytes = std::int64_t{16}
+                                    << 32;  ///< units() of slots and returns, which lie before the results
 
 bool on_vectors(const void* data, std::int64_t stride) {
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 16 == 0;
@@ -20,6 +22,7 @@ std::uint32_t units(std::int64_t bytes) {
 /// Not of groups that mask who is late, nor of calls that count what they wait for.
 bool is_usual(const GroupArgs& group, const LatencySize& size) {
   if (group.auto_masks != 0 || group.wait_ns != nullptr) return false;
+  if (group.layout.latency.results >= kMostBytes) return false;
   return size.top_k == kUsualTopK && size.num_ranks <= kMostRanks && size.num_local > 0;
 }
 
@@ -50,7 +53,7 @@ bool is_usual(const LatencyDispatchArgs& args, const LatencySize& size, const De
          args.weights_stride[0] == kUsualTopK && args.weights_stride[1] == 1 && args.handle.weights != nullptr &&
          !args.renormalise && args.counts == nullptr && args.recv_counts.total == nullptr &&
          args.shape.capacity * size.num_local <= INT32_MAX && is_usual_payload(args) &&
-         size.num_ranks * args.num_tokens * (args.format.pieces() + 1) < kMostItems &&
+         size.num_ranks * args.group.layout.latency.max_tokens * (args.format.pieces() + 1) < kMostItems &&
          usual_dispatch_shared_bytes(size) <= static_cast<std::size_t>(limits.shared_bytes);
 }
 

@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the kernels of usual calls share. A usual call (why_not_usual() in cuda_latency.cc) is what inference engines decode with:
+// What the kernels of usual calls share. A usual call (is_usual() in usual_calls.cc) is what inference engines decode with:
 // eight choices, experts spread evenly in their order, nobody left out or to be masked on the way, no statistics. It goes over the same packets, regions and credits as any
 // other call of latency mode (dispatch.cu, combine.cu), and ranks of one call may take either kernel; but a rank follows from a
 // slot by arithmetic, so that there are no tables to load, a lane knows one peer, and few barriers are left.

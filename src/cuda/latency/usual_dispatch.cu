@@ -51,7 +51,10 @@ __device__ __noinline__ void clear_usual(const LatencyDispatchArgs& a, std::uint
   }
   for (int slot = lane; slot < a.group.placement.num_slots; slot += 32)
     a.handle.rank_of_slot[slot] = a.group.placement.rank_of_slot[slot];
-  for (int e = lane; e < a.num_local; e += 32) a.handle.expert_counts[e] = 0;
+  for (int e = lane; e <= a.num_local; e += 32) {
+    if (e < a.num_local) a.handle.expert_counts[e] = 0;
+    a.handle.expert_offsets[e] = 0;
+  }
   if (lane == 0) a.handle.source_offsets[0] = 0;
   if (lane == 0) write_nodes(a.handle, 0, epoch);
   if (lane == 0 && a.num_rows != nullptr) *a.num_rows = 0;
@@ -115,6 +118,8 @@ __device__ bool receive_usual(const UsualDispatchArgs& args, const UsualMemory& 
     return true;
   };
   bool good = receiver.take_all(shifts, rehearsal.wanted, begin);
+  // By every warp, for what it has written itself must be cleared behind it.
+  if (good) good = all_experts_fit(a, m);
   if (good) clear_usual_weights(a, m, shifts);
   if (shifts.keeps_books) {
     // This warp's counts before the look: a warp that fails marks the call before it clears them.
@@ -144,7 +149,7 @@ __global__ void __launch_bounds__(kLatencyThreads, 2)
   }
   if constexpr (kPhase == Phase::kSend) {
     __syncthreads();
-    if (notices.failed) clear_usual(a, notices.epochs.now);
+    if (notices.failed || notices.bad != UsualRouter::kNone) clear_usual(a, notices.epochs.now);
   } else {
     if (!receive_usual<kCoded>(args, memory, shifts, rehearsal, notices)) clear_usual(a, notices.epochs.now);
     end_usual(a.group, LatencyKind::kDispatch, notices.epochs);

@@ -43,6 +43,14 @@ __device__ inline std::int32_t arrived_for(const LatencyDispatchArgs& a, const U
   return sum;
 }
 
+/// False if an expert of this rank gets more rows than it has room for. A warp.
+__device__ inline bool all_experts_fit(const LatencyDispatchArgs& a, const UsualMemory& m) {
+  bool fits = true;
+#pragma unroll 1
+  for (int e = lane_idx(); e < a.num_local; e += 32) fits = fits && arrived_for(a, m, e) <= a.shape.capacity;
+  return __all_sync(kAllLanes, fits) != 0;
+}
+
 template <bool kCoded>
 class UsualReceiver {
  public:
