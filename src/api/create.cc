@@ -209,6 +209,9 @@ std::shared_ptr<net::Engine> make_engine(const GroupConfig& settings, Meeting& m
   std::shared_ptr<net::Engine> engine;
   std::optional<Error> mine;
   try {
+#ifdef FERRY_HAS_CUDA
+    if (settings.backend == "cuda") config.copy_engines = make_cuda_copy_engines(settings.device);
+#endif
     engine = net::make_engine(config);
   } catch (const Error& error) {
     mine = error;

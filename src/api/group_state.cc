@@ -71,6 +71,10 @@ void GroupState::refresh_windows() {
   runtime->masked_now = masks_;
   const Rails rails(runtime->topology, wanted.masked);
   const WindowLayout layout = make_window_layout(config, runtime->topology, *placement, rails);
+  if (runtime->device_memories) {
+    RegionList regions(256);
+    runtime->device_layout = make_device_layout(config.limits, runtime->topology, *placement, layout, regions);
+  }
   ++next_membership_;  // also if opening fails: a second try must not meet notices of the first
   auto windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout, windows_.get());
   counters_.epoch = windows->first_epoch;

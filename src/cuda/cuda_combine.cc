@@ -81,7 +81,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.bias_dtype[b] = biases[b]->dtype;
     args.bias_stride[b] = biases[b]->strides[0] * bytes_of(*biases[b]);
   }
-  args.announces = call.blocking && args.source == RowSource::kInPlace && !call.has_topk_weights &&
+  args.announces = call.blocking && !spans_nodes() && args.source == RowSource::kInPlace && !call.has_topk_weights &&
                    (flat || args.weigh != Weigh::kGiven);
   return args;
 }
@@ -99,6 +99,7 @@ void CudaBackend::combine_send(CombineCall& call) {
   Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
   launch_combine_send(args, launch, stream);
+  if (spans_nodes()) forward(call, args, stream);
   mark(stream);
 }
 
@@ -127,8 +128,12 @@ void CudaBackend::combine_recv(CombineCall& call) {
   call.result.owner = call.memory;
   if (call.handle.mode() == Mode::kLatency)
     return launch(call, args, is_one_kernel(call) ? Phase::kWhole : Phase::kReceive, stream);
-  launch_combine_recv(args, plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
-                      stream);
+  const Launch launch = plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
+  if (spans_nodes()) {
+    launch_combine_recv(args, network_->args(), launch, stream);
+  } else {
+    launch_combine_recv(args, launch, stream);
+  }
   mark(stream);
 }
 

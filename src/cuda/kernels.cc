@@ -15,6 +15,9 @@ void prepare_dispatch_recv();
 void prepare_combine_send();
 void prepare_combine_recv(int dynamic_bytes);
 void prepare_copy();
+void prepare_dispatch_stage(int dynamic_bytes);
+void prepare_dispatch_forward();
+void prepare_combine_forward(int dynamic_bytes);
 void prepare_latency_dispatch(int dynamic_bytes);
 void prepare_latency_combine(int dynamic_bytes);
 
@@ -37,6 +40,9 @@ void prepare_kernels() {
   prepare_combine_send();
   prepare_combine_recv(dynamic_bytes);
   prepare_copy();
+  prepare_dispatch_stage(dynamic_bytes);
+  prepare_dispatch_forward();
+  prepare_combine_forward(dynamic_bytes);
   prepare_latency_dispatch(dynamic_bytes);
   prepare_latency_combine(dynamic_bytes);
 }

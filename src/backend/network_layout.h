@@ -1,0 +1,71 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// The part of a device window that other nodes write or that is on its way to them: words that the engine posts, streams of rows,
+// and rows that come back. Empty on one node. Who writes, who reads and when a region may be reused: docs/memory_model.md.
+#pragma once
+
+#include <cstdint>
+
+#include "core/host_device.h"
+#include "core/regions.h"
+#include "ferry/group.h"
+#include "ferry/topology.h"
+
+namespace ferry {
+
+class WindowLayout;
+
+/// Words that a rank of another node posts through the engine; one writer, one reader.
+enum class NetworkWord : std::uint8_t {
+  kCounts,         ///< [2 parities] exchange << 24: the writer's counts are here
+  kRead,           ///< [flights] the writer has read what came back for its combine
+  kDispatchTotal,  ///< [flights] rows that the writer's stream will have
+  kDispatchChunk,  ///< [flights][kChunks] rows of the stream up to the end of this chunk, which are here
+  kReturnChunk,    ///< [flights][kChunks] the rows of this chunk that the writer, a rail peer, gives back are here
+};
+
+struct NetworkLayout {
+  static constexpr int kChunks = 16;  ///< of a stream
+  static constexpr int kFlightWords = 2 + 2 * kChunks;
+
+  std::int64_t num_ranks = 0, num_nodes = 1;
+  std::int64_t max_tokens = 0;
+  std::int64_t words = 0, words_stride = 0;
+  /// A stream: blocks one after the other, max_tokens rows each, then max_tokens records.
+  std::int64_t stream_bytes = 0;
+  std::int64_t staging = 0, staging_stride = 0;  ///< [flights][other nodes] streams on their way out
+  std::int64_t forward = 0, forward_stride = 0;  ///< [flights][sources] streams of sources that this rank serves
+  std::int64_t return_row_bytes = 0;
+  std::int64_t return_staging = 0, return_staging_stride = 0;  ///< [flights][sources * max_tokens] rows on their way back
+  std::int64_t returns = 0, returns_stride = 0;                ///< [flights][other nodes][max_tokens] rows of this rank's tokens
+
+  FERRY_HD std::int64_t word_at(NetworkWord word, int writer, int flight, int index) const {
+    const std::int64_t base = words + writer * words_stride;
+    if (word == NetworkWord::kCounts) return base + 8 * index;
+    const std::int64_t of_flight = base + 8 * (2 + static_cast<std::int64_t>(flight) * kFlightWords);
+    if (word == NetworkWord::kRead) return of_flight;
+    if (word == NetworkWord::kDispatchTotal) return of_flight + 8;
+    return of_flight + 8 * (2 + (word == NetworkWord::kReturnChunk ? kChunks : 0) + index);
+  }
+  /// Number of a node among those other than `mine`.
+  FERRY_HD static int other_node(int node, int mine) { return node < mine ? node : node - 1; }
+  FERRY_HD std::int64_t staging_at(int flight, int other) const {
+    return staging + flight * staging_stride + other * stream_bytes;
+  }
+  FERRY_HD std::int64_t forward_at(int flight, int stream) const {
+    return forward + flight * forward_stride + stream * stream_bytes;
+  }
+  FERRY_HD std::int64_t returns_at(int flight, int other) const {
+    return returns + flight * returns_stride + other * max_tokens * return_row_bytes;
+  }
+  FERRY_HD std::int64_t return_staging_at(int flight) const { return return_staging + flight * return_staging_stride; }
+  /// Rows of a chunk of what comes back.
+  FERRY_HD std::int64_t return_chunk_rows() const { return (max_tokens + kChunks - 1) / kChunks; }
+};
+
+/// Adds the regions to `list`; none on one node.
+NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& topology, const WindowLayout& window,
+                                  RegionList& list);
+
+}  // namespace ferry

@@ -1,0 +1,32 @@
+// SPDX-FileCopyrightText: 2026 The Ferry authors
+// SPDX-License-Identifier: Apache-2.0
+//
+// What a group that spans nodes keeps on its device for the network, beside its windows: who receives for whom, and how far its
+// commands are.
+#pragma once
+
+#include <memory>
+
+#include "backend/runtime.h"
+#include "cuda/group_memory.h"
+#include "cuda/network_args.h"
+
+namespace ferry::cuda {
+
+class NetworkMemory {
+ public:
+  /// The runtime has an engine with a ring for kernels.
+  NetworkMemory(const Runtime& runtime, GroupMemory& memory);
+
+  /// Makes the tables anew for these windows. No kernel of the group may be running.
+  void adopt(const Windows& windows);
+  const NetworkArgs& args() const { return args_; }
+
+ private:
+  const Runtime& runtime_;
+  GroupMemory& memory_;
+  std::shared_ptr<std::byte> state_, tables_;
+  NetworkArgs args_;
+};
+
+}  // namespace ferry::cuda
