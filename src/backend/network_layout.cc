@@ -19,6 +19,7 @@ NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& top
   out.num_ranks = topology.num_ranks();
   out.num_nodes = topology.num_nodes();
   out.max_tokens = limits.max_tokens;
+  out.max_top_k = limits.max_top_k;
   if (out.num_nodes == 1) return out;
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
     const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
@@ -37,7 +38,7 @@ NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& top
   out.forward = flights("device dispatch forward", sources * out.stream_bytes, out.forward_stride);
   out.return_row_bytes =
       wire::padded(limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))));
-  const std::int64_t return_bytes = limits.max_tokens * out.return_row_bytes;
+  const std::int64_t return_bytes = out.max_returned_rows() * out.return_row_bytes;
   out.return_staging = flights("device return staging", sources * return_bytes, out.return_staging_stride);
   out.returns = flights("device returns", (out.num_nodes - 1) * return_bytes, out.returns_stride);
   return out;

@@ -30,15 +30,15 @@ struct NetworkLayout {
   static constexpr int kFlightWords = 2 + 2 * kChunks;
 
   std::int64_t num_ranks = 0, num_nodes = 1;
-  std::int64_t max_tokens = 0;
+  std::int64_t max_tokens = 0, max_top_k = 0;
   std::int64_t words = 0, words_stride = 0;
   /// A stream: blocks one after the other, max_tokens rows each, then max_tokens records.
   std::int64_t stream_bytes = 0;
   std::int64_t staging = 0, staging_stride = 0;  ///< [flights][other nodes] streams on their way out
   std::int64_t forward = 0, forward_stride = 0;  ///< [flights][sources] streams of sources that this rank serves
   std::int64_t return_row_bytes = 0;
-  std::int64_t return_staging = 0, return_staging_stride = 0;  ///< [flights][sources * max_tokens] rows on their way back
-  std::int64_t returns = 0, returns_stride = 0;                ///< [flights][other nodes][max_tokens] rows of this rank's tokens
+  std::int64_t return_staging = 0, return_staging_stride = 0;  ///< [flights][sources][max_returned_rows] on their way back
+  std::int64_t returns = 0, returns_stride = 0;  ///< [flights][other nodes][max_returned_rows] of this rank's tokens
 
   FERRY_HD std::int64_t word_at(NetworkWord word, int writer, int flight, int index) const {
     const std::int64_t base = words + writer * words_stride;
@@ -57,11 +57,13 @@ struct NetworkLayout {
     return forward + flight * forward_stride + stream * stream_bytes;
   }
   FERRY_HD std::int64_t returns_at(int flight, int other) const {
-    return returns + flight * returns_stride + other * max_tokens * return_row_bytes;
+    return returns + flight * returns_stride + other * max_returned_rows() * return_row_bytes;
   }
   FERRY_HD std::int64_t return_staging_at(int flight) const { return return_staging + flight * return_staging_stride; }
-  /// Rows of a chunk of what comes back.
-  FERRY_HD std::int64_t return_chunk_rows() const { return (max_tokens + kChunks - 1) / kChunks; }
+  /// Most rows that go back for the tokens of one rank from one node: flat, one per choice.
+  FERRY_HD std::int64_t max_returned_rows() const { return max_tokens * max_top_k; }
+  /// Tokens of a chunk of what goes back.
+  FERRY_HD std::int64_t return_chunk_tokens() const { return (max_tokens + kChunks - 1) / kChunks; }
 };
 
 /// Adds the regions to `list`; none on one node.

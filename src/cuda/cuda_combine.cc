@@ -130,6 +130,7 @@ void CudaBackend::combine_recv(CombineCall& call) {
     return launch(call, args, is_one_kernel(call) ? Phase::kWhole : Phase::kReceive, stream);
   const Launch launch = plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (spans_nodes()) {
+    if (args.reduction.group != Reduction::Group::kNode) launch_number_returned(args, network_->args(), stream);
     launch_combine_recv(args, network_->args(), launch, stream);
   } else {
     launch_combine_recv(args, launch, stream);

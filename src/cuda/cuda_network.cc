@@ -21,10 +21,9 @@ std::string CudaBackend::why_not_across(const DispatchCall& call) const {
 
 std::string CudaBackend::why_not_across(const CombineCall& call) const {
   if (!spans_nodes()) return {};
-  if (call.args.reduction.group != Reduction::Group::kNode)
-    return "across nodes the cuda backend sums per node only; use reduction per_node, or backend host";
-  if (call.args.weighting == CombineArgs::Weighting::kGiven)
-    return "across nodes the cuda backend takes weights at dispatch only; use weighting from_dispatch, or backend host";
+  if (call.args.weighting == CombineArgs::Weighting::kGiven && call.args.reduction.group != Reduction::Group::kChoice)
+    return "across nodes the cuda backend sends no weights ahead; give them to dispatch and use weighting from_dispatch, or "
+           "reduction flat, or backend host";
   if (call.has_topk_weights)
     return "across nodes the cuda backend returns no combined top-k weights; leave them out, or use backend host";
   return {};
@@ -63,6 +62,7 @@ void CudaBackend::forward(const CombineCall& call, CombineArgsOnDevice args, cud
   args.own_in_place = false;  // that is for this rank's own tokens
   args.out = call.windows->device(runtime_.rank) + runtime_.device_layout.network.return_staging_at(call.flight);
   args.out_stride = args.sent_stride;
+  if (args.reduction.group != Reduction::Group::kNode) launch_number_forwarded(args, network_->args(), stream);
   launch_combine_forward(args, network_->args(),
                          plan_combine_recv(shape_of(call, most, call.top_k, call.args.num_sms), limits_), stream);
 }

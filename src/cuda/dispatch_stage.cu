@@ -4,6 +4,7 @@
 // The part of step 2, dispatch_send, that is for other nodes: tokens are numbered per node, each is staged once for every node that
 // needs it, and chunks go to the rail peers while later ones are staged. Runs before dispatch_send, whose rows stay in the node. See
 // the host step of this name.
+#include "cuda/device/block_scan.cuh"
 #include "cuda/device/row_sender.cuh"
 #include "cuda/kernels.h"
 
@@ -15,8 +16,6 @@ constexpr int kNumberThreads = 1024;
 
 /// Numbers this rank's tokens for one node, in their order; how many there are. All threads of the only block.
 __device__ std::int32_t number_tokens(const SendArgs& a, const NetworkArgs& net, int node) {
-  __shared__ std::int32_t warp_counts[kNumberThreads / 32];
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   std::int32_t rows = 0;
   for (std::int64_t first = 0; first < a.num_tokens; first += kNumberThreads) {
     const std::int64_t token = first + threadIdx.x;
@@ -25,20 +24,9 @@ __device__ std::int32_t number_tokens(const SendArgs& a, const NetworkArgs& net,
       const std::int32_t rank = a.handle.ranks[token * a.top_k + k];
       wanted = wanted || (rank >= 0 && net.node_of[rank] == node);
     }
-    const unsigned those = __ballot_sync(kAll, wanted);
-    if (lane == 0) warp_counts[warp] = __popc(those);
-    __syncthreads();
-    std::int32_t before = 0, all = 0;
-    for (int w = 0; w < kNumberThreads / 32; ++w) {
-      if (w < warp) before += warp_counts[w];
-      all += warp_counts[w];
-    }
-    if (token < a.num_tokens) {
-      const std::int32_t row = rows + before + __popc(those & ((1u << lane) - 1));
-      a.handle.forward_rows[token * net.num_nodes + node] = wanted ? row : -1;
-    }
-    rows += all;
-    __syncthreads();
+    const BlockScan scan(wanted ? 1 : 0);
+    if (token < a.num_tokens) a.handle.forward_rows[token * net.num_nodes + node] = wanted ? rows + scan.before : -1;
+    rows += scan.all;
   }
   return rows;
 }

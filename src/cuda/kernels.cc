@@ -17,6 +17,7 @@ void prepare_combine_recv(int dynamic_bytes);
 void prepare_copy();
 void prepare_dispatch_stage(int dynamic_bytes);
 void prepare_dispatch_forward();
+void prepare_combine_numbers();
 void prepare_combine_forward(int dynamic_bytes);
 void prepare_latency_dispatch(int dynamic_bytes);
 void prepare_latency_combine(int dynamic_bytes);
@@ -42,6 +43,7 @@ void prepare_kernels() {
   prepare_copy();
   prepare_dispatch_stage(dynamic_bytes);
   prepare_dispatch_forward();
+  prepare_combine_numbers();
   prepare_combine_forward(dynamic_bytes);
   prepare_latency_dispatch(dynamic_bytes);
   prepare_latency_combine(dynamic_bytes);

@@ -27,7 +27,11 @@ struct NetworkArgs {
   const std::int32_t* rail_stream = nullptr;     ///< [nodes] which of the streams there is this rank's
   const std::int32_t* sources = nullptr;         ///< [num_sources] for whom this rank receives, ascending
   const std::int32_t* window_slot = nullptr;     ///< [R] of the peer's device window in commands; -1: mapped here, or left out
-  std::uint32_t* return_rows = nullptr;          ///< [num_sources][kChunks] rows of a chunk that are staged
+  std::uint32_t* staged_tokens = nullptr;        ///< [num_sources][kChunks] tokens of a chunk whose rows are staged
+  // Scratch of a combine whose rows go back one by one.
+  std::int32_t* rows_before = nullptr;      ///< by token that passed through this rank: rows of its source's before its own
+  std::int32_t* rows_of_source = nullptr;   ///< [num_sources] all of them
+  std::int32_t* returned_before = nullptr;  ///< [T, nodes] rows of this rank's tokens that come back from a node before a token's
   net::DeviceRing ring;
   NetworkState* state = nullptr;
 };

@@ -13,7 +13,10 @@ NetworkMemory::NetworkMemory(const Runtime& runtime, GroupMemory& memory)
     : runtime_(runtime), memory_(memory), state_(memory.pool->allocate(sizeof(NetworkState))) {
   const auto num_ranks = static_cast<std::size_t>(runtime.topology.num_ranks());
   const auto num_nodes = static_cast<std::size_t>(runtime.topology.num_nodes());
-  tables_ = memory.pool->allocate(4 * (3 * num_ranks + 2 * num_nodes + num_ranks * NetworkLayout::kChunks));
+  const auto max_tokens = static_cast<std::size_t>(runtime.device_layout.network.max_tokens);
+  tables_ = memory.pool->allocate(4 * (4 * num_ranks + 2 * num_nodes + num_ranks * NetworkLayout::kChunks));
+  // A rank serves no more sources than there are ranks in other nodes, whoever is masked.
+  scratch_ = memory.pool->allocate(4 * max_tokens * (num_ranks + num_nodes));
   args_.ring = runtime.engine->device_ring();
   args_.state = reinterpret_cast<NetworkState*>(state_.get());
   args_.my_node = runtime.topology.node_of(runtime.rank);
@@ -49,6 +52,8 @@ void NetworkMemory::adopt(const Windows& windows) {
   words.resize(sources_at + num_ranks, -1);
   const std::size_t returns_at = words.size();
   words.resize(returns_at + num_ranks * NetworkLayout::kChunks, 0);
+  const std::size_t totals_at = words.size();
+  words.resize(totals_at + num_ranks, 0);
   memory_.copy_to_device(tables_.get(), words.data(), words.size() * 4);
   // Words in new windows begin at zero. The ring goes on: it is the engine's.
   const NetworkState fresh;
@@ -61,7 +66,11 @@ void NetworkMemory::adopt(const Windows& windows) {
   args_.window_slot = base + slots_at;
   args_.sources = base + sources_at;
   args_.num_sources = static_cast<std::int32_t>(sources.size());
-  args_.return_rows = reinterpret_cast<std::uint32_t*>(base + returns_at);
+  args_.staged_tokens = reinterpret_cast<std::uint32_t*>(base + returns_at);
+  args_.rows_of_source = base + totals_at;
+  args_.rows_before = reinterpret_cast<std::int32_t*>(scratch_.get());
+  args_.returned_before =
+      args_.rows_before + static_cast<std::int64_t>(num_ranks) * runtime_.device_layout.network.max_tokens;
 }
 
 }  // namespace ferry::cuda

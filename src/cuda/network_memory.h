@@ -25,7 +25,7 @@ class NetworkMemory {
  private:
   const Runtime& runtime_;
   GroupMemory& memory_;
-  std::shared_ptr<std::byte> state_, tables_;
+  std::shared_ptr<std::byte> state_, tables_, scratch_;
   NetworkArgs args_;
 };
 

@@ -15,34 +15,56 @@ __device__ inline std::int64_t digest_count(const GroupArgs& group) {
   return static_cast<std::int64_t>(low == kNetworkGivenUp ? low - 1 : low);
 }
 
-/// Rows between the begins of two chunks' rows, and of the last one what is left.
-__device__ inline std::int64_t rows_of_chunk(const NetworkLayout& layout, std::int64_t rows, int chunk) {
-  const std::int64_t begin = chunk * layout.return_chunk_rows();
-  return min(layout.return_chunk_rows(), rows - begin);
-}
+/// A source's tokens among those that passed through this rank, and where their rows are staged: one row a token, or as many as
+/// combine_numbers has counted.
+struct ReturnStream {
+  int source_idx;
+  std::int64_t first, tokens;  ///< first: number of the first one
 
-/// Row `number` of all that passed through this rank is staged by the calling warp. Whoever stages the last row of a chunk puts the
-/// chunk into the window of its tokens' rank and says so.
+  /// The stream of the token with this number.
+  __device__ ReturnStream(const CombineArgsOnDevice& a, const NetworkArgs& net, std::int64_t number) : source_idx(0) {
+    while (source_idx + 1 < net.num_sources && a.handle.forward_offsets[net.sources[source_idx + 1]] <= number)
+      ++source_idx;
+    const int source = net.sources[source_idx];
+    first = a.handle.forward_offsets[source];
+    tokens = a.handle.forward_offsets[source + 1] - first;
+  }
+  /// Rows before those of the stream's token `at`, all of them for the one behind the last.
+  __device__ std::int64_t rows_before(const CombineArgsOnDevice& a, const NetworkArgs& net, std::int64_t at) const {
+    if (a.reduction.group == Reduction::Group::kNode) return at;
+    return at < tokens ? net.rows_before[first + at] : net.rows_of_source[source_idx];
+  }
+  /// Where the stream's row 0 is staged, in rows from the begin of the region.
+  __device__ std::int64_t staged_at(const CombineArgsOnDevice& a) const {
+    if (a.reduction.group == Reduction::Group::kNode) return first;
+    return source_idx * a.group.layout.network.max_returned_rows();
+  }
+};
+
+/// What goes back for token `number` of those that passed through this rank was staged by the calling warp. Whoever stages the last
+/// token of a chunk puts the chunk into the window of its tokens' rank and says so.
 __device__ inline void report_returned(const CombineArgsOnDevice& a, const NetworkArgs& net, std::uint64_t epoch,
                                        std::int64_t number, std::int64_t row_bytes) {
   __syncwarp();
   if (threadIdx.x % 32 != 0) return;
   const GroupArgs& group = a.group;
   const NetworkLayout& layout = group.layout.network;
-  int i = 0;
-  while (i + 1 < net.num_sources && a.handle.forward_offsets[net.sources[i + 1]] <= number) ++i;
-  const int source = net.sources[i];
-  const std::int64_t first = a.handle.forward_offsets[source], rows = a.handle.forward_offsets[source + 1] - first;
-  const auto chunk = static_cast<int>((number - first) / layout.return_chunk_rows());
-  const std::int64_t wanted = rows_of_chunk(layout, rows, chunk);
+  const ReturnStream stream(a, net, number);
+  const int source = net.sources[stream.source_idx];
+  const auto chunk = static_cast<int>((number - stream.first) / layout.return_chunk_tokens());
+  const std::int64_t begin_token = chunk * layout.return_chunk_tokens();
+  const std::int64_t end_token = min(stream.tokens, begin_token + layout.return_chunk_tokens());
   __threadfence_system();  // the warp's stores before the count
-  if (atomicAdd(&net.return_rows[i * NetworkLayout::kChunks + chunk], 1u) != static_cast<unsigned>(wanted - 1)) return;
+  if (atomicAdd(&net.staged_tokens[stream.source_idx * NetworkLayout::kChunks + chunk], 1u) !=
+      static_cast<unsigned>(end_token - begin_token - 1))
+    return;
   __threadfence_system();  // those of all warps before the commands
-  const std::int64_t begin = chunk * layout.return_chunk_rows();
+  const std::int64_t begin = stream.rows_before(a, net, begin_token), end = stream.rows_before(a, net, end_token);
   const std::int64_t to =
       layout.returns_at(group.flight, NetworkLayout::other_node(net.my_node, net.node_of[source])) + begin * row_bytes;
-  const std::byte* from = group.own_window + layout.return_staging_at(group.flight) + (first + begin) * row_bytes;
-  if (network_put(group, net, FaultStep::kCombineForward, epoch, source, to, from, wanted * row_bytes))
+  const std::byte* from =
+      group.own_window + layout.return_staging_at(group.flight) + (stream.staged_at(a) + begin) * row_bytes;
+  if (network_put(group, net, FaultStep::kCombineForward, epoch, source, to, from, (end - begin) * row_bytes))
     network_post(group, net, FaultStep::kCombineForward, epoch, source, NetworkWord::kReturnChunk, group.flight, chunk,
                  total_of(epoch, digest_count(group)));
 }

@@ -215,7 +215,7 @@ class TokenSummer {
       clear_sums();
       if (terms.own == 0) start_at_bias(sums_, at);
     }
-    if (terms.all > 0) add<false>(piece, 1.0f);
+    if (terms.all > 0) add<false>(piece, terms_of(at).weights[at.term]);
     if (terms.own > 0 && at.term + 1 == terms.own) {
 #pragma unroll
       for (int v = 0; v < kVectors; ++v) own_sum_[v] = sums_[v].round();
@@ -273,7 +273,8 @@ class TokenSummer {
   struct Choice {
     std::int32_t rank = -1, row = 0, token = 0;
     float weight = 1.0f;
-    std::int32_t node = -1, forward_row = -1;  ///< kAcross
+    // kAcross: -1 for ranks left out. Of other nodes: the token's row in the stream there, and the first row that comes back for it.
+    std::int32_t node = -1, forward_row = -1, returned = 0;
   };
   __device__ Choice choice_of(std::int64_t token, int k) const {
     Choice out;
@@ -281,12 +282,15 @@ class TokenSummer {
     if constexpr (kForwarded) return forwarded_choice(token, k);
     const std::int64_t at = token * a_.top_k + k;
     if constexpr (kAcross) {
-      out.rank = a_.handle.ranks[at];
-      out.row = a_.handle.tokens[at];
-      if (out.rank < 0 || a_.group.members[out.rank] == nullptr) return {};
-      out.node = network_->node_of[out.rank];
-      if (out.node != network_->my_node) out.forward_row = a_.handle.forward_rows[token * network_->num_nodes + out.node];
-      return out;
+      const std::int32_t rank = a_.handle.ranks[at];
+      if (rank < 0 || a_.group.members[rank] == nullptr) return out;
+      out.node = network_->node_of[rank];
+      if (out.node != network_->my_node) {
+        const std::int64_t of_node = token * network_->num_nodes + out.node;
+        out.forward_row = a_.handle.forward_rows[of_node];
+        out.returned = a_.reduction.group == Reduction::Group::kNode ? out.forward_row
+                                                                     : network_->returned_before[of_node];
+      }
     }
     const bool flat = a_.reduction.group == Reduction::Group::kChoice;
     out.rank = a_.handle.ranks[at];
@@ -310,49 +314,56 @@ class TokenSummer {
     return out;
   }
 
-  /// kAcross: one term per rank of this node, one per other node.
+  /// kAcross. per_node: a term per rank of this node, then one per other node; per_rank: one per rank; flat: one per choice.
   __device__ void find_terms_across(const Cursor& cursor) {
     Terms<kMost>& terms = terms_of(cursor);
     const Choice choice = next_;
     next_ = choice_of(cursor.token + step_, lane_);
+    const bool live = choice.node >= 0, here = choice.node == network_->my_node;
+    const bool by_node = a_.reduction.group == Reduction::Group::kNode, flat = a_.reduction.group == Reduction::Group::kChoice;
     const bool last = a_.reduction.order == Reduction::Order::kLastChoice;
     const unsigned before = (1u << lane_) - 1;
-    const bool here = choice.rank >= 0 && choice.node == network_->my_node;
-    const int key = here ? choice.rank : a_.group.num_ranks + choice.node;
-    const unsigned same = __match_any_sync(kAll, choice.rank >= 0 ? key : -1 - lane_);
-    const bool brings = choice.rank >= 0 && (last ? (same & ~before & ~(1u << lane_)) == 0 : (same & before) == 0);
+    const int key = by_node && !here ? a_.group.num_ranks + choice.node : choice.rank;
+    const unsigned same = __match_any_sync(kAll, live ? key : -1 - lane_);
+    const bool brings =
+        live && (flat || (last ? (same & ~before & ~(1u << lane_)) == 0 : (same & before) == 0));
     const unsigned own = __ballot_sync(kAll, brings && here), others = __ballot_sync(kAll, brings && !here);
-    int place = here ? 0 : __popc(own), own_place = 0;
-    if (last) {  // in the order of last choices; this node's is that of its last rank
-      place += __popc((here ? own : others) & before);
-      own_place = own == 0 ? 0 : __popc(others & ((1u << (31 - __clz(static_cast<int>(own)))) - 1));
-    } else {
-      for (unsigned left = own; left != 0; left &= left - 1)
-        place += __shfl_sync(kAll, choice.rank, __ffs(static_cast<int>(left)) - 1) < choice.rank && here ? 1 : 0;
-      for (unsigned left = others; left != 0; left &= left - 1) {
-        const int node = __shfl_sync(kAll, choice.node, __ffs(static_cast<int>(left)) - 1);
-        place += node < choice.node && !here ? 1 : 0;
-        own_place += node < network_->my_node ? 1 : 0;
-      }
+    // Of what is in order: all terms, or those of this node and those of others each for themselves. Ranks are numbered node by node.
+    const unsigned peers = !by_node ? own | others : here ? own : others;
+    const bool by_lane = last || flat;
+    int place = by_lane ? __popc(peers & before) : 0, of_node = 0, own_place = 0;
+    for (unsigned left = own | others; left != 0; left &= left - 1) {
+      const int lane = __ffs(static_cast<int>(left)) - 1;
+      const int rank = __shfl_sync(kAll, choice.rank, lane), node = __shfl_sync(kAll, choice.node, lane);
+      if (!by_lane && (peers >> lane & 1u) != 0) place += rank < choice.rank ? 1 : 0;
+      // The rows of a node come back in the order of choices (flat) or of ranks.
+      if (node == choice.node) of_node += flat ? lane < lane_ : rank < choice.rank;
+      if (node < network_->my_node) own_place += 1;
     }
-    await_sums(choice, brings && !here);
+    if (by_node && last && own != 0) own_place = __popc(others & ((1u << (31 - __clz(static_cast<int>(own)))) - 1));
+    if (by_node && !here) place += __popc(own);
+    await_returns(choice, brings && !here);
     __syncwarp();
-    if (lane_ == 0) terms.count = NodeTerms::pack(__popc(own) + __popc(others), __popc(own), own_place);
+    const int count = __popc(own) + __popc(others);
+    if (lane_ == 0) terms.count = by_node ? NodeTerms::pack(count, __popc(own), own_place) : NodeTerms::pack(count, 0, 0);
     if (brings) {
-      const NetworkLayout& layout = a_.group.layout.network;
-      terms.rows[place] =
-          here ? ranks_[choice.rank].base + choice.row * ranks_[choice.rank].stride
-               : a_.group.own_window +
-                     layout.returns_at(a_.group.flight, NetworkLayout::other_node(choice.node, network_->my_node)) +
-                     static_cast<std::int64_t>(choice.forward_row) * row_bytes_;
+      terms.rows[place] = here ? ranks_[choice.rank].base + choice.row * ranks_[choice.rank].stride
+                               : returned_row(choice, by_node ? 0 : of_node);
+      terms.weights[place] = choice.weight;
     }
     __syncwarp();
   }
-  /// Until the sums that lanes take from other nodes are here. Lane n remembers which chunks of node n are. A wait that fails ends the
+  /// Row `index` of those that came back for a token from the node of a choice.
+  __device__ const std::byte* returned_row(const Choice& choice, int index) const {
+    const int other = NetworkLayout::other_node(choice.node, network_->my_node);
+    return a_.group.own_window + a_.group.layout.network.returns_at(a_.group.flight, other) +
+           (choice.returned + static_cast<std::int64_t>(index)) * row_bytes_;
+  }
+  /// Until the rows that lanes take from other nodes are here. Lane n remembers which chunks of node n are. A wait that fails ends the
   /// call; the rows are then old ones.
-  __device__ void await_sums(const Choice& choice, bool wanted) {
+  __device__ void await_returns(const Choice& choice, bool wanted) {
     const auto chunk =
-        wanted ? static_cast<int>(choice.forward_row / a_.group.layout.network.return_chunk_rows()) : 0;
+        wanted ? static_cast<int>(choice.forward_row / a_.group.layout.network.return_chunk_tokens()) : 0;
     const unsigned known = __shfl_sync(kAll, arrived_, max(choice.node, 0));
     unsigned missing = __ballot_sync(kAll, wanted && (known >> chunk & 1u) == 0);
     if (missing == 0) return;
@@ -480,7 +491,7 @@ class TokenSummer {
   const NetworkArgs* network_;
   const std::uint64_t epoch_;
   std::int64_t num_forwarded_ = 0;
-  unsigned arrived_ = 0;             ///< kAcross, lane n: chunks of node n's sums that are here
+  unsigned arrived_ = 0;             ///< kAcross, lane n: chunks of what node n gives back that are here
   Sixteen<kDType> own_sum_[kVectors];  ///< kAcross: of this node's ranks
   const RankRows* ranks_;
   Choice next_;  ///< of the token after the last one asked for: its latency is hidden behind rows
