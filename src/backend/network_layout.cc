@@ -40,6 +40,12 @@ NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& top
       wire::padded(limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))));
   const std::int64_t return_bytes = out.max_returned_rows() * out.return_row_bytes;
   out.return_staging = flights("device return staging", sources * return_bytes, out.return_staging_stride);
+  out.return_weights_staging =
+      flights("device return weights staging", sources * out.weights_bytes(), out.return_weights_staging_stride);
+  out.return_weights =
+      flights("device return weights", (out.num_nodes - 1) * out.weights_bytes(), out.return_weights_stride);
+  out.weights_staging =
+      flights("device weights staging", out.num_ranks * out.weights_bytes(), out.weights_staging_stride);
   out.returns = flights("device returns", (out.num_nodes - 1) * return_bytes, out.returns_stride);
   return out;
 }

@@ -74,11 +74,11 @@ class Windows {
  private:
   friend class WindowOpener;
   std::shared_ptr<Memory> memory_;
-  std::vector<std::shared_ptr<Memory>> mapped_;        // by rank; null for network peers whose memory the engine holds
-  std::vector<std::byte*> base_;                       // by rank
+  std::vector<std::shared_ptr<Memory>> mapped_;  // by rank; null for network peers whose memory the engine holds
+  std::vector<std::byte*> base_;                 // by rank
   std::vector<std::optional<net::WindowId>> remote_, remote_device_;  // by rank
-  std::vector<std::shared_ptr<DeviceMemory>> device_;  // by rank
-  std::shared_ptr<Memory> own_device_;                 // this rank's, as the engine knows it; null: rows lie in host memory
+  std::vector<std::shared_ptr<DeviceMemory>> device_;                 // by rank
+  std::shared_ptr<Memory> own_device_;  // this rank's, as the engine knows it; null: rows lie in host memory
   std::shared_ptr<net::Engine> engine_;
 };
 

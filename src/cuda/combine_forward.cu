@@ -17,8 +17,9 @@ __device__ bool await_room(const GroupArgs& group, const NetworkArgs& net, std::
   bool good = true;
   const std::uint64_t last = net.state->returned_epoch[group.flight];
   for (int i = static_cast<int>(threadIdx.x); i < net.num_sources && last != 0; i += static_cast<int>(blockDim.x)) {
-    good = wait_network(group, kStep, epoch, NetworkWord::kRead, net.sources[i], group.flight, 0, total_of(last)) != 0 &&
-           good;
+    good =
+        wait_network(group, kStep, epoch, NetworkWord::kRead, net.sources[i], group.flight, 0, total_of(last)) != 0 &&
+        good;
   }
   if (threadIdx.x == 0) good = wait_completed(group, net, kStep, epoch, net.state->combine_busy[group.flight]) && good;
   return __syncthreads_and(good) != 0;
@@ -78,8 +79,8 @@ __device__ void stage_rows(const CombineArgsOnDevice& a, const NetworkArgs& net,
     std::byte* to = a.out + (stream.staged_at(a) + stream.rows_before(a, net, number - stream.first)) * row_bytes;
     for (unsigned left = bringing; left != 0; left &= left - 1) {
       const int who = __ffs(static_cast<int>(left)) - 1;
-      const auto* source = reinterpret_cast<const std::byte*>(
-          __shfl_sync(kAll, reinterpret_cast<unsigned long long>(from), who));
+      const auto* source =
+          reinterpret_cast<const std::byte*>(__shfl_sync(kAll, reinterpret_cast<unsigned long long>(from), who));
       stage_row(to + static_cast<std::int64_t>(__shfl_sync(kAll, place, who)) * row_bytes, source, row_bytes, lane);
     }
     report_returned(a, net, epoch, number, row_bytes);

@@ -48,11 +48,12 @@ __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
   if (a.announces && threadIdx.x == 0) file_combine(a, epoch);
 }
 
-/// Of a group that spans nodes; combine_send has announced. Sums of other nodes come as chunks through the rail peers there, who are
-/// told at the end that they have been read.
+/// Of a group that spans nodes; combine_send has announced. Rows of other nodes come as chunks through the rail peers there; every rank of
+/// another node is told at the end that this one has read what it got.
 template <DType kDType>
 __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
-    combine_recv_network_kernel(const __grid_constant__ CombineArgsOnDevice a, const __grid_constant__ NetworkArgs net) {
+    combine_recv_network_kernel(const __grid_constant__ CombineArgsOnDevice a,
+                                const __grid_constant__ NetworkArgs net) {
   const GroupArgs& group = a.group;
   const std::uint64_t epoch = group.state->combine_epoch[group.flight];
   bool good = !__syncthreads_or(has_failed(group, epoch));
@@ -67,9 +68,9 @@ __global__ void __launch_bounds__(32 * kMostCombineWarps, 1)
   for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x))
     post(group, DeviceSignal::kCombineRead, peer, total_of(epoch));
   if (threadIdx.x != 0) return;
-  for (int node = 0; node < net.num_nodes; ++node) {
-    if (net.rail[node] >= 0)
-      network_post(group, net, kStep, epoch, net.rail[node], NetworkWord::kRead, group.flight, 0, total_of(epoch));
+  for (int peer = 0; peer < group.num_ranks; ++peer) {
+    if (net.window_slot[peer] >= 0)
+      network_post(group, net, kStep, epoch, peer, NetworkWord::kRead, group.flight, 0, total_of(epoch));
   }
   *net.ring.submitted = commands_so_far(net);
 }

@@ -30,10 +30,11 @@ class StreamCopies final : public net::CopyEngines {
     int can_write = 0;
     attribute_(&can_write, CU_DEVICE_ATTRIBUTE_CAN_USE_64_BIT_STREAM_MEM_OPS, device_);
     if (can_write == 0) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("ferry::Group::create: GPU {} has no 64-bit writes on streams, which signals between nodes "
-                              "are; use a topology of one node",
-                              device_));
+      throw Error(
+          ErrorCode::kUnsupported,
+          fmt::format("ferry::Group::create: GPU {} has no 64-bit writes on streams, which signals between nodes "
+                      "are; use a topology of one node",
+                      device_));
     }
     int least = 0, greatest = 0;
     check(cudaDeviceGetStreamPriorityRange(&least, &greatest), "cudaDeviceGetStreamPriorityRange");

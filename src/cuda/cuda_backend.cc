@@ -161,6 +161,7 @@ void CudaBackend::settle(bool abandon) {
   if (abandon && !ends_soon(last_)) give_up();  // kernels that wait for peers leave at once
   check(cudaEventSynchronize(last_), "ferry: kernels of an earlier call");
   has_last_ = false;
+  if (abandon && network_) network_->drain();
 }
 
 void CudaBackend::give_up() {
@@ -192,7 +193,6 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
 }
 
 std::string CudaBackend::why_not(const CombineCall& call) const {
-  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
   const DeviceLayout& layout = runtime_.device_layout;
   const std::int64_t row_bytes = wire::padded(call.row_bytes);
   const std::int64_t most = layout.combine_rows_stride / std::max<std::int64_t>(1, layout.recv_rows);

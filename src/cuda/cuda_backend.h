@@ -71,7 +71,6 @@ class CudaBackend final : public Backend {
   // Between nodes: cuda_network.cc.
   bool spans_nodes() const { return network_ != nullptr; }
   std::string why_not_across(const DispatchCall& call) const;
-  std::string why_not_across(const CombineCall& call) const;
   /// Stages and puts the rows for other nodes; before dispatch_send's own kernel.
   void stage(const DispatchCall& call, SendArgs args, cudaStream_t stream);
   /// Hands on rows of other nodes, and ends the send.

@@ -14,6 +14,10 @@ bool is_one_kernel(const CombineCall& call) {
   return call.blocking && !call.out_over_x();
 }
 
+bool is_flat(const CombineArgsOnDevice& args) {
+  return args.reduction.group == Reduction::Group::kChoice;
+}
+
 std::int64_t bytes_of(const Tensor& tensor) {
   return static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
 }
@@ -98,6 +102,8 @@ void CudaBackend::combine_send(CombineCall& call) {
   if (args.announces) return;
   Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
+  if (spans_nodes() && args.weigh == CombineArgsOnDevice::Weigh::kGiven && !is_flat(args))
+    launch_weights_across(args, network_->args(), launch, stream);
   launch_combine_send(args, launch, stream);
   if (spans_nodes()) forward(call, args, stream);
   mark(stream);

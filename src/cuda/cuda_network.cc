@@ -19,16 +19,6 @@ std::string CudaBackend::why_not_across(const DispatchCall& call) const {
   return {};
 }
 
-std::string CudaBackend::why_not_across(const CombineCall& call) const {
-  if (!spans_nodes()) return {};
-  if (call.args.weighting == CombineArgs::Weighting::kGiven && call.args.reduction.group != Reduction::Group::kChoice)
-    return "across nodes the cuda backend sends no weights ahead; give them to dispatch and use weighting from_dispatch, or "
-           "reduction flat, or backend host";
-  if (call.has_topk_weights)
-    return "across nodes the cuda backend returns no combined top-k weights; leave them out, or use backend host";
-  return {};
-}
-
 void CudaBackend::stage(const DispatchCall& call, SendArgs args, cudaStream_t stream) {
   args.own_blocks = 0;
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);

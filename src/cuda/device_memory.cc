@@ -57,7 +57,6 @@ struct Driver {
     const ErrorCode code = status == CUDA_ERROR_OUT_OF_MEMORY ? ErrorCode::kOverflow : ErrorCode::kInternal;
     throw Error(code, fmt::format("{}: {}", what, text == nullptr ? "unknown error" : text));
   }
-
 };
 
 static_assert(sizeof(CUmemFabricHandle) == sizeof(FabricHandle));

@@ -27,8 +27,8 @@ __device__ bool await_totals(const ForwardArgs& a, std::uint64_t epoch, const St
   bool good = true;
   for (int i = static_cast<int>(threadIdx.x); i < a.network.num_sources; i += static_cast<int>(blockDim.x)) {
     const int source = a.network.sources[i];
-    const std::uint64_t seen = wait_network(a.group, kStep, epoch, NetworkWord::kDispatchTotal, source, a.group.flight,
-                                            0, total_of(epoch));
+    const std::uint64_t seen =
+        wait_network(a.group, kStep, epoch, NetworkWord::kDispatchTotal, source, a.group.flight, 0, total_of(epoch));
     good = check_network_word(a.group, kStep, epoch, source, seen) && good;
     streams.first[i + 1] = static_cast<std::int32_t>(seen & kNetworkGivenUp);
   }
@@ -63,8 +63,7 @@ class Forwarder {
 
   /// Row `row` of the stream at `stream`; number `number` of all that pass through this rank.
   __device__ void hand_on(const std::byte* stream, std::int64_t row, std::int64_t number) {
-    const std::byte* record_at =
-        stream + a_.group.layout.network.max_tokens * a_.row_bytes + row * meta_bytes_;
+    const std::byte* record_at = stream + a_.group.layout.network.max_tokens * a_.row_bytes + row * meta_bytes_;
     const wire::TokenMeta record(const_cast<std::byte*>(record_at), a_.top_k);
     const std::int32_t slot = lane_ < a_.top_k ? load_relaxed(record.slots() + lane_) : -1;
     const std::int32_t rank = slot < 0 ? -1 : a_.group.placement.rank_of_slot[slot];
@@ -96,8 +95,8 @@ class Forwarder {
         if (begin + i * kStep16 < bytes) pieces[i] = __ldcg(reinterpret_cast<const uint4*>(from + begin + i * kStep16));
       }
       for (unsigned left = targets; left != 0; left &= left - 1) {
-        auto* target = reinterpret_cast<std::byte*>(__shfl_sync(
-            kAll, reinterpret_cast<unsigned long long>(to), __ffs(static_cast<int>(left)) - 1));
+        auto* target = reinterpret_cast<std::byte*>(
+            __shfl_sync(kAll, reinterpret_cast<unsigned long long>(to), __ffs(static_cast<int>(left)) - 1));
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
           if (begin + i * kStep16 < bytes) *reinterpret_cast<uint4*>(target + begin + i * kStep16) = pieces[i];
@@ -116,8 +115,8 @@ class Forwarder {
 __device__ std::int64_t rows_before(const ForwardArgs& a, std::uint64_t epoch, const Streams& streams, int source_idx,
                                     int chunk) {
   if (chunk == 0) return 0;
-  const std::uint64_t seen = load_relaxed(network_word(a.group, NetworkWord::kDispatchChunk,
-                                                       a.network.sources[source_idx], a.group.flight, chunk - 1));
+  const std::uint64_t seen = load_relaxed(
+      network_word(a.group, NetworkWord::kDispatchChunk, a.network.sources[source_idx], a.group.flight, chunk - 1));
   return seen >> 24 == epoch ? static_cast<std::int64_t>(seen & kNetworkGivenUp) : streams.rows(source_idx);
 }
 
@@ -141,8 +140,8 @@ __device__ void forward_rows(const ForwardArgs& a, std::uint64_t epoch, const St
       seen = __shfl_sync(kAll, seen, 0);
       if (seen >> 24 != epoch) return;  // the wait has failed
       const std::byte* stream = group.own_window + group.layout.network.forward_at(group.flight, i);
-      const std::int64_t end = min(static_cast<std::int64_t>(seen & kNetworkGivenUp),
-                                   static_cast<std::int64_t>(streams.rows(i)));
+      const std::int64_t end =
+          min(static_cast<std::int64_t>(seen & kNetworkGivenUp), static_cast<std::int64_t>(streams.rows(i)));
       for (std::int64_t row = begin + (warp - begin % warps + warps) % warps; row < end; row += warps)
         forwarder.hand_on(stream, row, streams.first[i] + row);
     }
@@ -151,8 +150,7 @@ __device__ void forward_rows(const ForwardArgs& a, std::uint64_t epoch, const St
 
 extern __shared__ __align__(16) std::byte shared_bytes[];
 
-__global__ void __launch_bounds__(kForwardThreads, 1)
-    dispatch_forward_kernel(const __grid_constant__ ForwardArgs a) {
+__global__ void __launch_bounds__(kForwardThreads, 1) dispatch_forward_kernel(const __grid_constant__ ForwardArgs a) {
   const GroupArgs& group = a.group;
   const std::uint64_t epoch = group.state->epoch + 1;
   const Receivers receivers{reinterpret_cast<std::byte**>(shared_bytes), 1 + a.num_blocks};
@@ -177,8 +175,8 @@ void launch_dispatch_forward(const ForwardArgs& args, const Launch& launch, cuda
   dispatch_forward_kernel<<<launch.blocks, kForwardThreads, launch.shared_bytes, stream>>>(args);
 }
 
-void prepare_dispatch_forward() {
-  prepare_kernel(reinterpret_cast<const void*>(dispatch_forward_kernel), 0);
+void prepare_dispatch_forward(int dynamic_bytes) {
+  prepare_kernel(reinterpret_cast<const void*>(dispatch_forward_kernel), dynamic_bytes);
 }
 
 }  // namespace ferry::cuda

@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(kNumberThreads, 1)
   if (threadIdx.x == 0) {
     for (int node = 0; node < net.num_nodes; ++node) {
       if (net.rail[node] < 0) continue;
-      const std::uint64_t rows =
-          failed ? kNetworkGivenUp : static_cast<std::uint64_t>(a.handle.tokens_to_node[node]);
+      const std::uint64_t rows = failed ? kNetworkGivenUp : static_cast<std::uint64_t>(a.handle.tokens_to_node[node]);
       network_post(group, net, kStep, epoch, net.rail[node], NetworkWord::kDispatchTotal, group.flight, 0,
                    total_of(epoch) | rows);
     }
@@ -82,8 +81,7 @@ __global__ void __launch_bounds__(512, 1)
   find_streams(a, net, receivers);
   bool good = !has_failed(group, epoch);
   // The engine may still read what the flight's last call staged.
-  if (threadIdx.x == 0 && good)
-    good = wait_completed(group, net, kStep, epoch, net.state->dispatch_busy[group.flight]);
+  if (threadIdx.x == 0 && good) good = wait_completed(group, net, kStep, epoch, net.state->dispatch_busy[group.flight]);
   if (__syncthreads_and(good)) {
     RowSender<false, false, true> sender(a, BlockShare(0), receivers, stages[warp],
                                          reinterpret_cast<std::int32_t*>(records + warp * record_bytes), nullptr, &net);

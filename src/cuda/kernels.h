@@ -42,6 +42,9 @@ void launch_dispatch_stage(const SendArgs& args, const NetworkArgs& network, boo
                            cudaStream_t stream);
 /// After launch_dispatch_send, whose arguments said that more follows.
 void launch_dispatch_forward(const ForwardArgs& args, const Launch& launch, cudaStream_t stream);
+/// Weights for ranks of other nodes, and from them: before launch_combine_send.
+void launch_weights_across(const CombineArgsOnDevice& args, const NetworkArgs& network, const Launch& launch,
+                           cudaStream_t stream);
 /// Where rows that go back one by one have their places: before launch_combine_forward, and before launch_combine_recv.
 void launch_number_forwarded(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);
 void launch_number_returned(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);

@@ -16,22 +16,25 @@ struct NetworkState {
   std::uint64_t dispatch_busy[kMaxFlights] = {}, combine_busy[kMaxFlights] = {};
   /// The last combine of a flight whose rows this rank has given back to other nodes.
   std::uint64_t returned_epoch[kMaxFlights] = {};
-  std::uint32_t chunk_warps[NetworkLayout::kChunks] = {};  ///< of a dispatch: warps that have staged their tokens of a chunk
+  std::uint32_t chunk_warps[NetworkLayout::kChunks] =
+      {};  ///< of a dispatch: warps that have staged their tokens of a chunk
 };
 
 /// By value. Tables are in device memory, made anew with the windows.
 struct NetworkArgs {
   std::int32_t my_node = 0, num_nodes = 1, num_sources = 0;
-  const std::int32_t* node_of = nullptr;         ///< [R]
-  const std::int32_t* rail = nullptr;            ///< [nodes] who receives there for this rank; -1: nobody, or this is its node
-  const std::int32_t* rail_stream = nullptr;     ///< [nodes] which of the streams there is this rank's
-  const std::int32_t* sources = nullptr;         ///< [num_sources] for whom this rank receives, ascending
-  const std::int32_t* window_slot = nullptr;     ///< [R] of the peer's device window in commands; -1: mapped here, or left out
-  std::uint32_t* staged_tokens = nullptr;        ///< [num_sources][kChunks] tokens of a chunk whose rows are staged
+  const std::int32_t* node_of = nullptr;  ///< [R]
+  const std::int32_t* rail = nullptr;     ///< [nodes] who receives there for this rank; -1: nobody, or this is its node
+  const std::int32_t* rail_stream = nullptr;  ///< [nodes] which of the streams there is this rank's
+  const std::int32_t* sources = nullptr;      ///< [num_sources] for whom this rank receives, ascending
+  const std::int32_t* window_slot =
+      nullptr;  ///< [R] of the peer's device window in commands; -1: mapped here, or left out
+  std::uint32_t* staged_tokens = nullptr;  ///< [num_sources][kChunks] tokens of a chunk whose rows are staged
   // Scratch of a combine whose rows go back one by one.
-  std::int32_t* rows_before = nullptr;      ///< by token that passed through this rank: rows of its source's before its own
-  std::int32_t* rows_of_source = nullptr;   ///< [num_sources] all of them
-  std::int32_t* returned_before = nullptr;  ///< [T, nodes] rows of this rank's tokens that come back from a node before a token's
+  std::int32_t* rows_before = nullptr;  ///< by token that passed through this rank: rows of its source's before its own
+  std::int32_t* rows_of_source = nullptr;  ///< [num_sources] all of them
+  std::int32_t* returned_before =
+      nullptr;  ///< [T, nodes] rows of this rank's tokens that come back from a node before a token's
   net::DeviceRing ring;
   NetworkState* state = nullptr;
 };

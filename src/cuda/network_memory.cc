@@ -2,7 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/network_memory.h"
 
+#include <chrono>
 #include <cstddef>
+#include <thread>
 #include <vector>
 
 #include "net/window_table.h"
@@ -24,6 +26,14 @@ NetworkMemory::NetworkMemory(const Runtime& runtime, GroupMemory& memory)
   NetworkState state;
   state.ring = {args_.ring.first_index, args_.ring.first_index};
   memory.copy_to_device(args_.state, &state, sizeof(state));
+}
+
+void NetworkMemory::drain() const {
+  if (!runtime_.engine) return;
+  const net::Channel& channel = runtime_.engine->channel(runtime_.engine->num_channels() - 1);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  while (channel.completed() < channel.submitted() && std::chrono::steady_clock::now() < until)
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
 }
 
 void NetworkMemory::adopt(const Windows& windows) {

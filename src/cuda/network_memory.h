@@ -21,6 +21,9 @@ class NetworkMemory {
   /// Makes the tables anew for these windows. No kernel of the group may be running.
   void adopt(const Windows& windows);
   const NetworkArgs& args() const { return args_; }
+  /// Before the engine goes: waits, for at most 1 s, until what kernels that are over have commanded is carried out. Peers may still
+  /// wait for it.
+  void drain() const;
 
  private:
   const Runtime& runtime_;

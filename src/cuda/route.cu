@@ -8,14 +8,13 @@
 // What takes time here is latency: of memory, of the link, of instructions that run once and cold. So there are few phases,
 // loads are asked for a phase ahead, lookups are in shared memory, counts cross the link without a signal behind them, and
 // loops stay loops.
-#include "cuda/device/network.cuh"
+#include "cuda/device/network_counts.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
 
 namespace ferry::cuda {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kRoute;
 
 /// What rank `writer` tells this rank, or this rank tells rank `reader`: CountWords of the note, then of the counts by key.
@@ -306,33 +305,6 @@ __device__ void tell_note(const RouteArgs& a, std::uint64_t epoch, std::uint64_t
     const CountWords to(group.windows[peer], group.layout, exchange, group.rank);
     tell(group, peer, to.note() + threadIdx.x % 32, word, exchange);
   }
-}
-
-/// Has this rank's notes and counts, which lie whole in its own window, written to a rank of another node, and says so. A thread each;
-/// all threads of the block that told them.
-__device__ void tell_network(const RouteArgs& a, const NetworkArgs& net, std::uint64_t epoch, std::uint64_t exchange) {
-  const GroupArgs& group = a.group;
-  const auto parity = static_cast<int>(exchange % 2);
-  const std::int64_t counts = group.layout.counts_at(parity, group.rank);
-  const int words = DeviceLayout::kNoteWords + (a.cached ? 0 : group.num_ranks + group.placement.num_slots);
-  __threadfence_system();  // the words, before the barrier and the commands behind it
-  __syncthreads();
-  for (int peer = static_cast<int>(threadIdx.x); peer < group.num_ranks; peer += static_cast<int>(blockDim.x)) {
-    if (net.window_slot[peer] < 0) continue;
-    if (network_put(group, net, kStep, epoch, peer, counts, group.own_window + counts,
-                    words * static_cast<std::int64_t>(sizeof(CountWord))))
-      network_post(group, net, kStep, epoch, peer, NetworkWord::kCounts, 0, parity, total_of(exchange));
-  }
-  __syncthreads();
-}
-
-/// Until notes and counts of a rank of another node are here; a whole warp.
-__device__ bool await_network(const GroupArgs& group, std::uint64_t epoch, std::uint64_t exchange, int peer) {
-  const auto parity = static_cast<int>(exchange % 2);
-  bool good = true;
-  if (threadIdx.x % 32 == 0)
-    good = wait_network(group, kStep, epoch, NetworkWord::kCounts, peer, 0, parity, total_of(exchange)) != 0;
-  return __shfl_sync(kAll, good, 0);
 }
 
 /// Waits for every peer's note, a warp per peer; refuses what one confessed, that it is in another call, or that its arguments

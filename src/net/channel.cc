@@ -59,8 +59,7 @@ std::uint64_t RingChannel::submitted() const {
 
 void RingChannel::set_completed(std::uint64_t commands) noexcept {
   completed_.store(commands, std::memory_order_release);
-  if (device_words_ != nullptr)
-    std::atomic_ref(device_words_->completed).store(commands, std::memory_order_release);
+  if (device_words_ != nullptr) std::atomic_ref(device_words_->completed).store(commands, std::memory_order_release);
 }
 
 DeviceRing RingChannel::device_ring() const noexcept {

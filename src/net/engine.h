@@ -120,10 +120,10 @@ struct EngineConfig {
   /// Windows may lie on GPUs, and there is one more channel, for kernels; null: host memory alone.
   std::shared_ptr<CopyEngines> copy_engines{};
   std::uint64_t link_bytes_per_second = 0;  ///< loopback: how much this rank sends at most; 0: no limit
-  std::uint32_t ring_slots = 1024;     ///< commands that a channel holds, a power of two
-  std::uint64_t first_index = 0;       ///< tests start ring indices near 2^32 and 2^63
-  std::uint64_t shuffle_seed = 0;      ///< not 0: puts between posts are delayed and reordered (tests)
-  std::int64_t max_post_delay_ns = 0;  ///< random delay before every post (tests)
+  std::uint32_t ring_slots = 1024;          ///< commands that a channel holds, a power of two
+  std::uint64_t first_index = 0;            ///< tests start ring indices near 2^32 and 2^63
+  std::uint64_t shuffle_seed = 0;           ///< not 0: puts between posts are delayed and reordered (tests)
+  std::int64_t max_post_delay_ns = 0;       ///< random delay before every post (tests)
 };
 
 /// Writes into windows of this machine with plain copies by the proxy thread: pretend nodes.

@@ -57,8 +57,8 @@ class LoopbackWindow final : public RemoteWindow {
 /// A transfer that is not complete when it is handed over.
 struct Unfinished {
   Ticket ticket;
-  std::uint64_t mark;        // of the copy engines; 0: not theirs
-  std::int64_t arrives_ns;   // when the limited link has carried it
+  std::uint64_t mark;         // of the copy engines; 0: not theirs
+  std::int64_t arrives_ns;    // when the limited link has carried it
   std::uint64_t* of_engines;  // transfers of its (channel, peer) that the copy engines have; null: not theirs
 };
 
@@ -115,7 +115,8 @@ class LoopbackCarrier final : public Carrier {
              fmt::format("the {} bytes that are mapped, at most 2^{}", expected.size_bytes, kOffsetBits));
     }
     if (memory->is_on_device() && !engines_) {
-      refuse(kFunction, "memory", fmt::format("on a GPU (of rank {})", peer), "host memory, or an engine with copy engines");
+      refuse(kFunction, "memory", fmt::format("on a GPU (of rank {})", peer),
+             "host memory, or an engine with copy engines");
     }
     return std::make_unique<LoopbackWindow>(std::move(memory));
   }
@@ -182,7 +183,8 @@ class LoopbackCarrier final : public Carrier {
   Start begin(Ticket ticket, Flow& flow, bool by_engines) {
     if (by_engines) ++flow.of_engines;
     unmarked_ |= by_engines;
-    unfinished_.push_back({ticket, by_engines ? marks_ + 1 : 0, flow.arrives_ns, by_engines ? &flow.of_engines : nullptr});
+    unfinished_.push_back(
+        {ticket, by_engines ? marks_ + 1 : 0, flow.arrives_ns, by_engines ? &flow.of_engines : nullptr});
     return Start::kStarted;
   }
 

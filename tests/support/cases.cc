@@ -218,9 +218,6 @@ Case adapted(Case c) {
   if (c.nodes.size() > 1) {
     c.network = "auto";
     c.top_k = std::min(c.top_k, 32);
-    c.combine_weights = false;
-    const bool summed_there = c.reduction.group != Reduction::Group::kChoice;  // weights would have to be sent ahead
-    if (c.weighting == CombineArgs::Weighting::kGiven && summed_there) c.weighting = CombineArgs::Weighting::kNone;
   }
   c.top_k = std::min(c.top_k, c.mode == Mode::kLatency ? 32 : 128);
   c.timeout = std::min(c.timeout, std::chrono::seconds(3));

@@ -19,10 +19,9 @@ struct RingOps {
   }
   /// One release store of 16 bytes. The proxy looks at the lap bits of both words, whatever the bus makes of it.
   __device__ void publish(net::CommandWords* slot, const net::CommandWords& words) const {
-    asm volatile(
-        "{\n .reg .b128 all;\n mov.b128 all, {%1, %2};\n st.release.sys.global.b128 [%0], all;\n}" ::"l"(slot),
-        "l"(words.first), "l"(words.second)
-        : "memory");
+    asm volatile("{\n .reg .b128 all;\n mov.b128 all, {%1, %2};\n st.release.sys.global.b128 [%0], all;\n}" ::"l"(slot),
+                 "l"(words.first), "l"(words.second)
+                 : "memory");
   }
 };
 
@@ -40,10 +39,11 @@ __device__ inline bool network_put(const GroupArgs& group, const NetworkArgs& ne
                                    int peer, std::int64_t offset, const std::byte* source, std::int64_t bytes) {
   constexpr auto kMost = static_cast<std::int64_t>(net::kMaxPutBytes);
   for (std::int64_t done = 0; done < bytes; done += kMost) {
-    if (!command(group, net, step, epoch,
-                 net::pack_put(static_cast<std::uint32_t>(net.window_slot[peer]), static_cast<std::uint64_t>(offset + done),
-                               reinterpret_cast<std::uint64_t>(source + done),
-                               static_cast<std::uint64_t>(min(bytes - done, kMost)))))
+    if (!command(
+            group, net, step, epoch,
+            net::pack_put(static_cast<std::uint32_t>(net.window_slot[peer]), static_cast<std::uint64_t>(offset + done),
+                          reinterpret_cast<std::uint64_t>(source + done),
+                          static_cast<std::uint64_t>(min(bytes - done, kMost)))))
       return false;
   }
   return true;
@@ -55,9 +55,9 @@ __device__ inline bool network_post(const GroupArgs& group, const NetworkArgs& n
                                     int peer, NetworkWord word, int flight, int index, std::uint64_t total) {
   delay_signal(group, peer);
   const std::int64_t offset = group.layout.network.word_at(word, group.rank, flight, index);
-  return command(group, net, step, epoch,
-                 net::pack_post(static_cast<std::uint32_t>(net.window_slot[peer]), static_cast<std::uint64_t>(offset),
-                                total));
+  return command(
+      group, net, step, epoch,
+      net::pack_post(static_cast<std::uint32_t>(net.window_slot[peer]), static_cast<std::uint64_t>(offset), total));
 }
 
 /// Commands of this group so far; no kernel may be commanding.
@@ -66,8 +66,8 @@ __device__ inline std::uint64_t commands_so_far(const NetworkArgs& net) {
 }
 
 /// Until the engine needs the sources of the first `commands` no more. One thread; false if it gave up.
-__device__ inline bool wait_completed(const GroupArgs& group, const NetworkArgs& net, FaultStep step, std::uint64_t epoch,
-                                      std::uint64_t commands) {
+__device__ inline bool wait_completed(const GroupArgs& group, const NetworkArgs& net, FaultStep step,
+                                      std::uint64_t epoch, std::uint64_t commands) {
   Patience patience(group, step, epoch, group.rank);
   while (load_acquire(net.ring.completed) < commands) {
     if (patience.is_over(total_of(epoch), total_of(epoch))) return false;
@@ -83,8 +83,9 @@ __device__ inline const std::uint64_t* network_word(const GroupArgs& group, Netw
 
 /// Until a word that `writer` posts has reached `wanted`; what it says then, 0 if the wait gave up. What the engine wrote before it
 /// is visible to this thread.
-__device__ inline std::uint64_t wait_network(const GroupArgs& group, FaultStep step, std::uint64_t epoch, NetworkWord word,
-                                             int writer, int flight, int index, std::uint64_t wanted) {
+__device__ inline std::uint64_t wait_network(const GroupArgs& group, FaultStep step, std::uint64_t epoch,
+                                             NetworkWord word, int writer, int flight, int index,
+                                             std::uint64_t wanted) {
   const std::uint64_t* at = network_word(group, word, writer, flight, index);
   Patience patience(group, step, epoch, writer);
   for (;;) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cuda/device/network.cuh"
+#include "wire/token_meta.h"
 
 namespace ferry::cuda {
 
@@ -41,10 +42,29 @@ struct ReturnStream {
   }
 };
 
+/// The combined weights of the choices in this node of token `number` of those that passed through this rank. A whole warp.
+__device__ inline void stage_returned_weights(const CombineArgsOnDevice& a, std::int64_t number) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  if (lane >= a.top_k) return;
+  const GroupArgs& group = a.group;
+  const wire::TokenMeta record(a.handle.forwarded + number * wire::TokenMeta::bytes(a.top_k), a.top_k);
+  const std::int32_t slot = record.slots()[lane];
+  const std::int32_t rank = slot < 0 ? -1 : a.handle.rank_of_slot[slot];
+  float weight = 0.0f;
+  if (rank >= 0 && group.windows[rank] != nullptr) {
+    const auto* weights = reinterpret_cast<const float*>(group.windows[rank] + group.layout.combine_weights +
+                                                         group.flight * group.layout.combine_weights_stride);
+    weight = load_relaxed(weights + static_cast<std::int64_t>(record.tokens()[lane]) * a.top_k + lane);
+  }
+  auto* to = reinterpret_cast<float*>(group.own_window + group.layout.network.return_weights_staging_at(group.flight));
+  to[number * a.top_k + lane] = weight;
+}
+
 /// What goes back for token `number` of those that passed through this rank was staged by the calling warp. Whoever stages the last
 /// token of a chunk puts the chunk into the window of its tokens' rank and says so.
 __device__ inline void report_returned(const CombineArgsOnDevice& a, const NetworkArgs& net, std::uint64_t epoch,
                                        std::int64_t number, std::int64_t row_bytes) {
+  if (a.topk_weights != nullptr) stage_returned_weights(a, number);
   __syncwarp();
   if (threadIdx.x % 32 != 0) return;
   const GroupArgs& group = a.group;
@@ -64,14 +84,25 @@ __device__ inline void report_returned(const CombineArgsOnDevice& a, const Netwo
       layout.returns_at(group.flight, NetworkLayout::other_node(net.my_node, net.node_of[source])) + begin * row_bytes;
   const std::byte* from =
       group.own_window + layout.return_staging_at(group.flight) + (stream.staged_at(a) + begin) * row_bytes;
-  if (network_put(group, net, FaultStep::kCombineForward, epoch, source, to, from, (end - begin) * row_bytes))
+  bool good = network_put(group, net, FaultStep::kCombineForward, epoch, source, to, from, (end - begin) * row_bytes);
+  if (good && a.topk_weights != nullptr) {
+    const std::int64_t weights_bytes = 4 * static_cast<std::int64_t>(a.top_k);
+    good = network_put(
+        group, net, FaultStep::kCombineForward, epoch, source,
+        layout.return_weights_at(group.flight, NetworkLayout::other_node(net.my_node, net.node_of[source])) +
+            begin_token * weights_bytes,
+        group.own_window + layout.return_weights_staging_at(group.flight) +
+            (stream.first + begin_token) * weights_bytes,
+        (end_token - begin_token) * weights_bytes);
+  }
+  if (good)
     network_post(group, net, FaultStep::kCombineForward, epoch, source, NetworkWord::kReturnChunk, group.flight, chunk,
                  total_of(epoch, digest_count(group)));
 }
 
 /// Until the rows of a chunk that the rail peer in `node` gives back are here. One thread.
-__device__ inline bool await_returned(const CombineArgsOnDevice& a, const NetworkArgs& net, std::uint64_t epoch, int node,
-                                      int chunk) {
+__device__ inline bool await_returned(const CombineArgsOnDevice& a, const NetworkArgs& net, std::uint64_t epoch,
+                                      int node, int chunk) {
   const GroupArgs& group = a.group;
   const int writer = net.rail[node];
   const std::uint64_t seen = wait_network(group, FaultStep::kCombineRecv, epoch, NetworkWord::kReturnChunk, writer,

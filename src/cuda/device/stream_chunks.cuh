@@ -18,8 +18,8 @@ struct StreamChunks {
 
   __device__ StreamChunks(std::int64_t num_tokens, int all_warps)
       : warps(all_warps),
-        tokens_per_warp(max(1, static_cast<int>((num_tokens + warps * NetworkLayout::kChunks - 1) /
-                                                (warps * NetworkLayout::kChunks)))),
+        tokens_per_warp(max(
+            1, static_cast<int>((num_tokens + warps * NetworkLayout::kChunks - 1) / (warps * NetworkLayout::kChunks)))),
         count(static_cast<int>((num_tokens + warps * tokens_per_warp - 1) / (warps * tokens_per_warp))),
         tokens(static_cast<std::int64_t>(warps) * tokens_per_warp) {}
 };

@@ -288,8 +288,8 @@ class TokenSummer {
       if (out.node != network_->my_node) {
         const std::int64_t of_node = token * network_->num_nodes + out.node;
         out.forward_row = a_.handle.forward_rows[of_node];
-        out.returned = a_.reduction.group == Reduction::Group::kNode ? out.forward_row
-                                                                     : network_->returned_before[of_node];
+        out.returned =
+            a_.reduction.group == Reduction::Group::kNode ? out.forward_row : network_->returned_before[of_node];
       }
     }
     const bool flat = a_.reduction.group == Reduction::Group::kChoice;
@@ -320,13 +320,13 @@ class TokenSummer {
     const Choice choice = next_;
     next_ = choice_of(cursor.token + step_, lane_);
     const bool live = choice.node >= 0, here = choice.node == network_->my_node;
-    const bool by_node = a_.reduction.group == Reduction::Group::kNode, flat = a_.reduction.group == Reduction::Group::kChoice;
+    const bool by_node = a_.reduction.group == Reduction::Group::kNode,
+               flat = a_.reduction.group == Reduction::Group::kChoice;
     const bool last = a_.reduction.order == Reduction::Order::kLastChoice;
     const unsigned before = (1u << lane_) - 1;
     const int key = by_node && !here ? a_.group.num_ranks + choice.node : choice.rank;
     const unsigned same = __match_any_sync(kAll, live ? key : -1 - lane_);
-    const bool brings =
-        live && (flat || (last ? (same & ~before & ~(1u << lane_)) == 0 : (same & before) == 0));
+    const bool brings = live && (flat || (last ? (same & ~before & ~(1u << lane_)) == 0 : (same & before) == 0));
     const unsigned own = __ballot_sync(kAll, brings && here), others = __ballot_sync(kAll, brings && !here);
     // Of what is in order: all terms, or those of this node and those of others each for themselves. Ranks are numbered node by node.
     const unsigned peers = !by_node ? own | others : here ? own : others;
@@ -342,16 +342,29 @@ class TokenSummer {
     }
     if (by_node && last && own != 0) own_place = __popc(others & ((1u << (31 - __clz(static_cast<int>(own)))) - 1));
     if (by_node && !here) place += __popc(own);
-    await_returns(choice, brings && !here);
+    await_returns(choice, live && !here);
     __syncwarp();
     const int count = __popc(own) + __popc(others);
-    if (lane_ == 0) terms.count = by_node ? NodeTerms::pack(count, __popc(own), own_place) : NodeTerms::pack(count, 0, 0);
+    if (lane_ == 0)
+      terms.count = by_node ? NodeTerms::pack(count, __popc(own), own_place) : NodeTerms::pack(count, 0, 0);
     if (brings) {
       terms.rows[place] = here ? ranks_[choice.rank].base + choice.row * ranks_[choice.rank].stride
                                : returned_row(choice, by_node ? 0 : of_node);
       terms.weights[place] = choice.weight;
     }
+    if (a_.out_weights != nullptr && lane_ < a_.top_k) {
+      a_.out_weights[cursor.token * a_.top_k + lane_] =
+          live && !here ? weight_across(choice) : returned_weight(choice, lane_);
+    }
     __syncwarp();
+  }
+  /// The combined weight of a choice in another node.
+  __device__ float weight_across(const Choice& choice) const {
+    const NetworkLayout& layout = a_.group.layout.network;
+    const auto* weights = reinterpret_cast<const float*>(
+        a_.group.own_window +
+        layout.return_weights_at(a_.group.flight, NetworkLayout::other_node(choice.node, network_->my_node)));
+    return 0.0f + load_relaxed(weights + static_cast<std::int64_t>(choice.forward_row) * a_.top_k + lane_);
   }
   /// Row `index` of those that came back for a token from the node of a choice.
   __device__ const std::byte* returned_row(const Choice& choice, int index) const {
@@ -491,7 +504,7 @@ class TokenSummer {
   const NetworkArgs* network_;
   const std::uint64_t epoch_;
   std::int64_t num_forwarded_ = 0;
-  unsigned arrived_ = 0;             ///< kAcross, lane n: chunks of what node n gives back that are here
+  unsigned arrived_ = 0;               ///< kAcross, lane n: chunks of what node n gives back that are here
   Sixteen<kDType> own_sum_[kVectors];  ///< kAcross: of this node's ranks
   const RankRows* ranks_;
   Choice next_;  ///< of the token after the last one asked for: its latency is hidden behind rows
