@@ -58,7 +58,7 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.owned_bytes = (limits.owned_rows < 0 ? out.recv_tokens : limits.owned_rows) * window.max_row_bytes();
   out.owned = list.add("device owned rows", out.owned_bytes);
   out.latency = make_latency_layout(limits, out.num_ranks, num_slots, window, list);
-  out.network = make_network_layout(limits, topology, window, list);
+  out.network = make_network_layout(limits, topology, window, out.latency, list);
   out.total_bytes = list.total_bytes();
   return out;
 }

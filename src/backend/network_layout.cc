@@ -14,7 +14,7 @@
 namespace ferry {
 
 NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& topology, const WindowLayout& window,
-                                  RegionList& list) {
+                                  const LatencyLayout& latency, RegionList& list) {
   NetworkLayout out;
   out.num_ranks = topology.num_ranks();
   out.num_nodes = topology.num_nodes();
@@ -28,6 +28,13 @@ NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& top
       list.add(fmt::format("{}[{}]", name, flight), bytes);
     return first;
   };
+  int smallest = topology.num_ranks();
+  for (int node = 0; node < topology.num_nodes(); ++node)
+    smallest = std::min(smallest, topology.first_rank(node + 1) - topology.first_rank(node));
+  out.latency_begin = latency.credits;
+  out.outbox_stride =
+      latency.results - latency.credits;  // what peers write; results come behind it, and are the owner's
+  out.outbox = list.add("device latency outbox", (out.num_ranks - smallest) * out.outbox_stride);
   constexpr std::int64_t kLineBytes = 128;  // two writers never share a line
   out.words_stride = routing::align_up(8 * (2 + limits.num_flights * NetworkLayout::kFlightWords), kLineBytes);
   out.words = list.add("device network words", out.words_stride * out.num_ranks);

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "backend/latency_layout.h"
 #include "core/host_device.h"
 #include "core/regions.h"
 #include "ferry/group.h"
@@ -18,17 +19,19 @@ class WindowLayout;
 
 /// Words that a rank of another node posts through the engine; one writer, one reader.
 enum class NetworkWord : std::uint8_t {
-  kCounts,         ///< [2 parities] exchange << 24: the writer's counts are here
-  kRead,           ///< [flights] the writer has read what it got for its combine
-  kWeights,        ///< [flights] the weights that the writer sends ahead are here
-  kDispatchTotal,  ///< [flights] rows that the writer's stream will have
-  kDispatchChunk,  ///< [flights][kChunks] rows of the stream up to the end of this chunk, which are here
-  kReturnChunk,    ///< [flights][kChunks] the rows of this chunk that the writer, a rail peer, gives back are here
+  kCounts,           ///< [2 parities] exchange << 24: the writer's counts are here
+  kRead,             ///< [flights] the writer has read what it got for its combine
+  kWeights,          ///< [flights] the weights that the writer sends ahead are here
+  kLatencyDispatch,  ///< [flights] what the writer sends in this latency dispatch is here
+  kLatencyCombine,   ///< [flights] the same of a latency combine
+  kDispatchTotal,    ///< [flights] rows that the writer's stream will have
+  kDispatchChunk,    ///< [flights][kChunks] rows of the stream up to the end of this chunk, which are here
+  kReturnChunk,      ///< [flights][kChunks] the rows of this chunk that the writer, a rail peer, gives back are here
 };
 
 struct NetworkLayout {
   static constexpr int kChunks = 16;  ///< of a stream
-  static constexpr int kFlightWords = 3 + 2 * kChunks;
+  static constexpr int kFlightWords = 5 + 2 * kChunks;
 
   std::int64_t num_ranks = 0, num_nodes = 1;
   std::int64_t max_tokens = 0, max_top_k = 0;
@@ -41,7 +44,10 @@ struct NetworkLayout {
   std::int64_t return_staging = 0,
                return_staging_stride = 0;  ///< [flights][sources][max_returned_rows] on their way back
   std::int64_t return_weights_staging = 0, return_weights_staging_stride = 0;  ///< [flights][sources * max_tokens][K]
-  std::int64_t return_weights = 0, return_weights_stride = 0;    ///< [flights][other nodes][max_tokens][K] float32
+  std::int64_t return_weights = 0, return_weights_stride = 0;  ///< [flights][other nodes][max_tokens][K] float32
+  /// [ranks of other nodes] what latency mode stores for a rank, at the places of its window's regions of latency mode, which begin at
+  /// `latency_begin`.
+  std::int64_t outbox = 0, outbox_stride = 0, latency_begin = 0;
   std::int64_t weights_staging = 0, weights_staging_stride = 0;  ///< [flights][R][max_tokens][K] float32, sent ahead
   std::int64_t returns = 0, returns_stride = 0;  ///< [flights][other nodes][max_returned_rows] of this rank's tokens
 
@@ -52,7 +58,9 @@ struct NetworkLayout {
     if (word == NetworkWord::kRead) return of_flight;
     if (word == NetworkWord::kWeights) return of_flight + 8;
     if (word == NetworkWord::kDispatchTotal) return of_flight + 16;
-    return of_flight + 8 * (3 + (word == NetworkWord::kReturnChunk ? kChunks : 0) + index);
+    if (word == NetworkWord::kLatencyDispatch) return of_flight + 24;
+    if (word == NetworkWord::kLatencyCombine) return of_flight + 32;
+    return of_flight + 8 * (5 + (word == NetworkWord::kReturnChunk ? kChunks : 0) + index);
   }
   /// Number of a node among those other than `mine`.
   FERRY_HD static int other_node(int node, int mine) { return node < mine ? node : node - 1; }
@@ -82,8 +90,8 @@ struct NetworkLayout {
   FERRY_HD std::int64_t return_chunk_tokens() const { return (max_tokens + kChunks - 1) / kChunks; }
 };
 
-/// Adds the regions to `list`; none on one node.
+/// Adds the regions to `list`; none on one node. `latency`: those of latency mode.
 NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& topology, const WindowLayout& window,
-                                  RegionList& list);
+                                  const LatencyLayout& latency, RegionList& list);
 
 }  // namespace ferry

@@ -193,6 +193,7 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
 }
 
 std::string CudaBackend::why_not(const CombineCall& call) const {
+  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
   const DeviceLayout& layout = runtime_.device_layout;
   const std::int64_t row_bytes = wire::padded(call.row_bytes);
   const std::int64_t most = layout.combine_rows_stride / std::max<std::int64_t>(1, layout.recv_rows);
@@ -328,7 +329,8 @@ void CudaBackend::make_handle(DispatchCall& call) {
                                                                        : call.shape.capacity * header.num_local_experts;
   header.expert_capacity = call.shape.layout == Layout::kExpertPadded ? call.shape.capacity : 0;
   header.alignment = call.shape.alignment;
-  if (spans_nodes()) header.num_forwarded = call.windows->layout.forward_sources() * config_.limits.max_tokens;
+  if (spans_nodes() && call.args.mode == Mode::kThroughput)
+    header.num_forwarded = call.windows->layout.forward_sources() * config_.limits.max_tokens;
   header.total_bytes = HandleView::bytes_for(header);
   shadow->flight = call.flight;
   std::span<std::byte> memory = call.args.handle_memory;
@@ -419,7 +421,7 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   const DeviceScope scope(device_);
   auto* stream = static_cast<cudaStream_t>(call.args.stream);
   if (call.args.mode == Mode::kLatency) {
-    if (!call.blocking) launch(call, Phase::kSend, stream);  // else one kernel does it all
+    if (!call.blocking || spans_nodes()) launch(call, Phase::kSend, stream);  // else one kernel does it all
     return;
   }
   const Handle& handle = call.result.handle;

@@ -71,6 +71,7 @@ class CudaBackend final : public Backend {
   // Between nodes: cuda_network.cc.
   bool spans_nodes() const { return network_ != nullptr; }
   std::string why_not_across(const DispatchCall& call) const;
+  std::string why_not_across(const CombineCall& call) const;
   /// Stages and puts the rows for other nodes; before dispatch_send's own kernel.
   void stage(const DispatchCall& call, SendArgs args, cudaStream_t stream);
   /// Hands on rows of other nodes, and ends the send.
@@ -84,6 +85,7 @@ class CudaBackend final : public Backend {
   LatencyDispatchArgs& latency_args(DispatchCall& call);
   LatencyDispatchArgs make_latency_args(DispatchCall& call);
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
+  void launch_before(const GroupArgs& group, LatencyKind kind, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
   std::byte* owned_block(DispatchCall& call, std::int64_t bytes);
   void launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream);

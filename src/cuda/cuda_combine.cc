@@ -29,6 +29,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   const HandleShadow& shadow = *call.handle.shadow();
   CombineArgsOnDevice args;
   args.group = group_args(call, *call.placement);
+  if (spans_nodes() && call.handle.mode() == Mode::kLatency) args.group.windows = network_->latency_windows();
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.num_local = shadow.header.num_local_experts;
@@ -96,7 +97,7 @@ void CudaBackend::combine_send(CombineCall& call) {
   cudaStream_t stream = follow(call.args.stream);
   const CombineArgsOnDevice args = combine_args(call);
   if (call.handle.mode() == Mode::kLatency) {
-    if (!is_one_kernel(call)) launch(call, args, Phase::kSend, stream);
+    if (spans_nodes() || !is_one_kernel(call)) launch(call, args, Phase::kSend, stream);
     return;
   }
   if (args.announces) return;
@@ -133,7 +134,7 @@ void CudaBackend::combine_recv(CombineCall& call) {
   }
   call.result.owner = call.memory;
   if (call.handle.mode() == Mode::kLatency)
-    return launch(call, args, is_one_kernel(call) ? Phase::kWhole : Phase::kReceive, stream);
+    return launch(call, args, is_one_kernel(call) && !spans_nodes() ? Phase::kWhole : Phase::kReceive, stream);
   const Launch launch = plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (spans_nodes()) {
     if (args.reduction.group != Reduction::Group::kNode) launch_number_returned(args, network_->args(), stream);

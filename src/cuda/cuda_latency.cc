@@ -58,6 +58,7 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   const HandleHeader& header = handle.shadow()->header;
   LatencyDispatchArgs args;
   args.group = group_args(call, *call.placement);
+  if (spans_nodes()) args.group.windows = network_->latency_windows();
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.renormalise = call.args.renormalise;
@@ -109,8 +110,11 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   if (phase != Phase::kReceive) work.send_items = call.num_tokens * (pieces + 1);
   if (phase != Phase::kSend)
     work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
+  constexpr LatencyKind kKind = LatencyKind::kDispatch;
+  if (spans_nodes()) launch_before(args.group, kKind, phase, stream);
   launch_latency_dispatch(
       args, phase, plan_latency_dispatch(work, latency_size(call.num_tokens, call.top_k, header), limits_), stream);
+  if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
 }
 
@@ -135,7 +139,7 @@ void CudaBackend::receive_latency(DispatchCall& call) {
   call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
   args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
   args.ticket = call.epoch;
-  launch(call, call.blocking ? Phase::kWhole : Phase::kReceive, stream);
+  launch(call, call.blocking && !spans_nodes() ? Phase::kWhole : Phase::kReceive, stream);
   if (call.args.host_counts) {
     wait_for_counts(call);
     if (call.shape.layout == Layout::kRankMajor) {
@@ -162,10 +166,22 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   const std::int64_t rows = shadow.counts_known ? shadow.header.num_rows : call.num_tokens * reached;
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
+  if (spans_nodes()) launch_before(args.group, LatencyKind::kCombine, phase, stream);
   launch_latency_combine(args, phase,
                          plan_latency_combine(work, latency_size(call.num_tokens, call.top_k, shadow.header), limits_),
                          stream);
+  if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
+}
+
+/// Ranks of other nodes are told what was read here before a send waits for what they have read; and what they sent is here before a
+/// kernel looks at it.
+void CudaBackend::launch_before(const GroupArgs& group, LatencyKind kind, Phase phase, cudaStream_t stream) {
+  if (phase == Phase::kReceive) {
+    launch_latency_await(group, network_->args(), kind, stream);
+  } else {
+    launch_latency_credits(group, network_->args(), kind, stream);
+  }
 }
 
 }  // namespace ferry::cuda

@@ -12,10 +12,21 @@ namespace ferry::cuda {
 
 std::string CudaBackend::why_not_across(const DispatchCall& call) const {
   if (!spans_nodes()) return {};
-  if (call.args.mode == Mode::kLatency)
-    return "the cuda backend has latency mode inside one node only; use mode = throughput, or backend host";
   if (call.top_k > kMaxTopK)
     return fmt::format("across nodes the cuda backend takes top-k up to {}, not {}", kMaxTopK, call.top_k);
+  return {};
+}
+
+std::string CudaBackend::why_not_across(const CombineCall& call) const {
+  if (!spans_nodes() || call.handle.mode() != Mode::kLatency) return {};
+  const Reduction::Group group = call.args.reduction.group;
+  if (group == Reduction::Group::kNode)
+    return "across nodes the cuda backend sums per rank or flat in latency mode; use reduction per_rank, or backend "
+           "host";
+  if (call.args.weighting == CombineArgs::Weighting::kGiven && group != Reduction::Group::kChoice)
+    return "across nodes the cuda backend sends no weights ahead in latency mode; give them to dispatch and use "
+           "weighting "
+           "from_dispatch, or reduction flat, or backend host";
   return {};
 }
 

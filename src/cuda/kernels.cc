@@ -17,6 +17,7 @@ void prepare_combine_recv(int dynamic_bytes);
 void prepare_copy();
 void prepare_dispatch_stage(int dynamic_bytes);
 void prepare_dispatch_forward(int dynamic_bytes);
+void prepare_latency_across();
 void prepare_combine_numbers();
 void prepare_combine_weights(int dynamic_bytes);
 void prepare_combine_forward(int dynamic_bytes);
@@ -44,6 +45,7 @@ void prepare_kernels() {
   prepare_copy();
   prepare_dispatch_stage(dynamic_bytes);
   prepare_dispatch_forward(dynamic_bytes);
+  prepare_latency_across();
   prepare_combine_numbers();
   prepare_combine_weights(dynamic_bytes);
   prepare_combine_forward(dynamic_bytes);

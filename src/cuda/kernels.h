@@ -53,6 +53,11 @@ void launch_combine_forward(const CombineArgsOnDevice& args, const NetworkArgs& 
                             cudaStream_t stream);
 void launch_combine_recv(const CombineArgsOnDevice& args, const NetworkArgs& network, const Launch& launch,
                          cudaStream_t stream);
+/// Around the kernels of latency mode's halves: before those that send, after them, and before those that receive.
+void launch_latency_credits(const GroupArgs& group, const NetworkArgs& network, LatencyKind kind, cudaStream_t stream);
+void launch_latency_ship(const LatencyDispatchArgs& args, const NetworkArgs& network, cudaStream_t stream);
+void launch_latency_ship(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);
+void launch_latency_await(const GroupArgs& group, const NetworkArgs& network, LatencyKind kind, cudaStream_t stream);
 std::size_t forward_shared_bytes(int num_ranks, int num_blocks, int num_sources);
 
 inline constexpr int kLatencyThreads = 256;

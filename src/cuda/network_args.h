@@ -16,6 +16,8 @@ struct NetworkState {
   std::uint64_t dispatch_busy[kMaxFlights] = {}, combine_busy[kMaxFlights] = {};
   /// The last combine of a flight whose rows this rank has given back to other nodes.
   std::uint64_t returned_epoch[kMaxFlights] = {};
+  /// Latency mode, by kind and flight: when the outbox may be written again, and what ranks of other nodes know of the calls read.
+  std::uint64_t latency_busy[2][kMaxFlights] = {}, latency_told[2][kMaxFlights] = {};
   std::uint32_t chunk_warps[NetworkLayout::kChunks] =
       {};  ///< of a dispatch: warps that have staged their tokens of a chunk
 };

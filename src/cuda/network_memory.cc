@@ -19,6 +19,7 @@ NetworkMemory::NetworkMemory(const Runtime& runtime, GroupMemory& memory)
   tables_ = memory.pool->allocate(4 * (4 * num_ranks + 2 * num_nodes + num_ranks * NetworkLayout::kChunks));
   // A rank serves no more sources than there are ranks in other nodes, whoever is masked.
   scratch_ = memory.pool->allocate(4 * max_tokens * (num_ranks + num_nodes));
+  latency_windows_ = memory.pool->allocate(sizeof(std::byte*) * num_ranks);
   args_.ring = runtime.engine->device_ring();
   args_.state = reinterpret_cast<NetworkState*>(state_.get());
   args_.my_node = runtime.topology.node_of(runtime.rank);
@@ -68,7 +69,18 @@ void NetworkMemory::adopt(const Windows& windows) {
   // Words in new windows begin at zero. The ring goes on: it is the engine's.
   const NetworkState fresh;
   memory_.copy_to_device(args_.state->returned_epoch, fresh.returned_epoch, sizeof(fresh.returned_epoch));
+  memory_.copy_to_device(args_.state->latency_told, fresh.latency_told, sizeof(fresh.latency_told));
   memory_.copy_to_device(args_.state->chunk_warps, fresh.chunk_warps, sizeof(fresh.chunk_warps));
+  const NetworkLayout& layout = runtime_.device_layout.network;
+  std::vector<std::byte*> latency_windows;
+  std::byte* outbox = windows.device(runtime_.rank) + layout.outbox;
+  for (int rank = 0; rank < topology.num_ranks(); ++rank) {
+    latency_windows.push_back(windows.device(rank));
+    if (topology.node_of(rank) == args_.my_node) continue;
+    if (!windows.membership.is_masked(rank)) latency_windows.back() = outbox - layout.latency_begin;
+    outbox += layout.outbox_stride;
+  }
+  memory_.copy_to_device(latency_windows_.get(), latency_windows.data(), latency_windows.size() * sizeof(std::byte*));
   auto* base = reinterpret_cast<std::int32_t*>(tables_.get());
   args_.node_of = base;
   args_.rail = base + rails_at;

@@ -21,6 +21,8 @@ class NetworkMemory {
   /// Makes the tables anew for these windows. No kernel of the group may be running.
   void adopt(const Windows& windows);
   const NetworkArgs& args() const { return args_; }
+  /// [R] as GroupArgs::windows for latency mode: of ranks of other nodes the outbox, as if it were their windows.
+  std::byte* const* latency_windows() const { return reinterpret_cast<std::byte* const*>(latency_windows_.get()); }
   /// Before the engine goes: waits, for at most 1 s, until what kernels that are over have commanded is carried out. Peers may still
   /// wait for it.
   void drain() const;
@@ -28,7 +30,7 @@ class NetworkMemory {
  private:
   const Runtime& runtime_;
   GroupMemory& memory_;
-  std::shared_ptr<std::byte> state_, tables_, scratch_;
+  std::shared_ptr<std::byte> state_, tables_, scratch_, latency_windows_;
   NetworkArgs args_;
 };
 
