@@ -10,15 +10,20 @@
 #include <barrier>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cuda_report.h"
 #include "cuda_settings.h"
 
 namespace {
 
+using ferry::bench::make_routing;
+using ferry::bench::median;
 using ferry::bench::Settings;
+using ferry::bench::slowest;
 
 void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(status));
@@ -77,8 +82,22 @@ std::uint16_t value_of(std::int64_t t, std::int64_t j, int rank, int set) {
   return static_cast<std::uint16_t>(0x3f80 | ((t * 31 + j * 7 + rank * 13 + set * 5 + (t >> 5)) & 0x7f));
 }
 
+struct DeviceFree {
+  void operator()(void* memory) const { cudaFree(memory); }
+};
+template <typename T>
+using DeviceArray = std::unique_ptr<T[], DeviceFree>;
+
+/// A rank's tokens, their choices and weights of 2 / top-k.
+struct Inputs {
+  DeviceArray<std::uint16_t> x;
+  DeviceArray<std::int64_t> ids;
+  DeviceArray<float> weights;
+};
+
 struct Shared {
-  explicit Shared(int ranks) : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)) {}
+  explicit Shared(int ranks)
+      : sync(ranks), flags{}, link(static_cast<std::size_t>(ranks)), times(static_cast<std::size_t>(ranks)) {}
   std::barrier<> sync;
   Flags flags;
   std::vector<std::byte*> link;
@@ -89,8 +108,6 @@ struct Shared {
 
 class RankBench {
  public:
-  RankBench(const Settings& options, int rank, int ranks, Shared& shared)
-      : RankBench(options, rank, ranks, shared, rank) {}
   RankBench(const Settings& options, int rank, int ranks, Shared& shared, int device)
       : o_(options), rank_(rank), ranks_(ranks), shared_(shared) {
     check(cudaSetDevice(device), "cudaSetDevice");
@@ -114,6 +131,30 @@ class RankBench {
     void* memory = nullptr;
     check(cudaMalloc(&memory, bytes), "cudaMalloc");
     return memory;
+  }
+  template <typename T>
+  DeviceArray<T> allocate_array(std::int64_t count) {
+    return DeviceArray<T>(static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T))));
+  }
+  Inputs make_inputs(std::int64_t tokens, int set) {
+    const std::int64_t choices = tokens * o_.top_k;
+    Inputs in{allocate_array<std::uint16_t>(tokens * o_.hidden), allocate_array<std::int64_t>(choices),
+              allocate_array<float>(choices)};
+    const auto ids = make_routing(o_, tokens, rank_, set);
+    check(cudaMemcpy(in.ids.get(), ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
+    const std::vector<float> weights(ids.size(), 2.0f / static_cast<float>(o_.top_k));
+    check(cudaMemcpy(in.weights.get(), weights.data(), weights.size() * 4, cudaMemcpyHostToDevice), "cudaMemcpy");
+    fill_kernel<<<128, 256, 0, stream_>>>(in.x.get(), tokens, o_.hidden, rank_, set);
+    check(cudaStreamSynchronize(stream_), "filling inputs");
+    return in;
+  }
+
+  /// GB/s of the link: every rank pushes to its neighbour; of all ranks the slowest.
+  double link_gbps(int sms) {
+    time(3, 10, [&](int) { push(sms); });
+    const double gbps = kLinkBytes / median(slowest(shared_.times)) * 1e-3;
+    shared_.sync.arrive_and_wait();
+    return gbps;
   }
   void barrier() { barrier_kernel<<<1, kMaxGpus, 0, stream_>>>(shared_.flags, rank_, ranks_, ++round_, hold_cycles_); }
 
@@ -204,23 +245,6 @@ class RankBench {
   long long hold_cycles_ = kHoldCycles;
   double host_us_ = 0;  ///< least time that a call of the last time() took on the host
 };
-
-double median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
-double quantile(std::vector<double> values, double q) {
-  std::sort(values.begin(), values.end());
-  return values[std::min(values.size() - 1, static_cast<std::size_t>(q * static_cast<double>(values.size())))];
-}
-/// Per iteration the slowest rank.
-std::vector<double> slowest(const Shared& shared) {
-  std::vector<double> out = shared.times[0];
-  for (const auto& times : shared.times) {
-    for (std::size_t i = 0; i < out.size(); ++i) out[i] = std::max(out[i], times[i]);
-  }
-  return out;
-}
 
 /// "2xH200"
 std::string machine_name(int gpus) {

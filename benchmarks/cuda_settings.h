@@ -1,7 +1,7 @@
 // SPDX-FileCopyrightText: 2026 The Ferry authors
 // SPDX-License-Identifier: Apache-2.0
 //
-// What ferry_cuda_throughput measures: its settings, how tokens choose experts, and what the links then have to carry.
+// What the benchmarks on GPUs measure: their settings, how tokens choose experts, and what the links then have to carry.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +26,7 @@ struct Settings {
   int ranks = 0, nodes = 1, experts = 256, top_k = 8, iterations = 30, sets = 3;
   int link_gbps = 0;  ///< of the link by which a rank seems to send to other nodes; 0: as fast as it goes
   std::int64_t hidden = 7168;
+  std::string layout = "expert_padded", codec = "fp8_f32";  ///< latency mode
   std::string json, commit = "unknown", date;
 };
 

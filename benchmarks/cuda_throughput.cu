@@ -7,19 +7,14 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <barrier>
 #include <chrono>
-#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <nlohmann/json.hpp>
-#include <numeric>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
+#include "cuda_report.h"
 #include "cuda_ruler.cuh"
 #include "cuda_settings.h"
 #include "ferry/ferry.h"
@@ -29,14 +24,12 @@ namespace {
 
 using namespace ferry;
 using bench::busiest;
-using bench::make_routing;
 using bench::ranks_needed;
 
 /// Inputs of one rotation.
 struct Set {
-  std::uint16_t* x;
-  std::int64_t* ids;
-  float* scales;
+  Inputs in;
+  DeviceArray<float> scales;
   std::vector<unsigned> needed;
 };
 
@@ -46,43 +39,22 @@ bool is_by_expert(const std::string& op) {
 
 class Runner {
  public:
-  Runner(const Settings& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks) {
-    shared_.times.resize(static_cast<std::size_t>(ranks));
-    if (!o.json.empty()) file_ = std::fopen(o.json.c_str(), "a");
-  }
-  ~Runner() {
-    if (file_ != nullptr) std::fclose(file_);
-  }
+  Runner(const Settings& o, int ranks) : o_(o), ranks_(ranks), shared_(ranks), lines_(o, ranks, machine_name(ranks)) {}
 
   /// False if any result was wrong.
   bool run() {
-    auto meetings = meet_in_process(ranks_);
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < ranks_; ++rank) {
-      threads.emplace_back([&, rank] {
-        try {
-          run_rank(rank, *meetings[static_cast<std::size_t>(rank)]);
-        } catch (const std::exception& error) {
-          std::fprintf(stderr, "rank %d: %s\n", rank, error.what());
-          std::fflush(nullptr);
-          std::_Exit(1);  // the others wait for this rank
-        }
-      });
-    }
-    for (auto& thread : threads) thread.join();
+    bench::run_ranks(ranks_, [&](int rank, Meeting& meeting) { run_rank(rank, meeting); });
     return all_verified_;
   }
 
  private:
   void run_rank(int rank, Meeting& meeting) {
-    RankBench bench(o_, rank, ranks_, shared_);
-    bench.time(3, 10, [&](int) { bench.push(132); });
-    if (rank == 0) ceiling_ = RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3;
+    RankBench bench(o_, rank, ranks_, shared_, rank);
+    const double ceiling = bench.link_gbps(132);
+    if (rank == 0) lines_.ceiling = ceiling;
     for (int sms : o_.sms) {
-      bench.time(3, 10, [&](int) { bench.push(sms); });
-      if (rank == 0)
-        std::printf("ceiling: all SMs %.1f GB/s, %d SMs %.1f GB/s\n", ceiling_, sms,
-                    RankBench::kLinkBytes / median(slowest(shared_)) * 1e-3);
+      const double own = bench.link_gbps(sms);
+      if (rank == 0) std::printf("ceiling: all SMs %.1f GB/s, %d SMs %.1f GB/s\n", ceiling, sms, own);
     }
     for (std::int64_t tokens : o_.tokens) run_tokens(bench, meeting, tokens);
   }
@@ -106,11 +78,6 @@ class Runner {
     const auto sets = make_sets(bench, tokens);
     for (const std::string& op : o_.ops) {
       for (int sms : o_.sms) measure(bench, group, sets, tokens, op, sms);
-    }
-    for (const Set& set : sets) {
-      cudaFree(set.x);
-      cudaFree(set.ids);
-      cudaFree(set.scales);
     }
     shared_.sync.arrive_and_wait();
   }
@@ -141,18 +108,10 @@ class Runner {
   std::vector<Set> make_sets(RankBench& bench, std::int64_t tokens) {
     std::vector<Set> sets;
     for (int s = 0; s < o_.sets; ++s) {
-      Set set;
-      set.x = static_cast<std::uint16_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.hidden * 2)));
-      set.ids = static_cast<std::int64_t*>(bench.allocate(static_cast<std::size_t>(tokens * o_.top_k * 8)));
-      set.scales =
-          static_cast<float*>(bench.allocate(static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)));
-      const auto ids = make_routing(o_, tokens, bench.rank_, s);
-      set.needed = ranks_needed(o_, ids, ranks_);
-      check(cudaMemcpy(set.ids, ids.data(), ids.size() * 8, cudaMemcpyHostToDevice), "cudaMemcpy");
-      fill_kernel<<<128, 256, 0, bench.stream_>>>(set.x, tokens, o_.hidden, bench.rank_, s);
-      check(cudaMemset(set.scales, 0x3f, static_cast<std::size_t>(tokens * ((o_.hidden + 127) / 128) * 4)),
-            "cudaMemset");
-      check(cudaStreamSynchronize(bench.stream_), "filling inputs");
+      const std::int64_t scales = tokens * ((o_.hidden + 127) / 128);
+      Set set{bench.make_inputs(tokens, s), bench.allocate_array<float>(scales),
+              ranks_needed(o_, make_routing(o_, tokens, bench.rank_, s), ranks_)};
+      check(cudaMemset(set.scales.get(), 0x3f, static_cast<std::size_t>(scales) * 4), "cudaMemset");
       sets.push_back(std::move(set));
     }
     check(cudaDeviceSynchronize(), "filling inputs");
@@ -163,13 +122,14 @@ class Runner {
   DispatchArgs dispatch_args(RankBench& bench, const Set& set, std::int64_t tokens, const std::string& op, int sms) {
     DispatchArgs args;
     if (op == "dispatch-fp8") {
-      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kFp8E4m3, {tokens, o_.hidden}));
       args.payload.push_back(
-          Tensor::contiguous(static_cast<void*>(set.scales), DType::kFp32, {tokens, (o_.hidden + 127) / 128}));
+          Tensor::contiguous(static_cast<void*>(set.in.x.get()), DType::kFp8E4m3, {tokens, o_.hidden}));
+      args.payload.push_back(
+          Tensor::contiguous(static_cast<void*>(set.scales.get()), DType::kFp32, {tokens, (o_.hidden + 127) / 128}));
     } else {
-      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.x), DType::kBf16, {tokens, o_.hidden}));
+      args.payload.push_back(Tensor::contiguous(static_cast<void*>(set.in.x.get()), DType::kBf16, {tokens, o_.hidden}));
     }
-    args.topk_ids = Tensor::contiguous(static_cast<void*>(set.ids), DType::kInt64, {tokens, o_.top_k});
+    args.topk_ids = Tensor::contiguous(static_cast<void*>(set.in.ids.get()), DType::kInt64, {tokens, o_.top_k});
     if (is_by_expert(op)) args.layout = Layout::kExpertMajor;
     args.host_counts = false;
     if (op == "dispatch-owned") {
@@ -329,7 +289,8 @@ class Runner {
 
   void report(std::int64_t tokens, const std::string& op, int sms) {
     const bool combine = op.rfind("combine", 0) == 0;
-    const std::vector<double> times = slowest(shared_);
+    const std::vector<double> times = slowest(shared_.times);
+    const std::string payload = op == "dispatch-fp8" ? "fp8_f32" : "bf16";
     const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden + (o_.hidden + 127) / 128 * 4 : 2 * o_.hidden;
     double rows = 0;
     const auto unit = op == "combine-flat" ? bench::Unit::kChoice : bench::Unit::kToken;
@@ -343,51 +304,32 @@ class Runner {
           o_.sets;
     }
     const double bytes = rows * static_cast<double>(row_bytes);
-    const double time = median(times);
+    const std::string sum = op == "combine-flat" ? "flat" : op == "combine-node" ? "per_node" : "per_rank";
+    nlohmann::ordered_json line = lines_.make({.mode = "throughput",
+                                               .op = combine ? "combine" : "dispatch",
+                                               .layout = is_by_expert(op) ? "expert_major" : "rank_major",
+                                               .payload = payload,
+                                               .codec = payload,
+                                               .reduction = combine ? sum : "",
+                                               .tokens = tokens,
+                                               .num_sms = sms,
+                                               .necessary_bytes = bytes,
+                                               .logical_bytes = static_cast<double>(tokens * o_.top_k * row_bytes),
+                                               .verified = shared_.verified},
+                                              times);
     // Between nodes it is the emulated link that bounds a call; without a limit, what one GPU can send to another.
-    const double ceiling = o_.nodes > 1 && o_.link_gbps > 0 ? o_.link_gbps : ceiling_;
-    const double fraction = bytes / (time * 1e-6) / (ceiling * 1e9);
-    const double logical = static_cast<double>(tokens * o_.top_k * row_bytes) / (time * 1e-6) * 1e-9;
-    nlohmann::ordered_json line = {{"commit", o_.commit},
-                                   {"date", o_.date},
-                                   {"machine", machine_name(ranks_)},
-                                   {"backend", "cuda"},
-                                   {"ranks", ranks_},
-                                   {"nodes", o_.nodes},
-                                   {"ranks_as", "threads"},
-                                   {"mode", "throughput"},
-                                   {"op", combine ? "combine" : "dispatch"},
-                                   {"layout", is_by_expert(op) ? "expert_major" : "rank_major"},
-                                   {"payload", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
-                                   {"codec", op == "dispatch-fp8" ? "fp8_f32" : "bf16"},
-                                   {"reduction", !combine               ? ""
-                                                 : op == "combine-flat" ? "flat"
-                                                 : op == "combine-node" ? "per_node"
-                                                                        : "per_rank"},
-                                   {"tokens", tokens},
-                                   {"hidden", o_.hidden},
-                                   {"top_k", o_.top_k},
-                                   {"experts", o_.experts},
-                                   {"routing", o_.routing},
-                                   {"network", o_.nodes > 1 ? "loopback" : "none"},
-                                   {"link_limit_gbps", nullptr},
-                                   {"launch", o_.launch},
-                                   {"num_sms", sms},
-                                   {"time_us_median", time},
-                                   {"time_us_p90", quantile(times, 0.9)},
-                                   {"time_us_p99", quantile(times, 0.99)},
-                                   {"necessary_bytes", bytes},
-                                   {"ceiling_gbps", ceiling},
-                                   {"fraction", fraction},
-                                   {"logical_gbps", logical},
-                                   {"verified", shared_.verified}};
+    const double ceiling = o_.nodes > 1 && o_.link_gbps > 0 ? o_.link_gbps : lines_.ceiling;
+    line["ceiling_gbps"] = ceiling;
+    line["fraction"] = bytes / (median(times) * 1e3) / ceiling;
+    line["nodes"] = o_.nodes;
+    if (o_.nodes > 1) line["network"] = "loopback";
     if (o_.nodes > 1 && o_.link_gbps > 0) line["link_limit_gbps"] = o_.link_gbps;
     if (combine) line["input"] = op == "combine-any" ? "any" : "window";
     if (!combine) line["output"] = op == "dispatch-owned" ? "owned" : "window";
-    if (file_ != nullptr) std::fprintf(file_, "%s\n", line.dump().c_str());
+    lines_.append(line);
     std::printf("%-16s %5ld tokens %3d SMs: %8.1f us (p90 %8.1f)  floor %6.1f  fraction %.3f  %s\n", op.c_str(),
-                static_cast<long>(tokens), sms, time, quantile(times, 0.9), bytes / ceiling * 1e-3, fraction,
-                shared_.verified ? "verified" : "WRONG");
+                static_cast<long>(tokens), sms, median(times), bench::quantile(times, 0.9), bytes / ceiling * 1e-3,
+                line["fraction"].get<double>(), shared_.verified ? "verified" : "WRONG");
     std::fflush(stdout);
     all_verified_ = all_verified_ && shared_.verified;
     shared_.verified = true;
@@ -396,37 +338,25 @@ class Runner {
   const Settings& o_;
   const int ranks_;
   Shared shared_;
-  double ceiling_ = 0;
+  bench::Lines lines_;
   bool all_verified_ = true;
-  std::FILE* file_ = nullptr;
 };
 
 }  // namespace
 
-int ferry_cuda_bench_main(int argc, char** argv) {
+int ferry_cuda_throughput_main(int argc, char** argv) {
   Settings o;
   const std::vector<std::string> all_ops = o.ops;
   app::Program program("Dispatch and combine on GPUs, a thread per GPU, each call timed alone");
   app::Options options = program.options();
-  options.values("--tokens", o.tokens, "tokens per rank; several values make several cases");
-  options.values("--sms", o.sms, "SMs per call; several values make several cases");
   options.some_of("--ops", o.ops, all_ops, "what to measure");
-  options.word("--routing", o.routing, app::Words<std::string>{{"uniform", "uniform"}, {"zipf", "zipf"}},
-               "how tokens choose experts (default: uniform)");
-  options.word("--launch", o.launch, app::Words<std::string>{{"direct", "direct"}, {"graph", "graph"}},
-               "direct calls or replays of captured ones (default: direct)");
   options.number("--ranks", o.ranks, 0, kMaxGpus, "GPUs; 0: all");
   options.number("--nodes", o.nodes, 1, kMaxGpus,
                  "pretend nodes of equal size, between which the loopback network copies");
   options.number("--link-gbps", o.link_gbps, 0, 1000,
                  "GB/s that a rank seems to send to other nodes with; 0: as fast as it goes");
-  options.number("--experts", o.experts, 1, 1 << 20, "experts of all ranks together");
-  options.number("--top-k", o.top_k, 1, 64, "choices per token");
-  options.number("--hidden", o.hidden, 8, 1 << 20, "width of a row in elements");
-  options.number("--iterations", o.iterations, 1, 1 << 20, "timed calls");
-  options.json_file(o.json, "append one JSON line per measurement to this file");
-  options.value("--commit", o.commit, "commit that the JSON lines name");
-  options.value("--date", o.date, "date that the JSON lines name");
+  bench::add_cuda_options(options, o, 64);
+  bench::add_launch_option(options, o);
   if (const auto ended = program.parse(argc, argv)) return *ended;
   if (o.top_k > o.experts) {
     std::fprintf(stderr, "--top-k: %d given, expected at most the number of experts, %d\n", o.top_k, o.experts);

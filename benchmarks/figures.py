@@ -60,6 +60,58 @@ def cuda_table(lines: list[dict]) -> list[str]:
     return head + [rows[key] for key in sorted(rows)]
 
 
+def latency_table(lines: list[dict]) -> list[str]:
+    """Whole calls of latency mode: median and p99, direct and replayed."""
+    cells = {}
+    for line in lines:
+        if line["mode"] != "latency" or line["op"] not in ("dispatch", "combine") or not is_usual(line):
+            continue
+        name = ", ".join(part for part in (line["op"], line["codec"], line["layout"], line["reduction"]) if part)
+        key = (line["machine"], line["op"] != "dispatch", name, line["num_sms"], line["tokens"])
+        cells.setdefault(key, {})[line["launch"]] = f"{line['time_us_median']:.1f} ({line['time_us_p99']:.1f})"
+    if not cells:
+        return []
+    rows = [
+        f"| {machine} | {name} | {tokens} | {sms or 'any'} | {cell.get('direct', '')} | {cell.get('graph', '')} |"
+        for (machine, _, name, sms, tokens), cell in sorted(cells.items())
+    ]
+    head = [
+        "| machine | latency call | tokens | SMs | direct, us (p99) | replayed, us (p99) |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    return ["", "Latency mode, whole calls, median and p99.", "", *head, *rows]
+
+
+HALVES = ("dispatch_send", "dispatch_recv", "combine_send", "combine_recv", "four_kernels")
+
+
+def hooks_table(lines: list[dict]) -> list[str]:
+    """Latency mode with hooks: the four kernels by the trace (else by events), and a product between the halves."""
+    kernels, slow_downs = {}, {}
+    for line in sorted(lines, key=lambda one: one.get("clock") == "trace"):  # of both clocks the trace stays
+        key = (line["machine"], line["tokens"])
+        if line["op"] == "gemm":
+            slow_downs.setdefault(key, {})[line["in_flight"]] = f"{line['slow_down_percent']:.2f} %"
+        elif "clock" in line:
+            kernels.setdefault(key, {})[line["op"]] = line
+    if not kernels:
+        return []
+    rows = []
+    for key, found in sorted(kernels.items()):
+        times = " | ".join(f"{found[op]['time_us_median']:.1f}" if op in found else "" for op in HALVES)
+        whole = found.get("four_kernels", {})
+        sm_us = f"{whole['sm_us']:.0f}" if whole.get("sm_us") else ""
+        slow = " / ".join(slow_downs.get(key, {}).get(op, "-") for op in ("dispatch", "combine"))
+        rows.append(f"| {key[0]} | {key[1]} | {times} | {sm_us} | {whole.get('clock', '')} | {slow} |")
+    head = [
+        "| machine | tokens | dispatch send | receive | combine send | receive | sum, us | SMs x us | clock "
+        "| product slower by, dispatch / combine |",
+        "|---|--:|--:|--:|--:|--:|--:|--:|---|--:|",
+    ]
+    return ["", "With hooks: each kernel, launched after its data has arrived; and a large product between the halves.",
+            "", *head, *rows]  # fmt: skip
+
+
 def picture_links(lines: list[dict]) -> list[str]:
     return [
         f"![{picture.machine}, {picture.mode} mode: time and fraction of the link over "
@@ -92,6 +144,8 @@ def figures(lines: list[dict]) -> str:
         "Floor: the necessary bytes at the rate at which all SMs push to a neighbour in the same run.",
         "",
         *cuda_table(cuda),
+        *latency_table(cuda),
+        *hooks_table(cuda),
         "",
         *picture_links(lines),
     ]

@@ -52,7 +52,7 @@ def is_usual(line: dict) -> bool:
 def call_name(line: dict) -> str:
     """ "dispatch, bf16, rank_major, window"; of a graph launch ", graph" behind it, and what else is not as usual."""
     where = line.get("output") or line.get("input")
-    parts = [line["op"], line["payload"], line["layout"], where]
+    parts = [part for part in (line["op"], line["payload"], line["layout"], where) if part]
     if line["op"] == "combine" and line["reduction"] not in ("", "per_rank"):
         parts.append(line["reduction"])
     if line["launch"] != "direct":

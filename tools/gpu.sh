@@ -16,6 +16,8 @@
 #   ptx       the conformance suite, as threads, from code that a driver compiles for the GPU at hand from compute_80
 #   sanitize  compute-sanitizer's memcheck and racecheck over a few cases of one rank, memcheck over two ranks as processes
 #   measure   benchmarks/results/<date>-<machine>.jsonl
+#   latency   the part of measure that is about latency mode: whole calls, direct and replayed, and hooks
+#   examples  two-batch overlap, a rank on each GPU; its timeline lies in build/gpu/<machine>-two-batch-overlap.json
 # Without words: build test measure. CXX and CUDAHOSTCXX name the compiler, FERRY_COMMIT the commit where there is no git.
 # Libraries come from the system or from .bundle/, which `make bundle` fills on a machine with a network.
 set -uo pipefail
@@ -65,9 +67,10 @@ compile() {
 }
 
 step_build() {
+  local cmake_options=(-DFERRY_EXAMPLES=ON)
   need_tools cmake nvcc "${CXX:-c++}"
-  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput ferry_cuda_latency conformance_tests cuda_tests fault_tests \
-    ferry_soak ferry_litmus
+  compile "$out" "${FERRY_CUDA_ARCHITECTURES:-90}" ferry_cli ferry_cuda_throughput ferry_cuda_latency ferry_cuda_hooks conformance_tests cuda_tests fault_tests \
+    ferry_soak ferry_litmus example_05_two_batch_overlap_cuda
   say "built $out"
 }
 
@@ -101,7 +104,7 @@ cases() {
 step_test() {
   need_gpu
   timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
-  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake'
+  conformance all threads "$out" 240 '*Chosen*:Seeds*:Refusals.MoreChoicesThanGpusTake:*AutoMode*'
   conformance 10 processes "$out" 120 'Topologies/*:Codecs/*' FERRY_TEST_PROCESSES=1
 }
 
@@ -221,39 +224,69 @@ step_sanitize() {
   [ $code = 0 ] && [ "$cases" != 0 ] && ! grep -q '========= Invalid' "$log" || failed+=("memcheck, processes")
 }
 
-step_measure() {
+commit_here() { echo "${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}"; }
+
+# The arguments that every measurement of this run has; its lines go to $out/results.jsonl.
+begin_measuring() {
   need_gpu
-  local lines=$out/results.jsonl date commit machine
-  date=$(date -u +%Y-%m-%d)
-  commit=${FERRY_COMMIT:-$(git describe --always --dirty --abbrev=12 --match '' 2>/dev/null || echo unknown)}
+  lines=$out/results.jsonl
   rm -f "$lines"
-  local run=(timeout 300 "$out/bin/ferry_cuda_throughput" --json "$lines" --commit "$commit" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
-  local few=dispatch-bf16,dispatch-fp8,combine-window
-  if ! { "${run[@]}" --tokens 4096 --sms 16,8,12,24 && "${run[@]}" --tokens 128,1024,8192 --sms 16 &&
-    "${run[@]}" --tokens 4096 --sms 16 --launch graph --ops "$few,dispatch-expert,combine-any" &&
-    "${run[@]}" --tokens 4096 --sms 16 --routing zipf --ops "$few" &&
-    "${run[@]}" --tokens 4096 --sms 16 --experts 2 --top-k 1 --ops "$few" &&
-    "${run[@]}" --tokens 4096 --sms 16 --experts 16 --ops "$few"; }; then
-    failed+=("measure; what there is lies in $lines")
-    return
-  fi
-  # Latency mode: one rank on each GPU.
-  run[2]=$out/bin/ferry_cuda_latency
-  if ! { "${run[@]}" --tokens 1,8,32,128,256 --iterations 1000 && "${run[@]}" --tokens 1,8,32,128,256 --iterations 10000 --launch graph; }; then
-    failed+=("measure, latency mode; what there is lies in $lines")
-    return
-  fi
+  arguments=(--json "$lines" --commit "$(commit_here)" --date "$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+}
+bench() { timeout 300 "$out/bin/ferry_cuda_$1" "${arguments[@]}" "${@:2}"; }
+
+# Latency mode: one rank on each GPU. Percentiles are of ten thousand calls.
+bench_latency() {
+  local tokens=1,8,32,128,256
+  local calls=(--tokens "$tokens" --iterations 10000)
+  bench latency "${calls[@]}" && bench latency "${calls[@]}" --launch graph && bench hooks --tokens "$tokens"
+}
+
+keep_lines() {
+  local machine file
   machine=$(sed -n '1s/.*"machine":"\([^"]*\)".*/\1/p' "$lines")
-  cat "$lines" >>"benchmarks/results/$date-$machine.jsonl"
-  say "$(wc -l <"$lines") lines added to benchmarks/results/$date-$machine.jsonl; benchmarks/figures.py puts them into the README"
+  file=benchmarks/results/$(date -u +%Y-%m-%d)-$machine.jsonl
+  cat "$lines" >>"$file"
+  say "$(wc -l <"$lines") lines added to $file; benchmarks/figures.py puts them into the README"
+}
+
+step_measure() {
+  local few=dispatch-bf16,dispatch-fp8,combine-window
+  begin_measuring
+  if bench throughput --tokens 4096 --sms 16,8,12,24 && bench throughput --tokens 128,1024,8192 --sms 16 &&
+    bench throughput --tokens 4096 --sms 16 --launch graph --ops "$few,dispatch-expert,combine-any" &&
+    bench throughput --tokens 4096 --sms 16 --routing zipf --ops "$few" &&
+    bench throughput --tokens 4096 --sms 16 --experts 2 --top-k 1 --ops "$few" &&
+    bench throughput --tokens 4096 --sms 16 --experts 16 --ops "$few" && bench_latency; then
+    keep_lines
+  else
+    failed+=("measure; what there is lies in $lines")
+  fi
+}
+
+step_latency() {
+  begin_measuring
+  if bench_latency; then keep_lines; else failed+=("latency; what there is lies in $lines"); fi
+}
+
+step_examples() {
+  need_gpu
+  local machine timeline
+  machine=$(nvidia-smi --query-gpu=name --format=csv,noheader | sed 's/^NVIDIA //; s/ /-/g' | sort | uniq -c | awk 'NR == 1 { print $1 "x" $2 }')
+  timeline=$out/$machine-two-batch-overlap.json
+  if timeout 60 "$out/examples/05_two_batch_overlap_cuda" --tokens 256 --hidden 2048 --runs 20 --json "$timeline" --machine "$machine" --commit "$(commit_here)"; then
+    say "$timeline: to be moved to docs/figures/ and drawn by benchmarks/timeline.py"
+  else
+    failed+=("examples")
+  fi
 }
 
 for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
       mutants=*) step_mutants "${word#mutants=}" ;;
-      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure) "step_$word" ;;
-      *) sed -n '5,20s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure | latency | examples) "step_$word" ;;
+      *) sed -n '5,22s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done

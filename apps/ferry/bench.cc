@@ -32,8 +32,8 @@ struct BenchOptions {
   BenchCase bench_case;
   std::vector<std::int64_t> tokens{1024};
   std::vector<std::string> ops{"dispatch", "combine"};
-  std::vector<int> sms{16};
-  std::string input;  ///< empty: window on GPUs; the host has no other than any
+  std::vector<int> sms{};
+  std::string input;  ///< empty: what is usual for the backend and the mode; the host has no other than any
   std::string launch = "direct";
   std::string json_path;
   NetworkOptions network{};
@@ -115,12 +115,11 @@ int run_on_gpus(const BenchOptions& options) {
                             .tokens = options.tokens,
                             .ops = options.ops,
                             .sms = options.sms,
+                            .input = options.input,
                             .launch = options.launch,
                             .json_path = options.json_path};
-  if (!options.input.empty()) gpu_bench.input = options.input;
   if (gpu_bench.bench_case.ranks_as.empty()) gpu_bench.bench_case.ranks_as = "threads";
-  const int code =
-      bench::run_gpu_bench(gpu_bench.bench_case.ranks, bench::gpu_arguments(gpu_bench, bench::find_origin()));
+  const int code = bench::run_gpu_bench(gpu_bench.bench_case, bench::gpu_arguments(gpu_bench, bench::find_origin()));
   if (code == kExitBadUsage) return code;  // it has said why
   fmt::print("{}\n", code == kExitOk ? "verified" : "FAILED: a result was not what it should be, or could not be had");
   return code;
@@ -162,13 +161,14 @@ void add_bench_command(Program& program, int& exit_code) {
   bench.word("--backend", options->bench_case.backend,
              Words<std::string>{{"auto", "host"}, {"host", "host"}, {"cuda", "cuda"}},
              "where the rows lie: host memory, or GPUs, a thread for each; auto is host (default: auto)");
-  bench.values("--sms", options->sms, "GPUs: SMs per call; several values make several cases");
+  bench.values("--sms", options->sms,
+               "GPUs: SMs per call; several values make several cases (default: 16, in latency mode Ferry chooses)");
   bench.word("--input", options->input, Words<std::string>{{"window", "window"}, {"any", "any"}},
-             "what combine reads: rows in the window (default on GPUs), or any tensor");
+             "what combine reads: rows in the window (default on GPUs in throughput mode), or any tensor");
   bench.word("--launch", options->launch, Words<std::string>{{"direct", "direct"}, {"graph", "graph"}},
              "GPUs: direct calls or replays of captured ones (default: direct)");
   bench.some_of("--op", options->ops, {"dispatch", "combine", "steps"},
-                "what to report: dispatch, combine (whole operations), steps");
+                "what to report: dispatch, combine (whole operations), steps (GPUs: in latency mode, the halves)");
   bench.json_file(options->json_path, "append one JSON line per measurement to this file");
 }
 

@@ -133,6 +133,8 @@ void add_network_card_options(Options& command, NetworkOptions& options, std::ve
       "gated: signals wait for acknowledgements, for fabrics with adaptive routing; ordered: as the provider can");
   command.number("--proxy-threads", options.proxy_threads, 1, 16, "threads that drive the network for a rank");
   command.values("--proxy-cores", options.proxy_cores, "cores that these threads are bound to, in turn");
+  command.number("--link-bytes-per-second", options.link_bytes_per_second, 0, std::int64_t{1} << 40,
+                 "loopback: what a rank seems to send with at most; 0: as fast as it goes");
   command.values("--netns", netns, "network namespaces, one per node: ranks enter theirs first (needs root)");
 }
 

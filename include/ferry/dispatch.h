@@ -33,7 +33,14 @@ struct DispatchArgs {
   /// A cached dispatch: routes exactly as the call that made this handle; no counting.
   const Handle* handle = nullptr;
 
-  Mode mode = Mode::kThroughput;       ///< (*)
+  /// (*) kAuto chooses by what all ranks know, never by this rank's own T: the mode of `handle` if one is given; else latency
+  /// if the call's largest rank, `max_tokens`, fits limits.max_latency_tokens, the layout is not expert_major, and latency
+  /// mode takes this expert_capacity and on this backend so many choices; else throughput. Group::mode_of says what comes of
+  /// it, why_not() with kLatency why not latency, the result's handle what was taken. A captured call keeps its mode.
+  Mode mode = Mode::kThroughput;
+  /// (*) most tokens that any rank gives to this call; a rank that gives more is refused. 0: not said, for kAuto
+  /// limits.max_tokens.
+  std::int64_t max_tokens = 0;
   Layout layout = Layout::kRankMajor;  ///< (*)
   Codec codec = Codec::kNone;          ///< (*)
   int scale_block = 128;  ///< (*) channels per scale of the fp8 codecs: 128 or 32; a short last block has its own

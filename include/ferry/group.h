@@ -190,6 +190,8 @@ class Group {
   /// Empty if a call with these arguments can be made, else the reason and what would work. Looks at values only, never at data.
   std::string why_not(const DispatchArgs& args) const;
   std::string why_not(const CombineArgs& args) const;
+  /// The mode that dispatch() takes with these arguments, which is theirs unless it is Mode::kAuto. Throws what dispatch() would.
+  Mode mode_of(const DispatchArgs& args) const;
   /// Largest handle that a dispatch of this shape can make.
   std::size_t handle_bytes(const DispatchArgs& args) const;
 

@@ -20,7 +20,8 @@ std::size_t dtype_bytes(DType dtype) noexcept;
 const char* name(DType dtype) noexcept;
 
 /// throughput: counts are exchanged first, rows are exact. latency: fixed slots, no count exchange before data.
-enum class Mode : std::uint8_t { kThroughput, kLatency };
+/// auto (of a dispatch's arguments only): one of the two by size, see DispatchArgs::mode.
+enum class Mode : std::uint8_t { kThroughput, kLatency, kAuto };
 
 /// Shape and order of a dispatch result; see DispatchResult.
 enum class Layout : std::uint8_t { kRankMajor, kExpertMajor, kExpertPadded };

@@ -42,7 +42,11 @@ then its scales and any further bytes. Only the first can be coded on the way. t
 global expert ids, negative = no choice; None with `handle`. topk_weights: [T, K] float32, optional, travels with
 the tokens. handle: of an earlier dispatch, to route exactly as it did, without counting.
 
-mode: "throughput" or "latency". layout: "rank_major", "expert_major" (throughput only) or "expert_padded". codec:
+mode: "throughput", "latency" or "auto": the mode of `handle` if one is given, else latency if the call's largest
+rank fits the group's max_latency_tokens, the layout is not expert_major and latency mode takes this expert_capacity
+and so many choices, else throughput; mode_of(...) says which. max_tokens: most tokens that any rank gives to this
+call, 0 = the group's max_tokens: ranks must agree on the mode, so it never follows from this rank's own T. layout:
+"rank_major", "expert_major" (throughput only) or "expert_padded". codec:
 "none", or "fp8_f32" / "fp8_ue8m0" for bf16 rows, which add a block of scales, one per `scale_block` channels (128
 or 32), float32 or powers of two. alignment, zero_padding: of the expert blocks of expert_major. expert_capacity:
 rows per expert of expert_padded, 0 = ranks x max tokens as far as the window holds them; rows that name an expert
@@ -61,8 +65,8 @@ the current stream of the arrays' framework, see Group. Inputs may be changed, a
 that stream. With host_counts=False the host waits for nothing and the call can be captured into a CUDA graph; its
 result must be kept for as long as the graph.
 
-Collective: all ranks make the same sequence of calls with equal modes, layouts, codecs, dtypes, widths and K. The
-GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
+Collective: all ranks make the same sequence of calls with equal modes, max_tokens, layouts, codecs, dtypes, widths
+and K. The GIL is given away while it runs. Raises Error: "invalid_argument" or "unsupported" before anything moves,
 "overflow", "timeout", "peer_lost", "mismatch", "aborted".)";
 
 constexpr const char* kSendDoc = R"(The first half of dispatch, with the same arguments: returns a PendingDispatch
@@ -99,6 +103,7 @@ struct Options {
   int scale_block = 128;
   int alignment = 1;
   std::int64_t expert_capacity = 0;
+  std::int64_t max_tokens = 0;
   bool zero_padding = false;
   bool renormalise = false;
   bool host_counts = true;
@@ -164,6 +169,7 @@ std::shared_ptr<DispatchInputs> read_inputs(const PyGroup& group, const std::str
   args.scale_block = options.scale_block;
   args.alignment = options.alignment;
   args.expert_capacity = options.expert_capacity;
+  args.max_tokens = options.max_tokens;
   args.zero_padding = options.zero_padding;
   args.renormalise = options.renormalise;
   args.host_counts = options.host_counts;
@@ -185,19 +191,22 @@ void def_dispatch(GroupClass& group, const char* method, Run run, const char* do
                       std::int64_t expert_capacity, bool zero_padding, bool renormalise, bool host_counts,
                       std::string output, const std::optional<Placement>& placement, int num_sms,
                       const std::optional<ArrayLike>& handle_memory, const std::optional<StreamLike>& stream,
-                      std::optional<double> timeout, const std::optional<Out>& out) {
+                      std::optional<double> timeout, const std::optional<Out>& out, std::int64_t max_tokens) {
         const Given given{payload.value, topk_ids, topk_weights, handle, placement, handle_memory, out};
-        const Options options{std::move(mode), std::move(layout), std::move(codec), std::move(output),
-                              scale_block,     alignment,         expert_capacity,  zero_padding,
-                              renormalise,     host_counts,       num_sms,          stream,
-                              timeout};
+        const Options options{std::move(mode),  std::move(layout),
+                              std::move(codec), std::move(output),
+                              scale_block,      alignment,
+                              expert_capacity,  max_tokens,
+                              zero_padding,     renormalise,
+                              host_counts,      num_sms,
+                              stream,           timeout};
         return run(self, read_inputs(self, function, given, options));
       },
       "payload"_a, "topk_ids"_a = nb::none(), "topk_weights"_a = nb::none(), nb::kw_only(), "handle"_a = nb::none(),
       "mode"_a = "throughput", "layout"_a = "rank_major", "codec"_a = "none", "scale_block"_a = 128, "alignment"_a = 1,
       "expert_capacity"_a = 0, "zero_padding"_a = false, "renormalise"_a = false, "host_counts"_a = true,
       "output"_a = "window", "placement"_a = nb::none(), "num_sms"_a = 0, "handle_memory"_a = nb::none(),
-      "stream"_a = nb::none(), "timeout"_a = nb::none(), "out"_a = nb::none(), doc);
+      "stream"_a = nb::none(), "timeout"_a = nb::none(), "out"_a = nb::none(), "max_tokens"_a = 0, doc);
 }
 
 /// Counts that the host waits for would be written by work that is captured and does not run.
@@ -331,6 +340,13 @@ void bind_dispatch_methods(GroupClass& group) {
       "Empty if a dispatch (or, with x= and handle=, a combine) with these arguments can be made, else the reason and "
       "what would "
       "work. Looks at values only, never at data.");
+  def_dispatch(
+      group, "mode_of",
+      [](PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {
+        const auto turn = self.use->enter("ferry.Group.mode_of");
+        return name(self.group->mode_of(inputs->args));
+      },
+      "The mode that a dispatch with these arguments takes: theirs, or what \"auto\" comes to.");
   def_dispatch(
       group, "handle_bytes",
       [](PyGroup& self, const std::shared_ptr<DispatchInputs>& inputs) {

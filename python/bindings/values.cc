@@ -16,7 +16,7 @@ namespace nb = nanobind;
 namespace ferry::python {
 namespace {
 
-constexpr std::array kModes{Mode::kThroughput, Mode::kLatency};
+constexpr std::array kModes{Mode::kThroughput, Mode::kLatency, Mode::kAuto};
 constexpr std::array kLayouts{Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded};
 constexpr std::array kCodecs{Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0};
 constexpr std::array kOutputs{Output::kWindow, Output::kOwned};

@@ -13,6 +13,8 @@ class Mode(StrEnum):
     """Counts are exchanged first, rows are exact."""
     LATENCY = "latency"
     """Fixed slots, no count exchange before data."""
+    AUTO = "auto"
+    """One of the two by size; see Group.dispatch."""
 
 
 class Layout(StrEnum):

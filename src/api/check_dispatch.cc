@@ -17,6 +17,17 @@ namespace {
 
 constexpr const char* kFunction = "ferry::Group::dispatch";
 
+void check_values(const DispatchArgs& args) {
+  if (args.max_tokens < 0)
+    refuse(kFunction, "max_tokens", fmt::to_string(args.max_tokens), "0 (as the group's limits) or more");
+  if (args.alignment < 1) refuse(kFunction, "alignment", fmt::to_string(args.alignment), "at least 1");
+  if (args.expert_capacity < 0)
+    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), "0 (as large as fits) or more");
+  if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
+  if (args.timeout) check_timeout(kFunction, *args.timeout);
+}
+
+/// Of a mode that was chosen already.
 void check_mode(const GroupState& group, const DispatchArgs& args) {
   const GroupLimits& limits = group.config.limits;
   if (args.mode == Mode::kLatency && args.layout == Layout::kExpertMajor) {
@@ -31,11 +42,6 @@ void check_mode(const GroupState& group, const DispatchArgs& args) {
         "this group has no latency mode (limits.max_latency_tokens is 0); make it with max_latency_tokens above 0, or "
         "use throughput mode");
   }
-  if (args.alignment < 1) refuse(kFunction, "alignment", fmt::to_string(args.alignment), "at least 1");
-  if (args.expert_capacity < 0)
-    refuse(kFunction, "expert_capacity", fmt::to_string(args.expert_capacity), "0 (as large as fits) or more");
-  if (args.num_sms < 0) refuse(kFunction, "num_sms", fmt::to_string(args.num_sms), "0 (automatic) or more");
-  if (args.timeout) check_timeout(kFunction, *args.timeout);
 }
 
 void check_matrix(const std::string& argument, const Tensor& tensor, std::int64_t rows, std::int64_t columns,
@@ -64,15 +70,21 @@ std::int64_t check_payload(const GroupState& group, const DispatchArgs& args) {
     if (block.shape[1] > widest)
       refuse(kFunction, "payload", describe(block), fmt::format("rows of at most {} bytes", widest));
   }
-  const GroupLimits& limits = group.config.limits;
-  const bool throughput = args.mode == Mode::kThroughput;
-  const std::int64_t most_tokens = throughput ? limits.max_tokens : limits.max_latency_tokens;
-  if (num_tokens > most_tokens) {
-    refuse(kFunction, "payload[0]", fmt::format("{} tokens", num_tokens),
-           fmt::format("at most {} in {} mode (limits.{})", most_tokens, name(args.mode),
-                       throughput ? "max_tokens" : "max_latency_tokens"));
-  }
   return num_tokens;
+}
+
+void check_num_tokens(const GroupState& group, const DispatchCall& call) {
+  const GroupLimits& limits = group.config.limits;
+  const DispatchArgs& args = call.args;
+  const bool throughput = args.mode == Mode::kThroughput;
+  const std::int64_t most = throughput ? limits.max_tokens : limits.max_latency_tokens;
+  const std::string expected = fmt::format("at most {} in {} mode (limits.{})", most, name(args.mode),
+                                           throughput ? "max_tokens" : "max_latency_tokens");
+  if (args.max_tokens > most) refuse(kFunction, "max_tokens", fmt::to_string(args.max_tokens), expected);
+  if (call.num_tokens > most) refuse(kFunction, "payload[0]", fmt::format("{} tokens", call.num_tokens), expected);
+  if (args.max_tokens > 0 && call.num_tokens > args.max_tokens)
+    refuse(kFunction, "payload[0]", fmt::format("{} tokens", call.num_tokens),
+           fmt::format("at most max_tokens = {}", args.max_tokens));
 }
 
 /// The wire blocks: the coded first block and its scales, then the others as they are.
@@ -147,18 +159,48 @@ int check_ids(const GroupState& group, const DispatchArgs& args, std::int64_t nu
   return static_cast<int>(ids.shape[1]);
 }
 
+/// Rows that the window holds of an expert layout, and of them per expert.
+std::int64_t window_rows(const GroupState& group, Mode mode) {
+  const WindowLayout& layout = group.windows().layout;
+  return mode == Mode::kThroughput ? layout.recv_rows() : layout.latency_out_rows();
+}
+std::int64_t most_capacity(const GroupState& group, Mode mode, const Placement& placement) {
+  return window_rows(group, mode) / std::max(1, placement.max_local_experts());
+}
+
+/// What DispatchArgs::mode promises. Ranks must agree without a word, so nothing is looked at that may differ between them.
+Mode choose_mode(const GroupState& group, const DispatchCall& call) {
+  const DispatchArgs& args = call.args;
+  if (args.mode != Mode::kAuto) return args.mode;
+  if (args.handle != nullptr) return static_cast<Mode>(check_handle(kFunction, group, args.handle).mode);
+  const GroupLimits& limits = group.config.limits;
+  const std::int64_t most = args.max_tokens > 0 ? args.max_tokens : limits.max_tokens;
+  if (args.layout == Layout::kExpertMajor || most > limits.max_latency_tokens) return Mode::kThroughput;
+  if (args.layout == Layout::kExpertPadded &&
+      args.expert_capacity > most_capacity(group, Mode::kLatency, *call.placement)) {
+    return Mode::kThroughput;
+  }
+  DispatchCall largest;
+  largest.args.mode = Mode::kLatency;
+  largest.args.codec = args.codec;
+  largest.args.scale_block = args.scale_block;
+  largest.placement = call.placement;
+  largest.format = call.format;
+  largest.num_tokens = most;
+  largest.top_k = call.top_k;
+  return group.backend->why_not_mode(largest).empty() ? Mode::kLatency : Mode::kThroughput;
+}
+
 std::int64_t resolve_capacity(const GroupState& group, const DispatchArgs& args, const Placement& placement) {
   if (args.layout != Layout::kExpertPadded) return 0;
-  const WindowLayout& layout = group.windows().layout;
-  const bool throughput = args.mode == Mode::kThroughput;
-  const std::int64_t rows = throughput ? layout.recv_rows() : layout.latency_out_rows();
-  const std::int64_t fits = rows / std::max(1, placement.max_local_experts());
+  const std::int64_t fits = most_capacity(group, args.mode, placement);
   const std::int64_t asked = args.handle != nullptr ? args.handle->expert_capacity() : args.expert_capacity;
-  if (asked == 0) return std::min(fits, layout.recv_tokens(args.mode));
+  if (asked == 0) return std::min(fits, group.windows().layout.recv_tokens(args.mode));
   if (asked < 0 || asked > fits) {
     refuse(kFunction, "expert_capacity", fmt::to_string(asked),
-           fmt::format("at most {}: {} rows for {} local experts ({})", fits, rows, placement.max_local_experts(),
-                       throughput ? "limits.recv_rows" : "limits.max_latency_tokens"));
+           fmt::format("at most {}: {} rows for {} local experts ({})", fits, window_rows(group, args.mode),
+                       placement.max_local_experts(),
+                       args.mode == Mode::kThroughput ? "limits.recv_rows" : "limits.max_latency_tokens"));
   }
   return asked;
 }
@@ -169,7 +211,8 @@ std::uint64_t digest_of(const DispatchCall& call) {
   digest.add(args.mode).add(args.layout).add(args.codec).add(args.codec == Codec::kNone ? 0 : args.scale_block);
   digest.add(call.format.num_blocks);
   for (int b = 0; b < call.format.num_blocks; ++b) digest.add(call.format[b].dtype).add(call.format[b].width);
-  digest.add(call.top_k)
+  digest.add(args.max_tokens)
+      .add(call.top_k)
       .add(call.shape.alignment)
       .add(call.shape.capacity)
       .add(args.renormalise)
@@ -239,7 +282,7 @@ std::int64_t most_handle_bytes(const GroupState& group, const DispatchCall& call
 }
 
 void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCall& call) {
-  check_mode(group, args);
+  check_values(args);
   call.args = args;
   call.timeout = args.timeout.value_or(group.config.timeout);
   call.placement = args.placement != nullptr ? std::make_shared<const Placement>(*args.placement) : group.placement;
@@ -255,13 +298,15 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
   }
   call.num_tokens = check_payload(group, args);
   call.format = make_format(group, args);
+  if (args.handle == nullptr) call.top_k = check_ids(group, args, call.num_tokens);
+  call.args.mode = choose_mode(group, call);
+  check_mode(group, call.args);
+  check_num_tokens(group, call);
   if (args.handle != nullptr) {
-    check_cached(group, args, *call.placement, call.num_tokens);
+    check_cached(group, call.args, *call.placement, call.num_tokens);
     call.handle_epoch = header_of(*args.handle).epoch;
     call.cached = *args.handle;
     call.top_k = args.handle->top_k();
-  } else {
-    call.top_k = check_ids(group, args, call.num_tokens);
   }
   if (args.topk_weights.present()) {
     const std::string expected = fmt::format("[{}, {}] fp32, as topk_ids", call.num_tokens, call.top_k);
@@ -273,7 +318,7 @@ void fill_dispatch(const GroupState& group, const DispatchArgs& args, DispatchCa
       args.topk_weights.present() || (args.handle != nullptr && header_of(*args.handle).has_weights != 0);
   call.shape = {.layout = args.layout,
                 .alignment = args.layout == Layout::kExpertMajor ? args.alignment : 1,
-                .capacity = resolve_capacity(group, args, *call.placement)};
+                .capacity = resolve_capacity(group, call.args, *call.placement)};
   for (Tensor& block : call.args.payload) tidy_strides(block);
   tidy_strides(call.args.topk_ids);
   tidy_strides(call.args.topk_weights);

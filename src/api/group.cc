@@ -83,6 +83,14 @@ std::size_t Group::handle_bytes(const DispatchArgs& args) const {
   return static_cast<std::size_t>(most_handle_bytes(group, call));
 }
 
+Mode Group::mode_of(const DispatchArgs& args) const {
+  const GroupState& group = state("ferry::Group::mode_of");
+  group.require_open("ferry::Group::mode_of");
+  DispatchCall call;
+  fill_dispatch(group, args, call);
+  return call.args.mode;
+}
+
 Tensor Group::combine_input(const Handle& handle, DType dtype, std::int64_t elements,
                             std::shared_ptr<const void>* owner) const {
   constexpr const char* kFunction = "ferry::Group::combine_input";

@@ -196,12 +196,13 @@ void GroupState::raise_pending(const char* function) {
 std::shared_ptr<DispatchCall> GroupState::send(const DispatchArgs& args, Phases phases) {
   auto call = std::make_shared<DispatchCall>();
   call->blocking = phases == Phases::kTogether;
-  call->kind = args.mode == Mode::kLatency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   refresh_windows();
   raise_pending("ferry::Group::dispatch");
   fill_dispatch(*this, args, *call);
+  const bool latency = call->args.mode == Mode::kLatency;
+  call->kind = latency ? CallKind::kLatencyDispatch : CallKind::kDispatch;
   begin(*call, dispatches_, counters_.dispatches);
-  if (args.mode == Mode::kThroughput) call->exchange = ++counters_.exchanges;
+  if (!latency) call->exchange = ++counters_.exchanges;
   dispatches_[static_cast<std::size_t>(call->flight)] = call;
   try {
     backend->route(*call);

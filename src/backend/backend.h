@@ -21,6 +21,9 @@ class Backend {
   /// Why this backend cannot make a call whose arguments are right otherwise; empty if it can.
   virtual std::string why_not(const DispatchCall&) const { return {}; }
   virtual std::string why_not(const CombineCall&) const { return {}; }
+  /// Why nobody can make calls of this mode, row format and top-k with call.num_tokens tokens; looks at nothing else, so that all
+  /// ranks come to the same answer.
+  virtual std::string why_not_mode(const DispatchCall&) const { return {}; }
   /// Throws the fault of an earlier call that nobody has waited for.
   virtual void check_faults() {}
   /// New windows are open; calls from now on use them.

@@ -65,7 +65,15 @@ const char* name(DType dtype) noexcept {
 }
 
 const char* name(Mode mode) noexcept {
-  return mode == Mode::kThroughput ? "throughput" : "latency";
+  switch (mode) {
+    case Mode::kThroughput:
+      return "throughput";
+    case Mode::kLatency:
+      return "latency";
+    case Mode::kAuto:
+      return "auto";
+  }
+  return "?";
 }
 
 const char* name(Layout layout) noexcept {

@@ -56,13 +56,13 @@ class StreamCopies final : public net::CopyEngines {
   }
 
   void copy(std::byte* to, const std::byte* from, std::size_t bytes) override {
-    const DeviceScope scope(device_);
+    enter();
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream_), "cudaMemcpyAsync between nodes");
   }
 
   /// Comes with a barrier: what the stream did before is visible to whoever sees the value.
   void write(std::byte* to, std::uint64_t value) override {
-    const DeviceScope scope(device_);
+    enter();
     if (write_value_(reinterpret_cast<CUstream>(stream_), reinterpret_cast<CUdeviceptr>(to), value,
                      CU_STREAM_WRITE_VALUE_DEFAULT) != CUDA_SUCCESS)
       throw Error(ErrorCode::kInternal, "cuStreamWriteValue64 between nodes");
@@ -77,6 +77,14 @@ class StreamCopies final : public net::CopyEngines {
 
  private:
   static constexpr std::size_t kBoardBytes = 64;
+
+  /// For the proxy's thread, which does nothing else with CUDA: the device stays as it is set, since going back to one that this process
+  /// does not use would make a context there. Other threads may be capturing a graph meanwhile.
+  void enter() const {
+    check(cudaSetDevice(device_), "cudaSetDevice");
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    check(cudaThreadExchangeStreamCaptureMode(&mode), "cudaThreadExchangeStreamCaptureMode");
+  }
 
   /// What the driver loads for a first copy would otherwise be loaded while kernels wait for that copy, and might wait for them.
   void warm_up() {

@@ -173,15 +173,7 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
     return "host_counts cannot be had while the stream is captured, the counts come when the graph runs; set "
            "host_counts = "
            "false and read them from the result's tensors";
-  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
-  const bool latency = call.args.mode == Mode::kLatency;
-  if (const int most = latency ? kMaxTopK : kWideTopK; call.top_k > most)
-    return fmt::format("the cuda backend takes top-k up to {}, not {}, in {} mode", most, call.top_k,
-                       ferry::name(call.args.mode));
-  std::string reason = latency ? why_not_latency_call(call)
-                               : why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
-                                                .num_experts = call.placement->num_experts()},
-                                               limits_);
+  std::string reason = why_not_mode(call);
   for (std::size_t b = 0; reason.empty() && b < call.args.payload.size(); ++b)
     reason = why_not_here(fmt::format("payload[{}]", b), call.args.payload[b]);
   if (reason.empty()) reason = why_not_here("topk_ids", call.args.topk_ids);
@@ -190,6 +182,18 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
   const auto bytes = static_cast<std::int64_t>(memory.size());
   if (reason.empty()) reason = why_not_here("handle_memory", Tensor::contiguous(memory.data(), DType::kUint8, {bytes}));
   return reason;
+}
+
+std::string CudaBackend::why_not_mode(const DispatchCall& call) const {
+  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
+  const bool latency = call.args.mode == Mode::kLatency;
+  if (const int most = latency ? kMaxTopK : kWideTopK; call.top_k > most)
+    return fmt::format("the cuda backend takes top-k up to {}, not {}, in {} mode", most, call.top_k,
+                       ferry::name(call.args.mode));
+  if (latency) return why_not_latency_mode(call);
+  return why_not_route({.keys = runtime_.topology.num_ranks() + call.placement->num_slots(),
+                        .num_experts = call.placement->num_experts()},
+                       limits_);
 }
 
 std::string CudaBackend::why_not(const CombineCall& call) const {

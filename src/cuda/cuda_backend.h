@@ -25,6 +25,7 @@ class CudaBackend final : public Backend {
   ~CudaBackend() override;
 
   const char* name() const noexcept override { return "cuda"; }
+  std::string why_not_mode(const DispatchCall& call) const override;
   std::string why_not(const DispatchCall& call) const override;
   std::string why_not(const CombineCall& call) const override;
   void check_faults() override;
@@ -79,11 +80,13 @@ class CudaBackend final : public Backend {
   void forward(const CombineCall& call, CombineArgsOnDevice args, cudaStream_t stream);
 
   // Latency mode: cuda_latency.cc.
-  std::string why_not_latency_call(const DispatchCall& call) const;
+  std::string why_not_latency_mode(const DispatchCall& call) const;
   LatencySize latency_size(std::int64_t num_tokens, int top_k, const HandleHeader& header) const;
   /// The arguments of a dispatch's kernels; made once, used by both halves.
   LatencyDispatchArgs& latency_args(DispatchCall& call);
   LatencyDispatchArgs make_latency_args(DispatchCall& call);
+  /// One node, nobody left out, and experts lie evenly: one of the conditions of usual calls.
+  bool is_common(const Windows& windows, const Placement& placement);
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
   void launch_before(const GroupArgs& group, LatencyKind kind, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
@@ -113,6 +116,13 @@ class CudaBackend final : public Backend {
   static RowsPlace& rows_of(const DispatchCall& call) { return *static_cast<RowsPlace*>(call.backends.get()); }
   /// Refuses the second half of a call whose windows were made anew in between: its kernels' state is gone.
   void require_windows(const Call& call, const char* step) const;
+  /// The placement that was looked at last.
+  struct SeenPlacement {
+    std::uint64_t digest = 0;
+    int num_slots = 0;
+    bool is_even = false;
+  };
+  SeenPlacement seen_placement_;
   cudaEvent_t last_ = nullptr;
   cudaStream_t last_stream_ = nullptr;
   bool has_last_ = false;

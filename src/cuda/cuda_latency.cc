@@ -7,6 +7,7 @@
 #include "backend/trace.h"
 #include "cuda/check.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/usual_calls.h"
 
 namespace ferry::cuda {
 namespace {
@@ -22,7 +23,7 @@ std::vector<std::byte> CudaBackend::device_identity() const {
   return {bytes, bytes + sizeof(properties.uuid.bytes)};
 }
 
-std::string CudaBackend::why_not_latency_call(const DispatchCall& call) const {
+std::string CudaBackend::why_not_latency_mode(const DispatchCall& call) const {
   if (call.top_k > kMaxLatencyTopK)
     return fmt::format("latency mode on the cuda backend takes top-k up to {}, not {}; use throughput mode",
                        kMaxLatencyTopK, call.top_k);
@@ -35,7 +36,7 @@ std::string CudaBackend::why_not_latency_call(const DispatchCall& call) const {
   }
   HandleHeader header;
   header.num_slots = call.placement->num_slots();
-  header.num_local_experts = call.placement->num_local_experts(runtime_.rank);
+  header.num_local_experts = call.placement->max_local_experts();
   return why_not_latency(latency_size(call.num_tokens, call.top_k, header), limits_);
 }
 
@@ -101,6 +102,13 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   return args;
 }
 
+bool CudaBackend::is_common(const Windows& windows, const Placement& placement) {
+  if (spans_nodes() || std::ssize(windows.live) != runtime_.topology.num_ranks()) return false;
+  if (placement.digest() != seen_placement_.digest || placement.num_slots() != seen_placement_.num_slots)
+    seen_placement_ = {placement.digest(), placement.num_slots(), is_even(placement)};
+  return seen_placement_.is_even;
+}
+
 void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   const LatencyDispatchArgs& args = latency_args(call);
   const HandleHeader& header = call.result.handle.shadow()->header;
@@ -110,10 +118,14 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   if (phase != Phase::kReceive) work.send_items = call.num_tokens * (pieces + 1);
   if (phase != Phase::kSend)
     work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
-  constexpr LatencyKind kKind = LatencyKind::kDispatch;
-  if (spans_nodes()) launch_before(args.group, kKind, phase, stream);
-  launch_latency_dispatch(
-      args, phase, plan_latency_dispatch(work, latency_size(call.num_tokens, call.top_k, header), limits_), stream);
+  if (spans_nodes()) launch_before(args.group, LatencyKind::kDispatch, phase, stream);
+  const LatencySize size = latency_size(call.num_tokens, call.top_k, header);
+  if (is_common(*call.windows, *call.placement) && is_usual(args, size, limits_)) {
+    work.bookkeepers = 1;
+    launch_usual(args, phase, work, size, limits_, stream);
+  } else {
+    launch_latency_dispatch(args, phase, plan_latency_dispatch(work, size, limits_), stream);
+  }
   if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
 }
@@ -167,9 +179,13 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
   if (spans_nodes()) launch_before(args.group, LatencyKind::kCombine, phase, stream);
-  launch_latency_combine(args, phase,
-                         plan_latency_combine(work, latency_size(call.num_tokens, call.top_k, shadow.header), limits_),
-                         stream);
+  const LatencySize size = latency_size(call.num_tokens, call.top_k, shadow.header);
+  if (is_common(*call.windows, *call.placement) && is_usual(args, size)) {
+    work.bookkeepers = 1;
+    launch_usual(args, phase, work, size, limits_, stream);
+  } else {
+    launch_latency_combine(args, phase, plan_latency_combine(work, size, limits_), stream);
+  }
   if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
 }

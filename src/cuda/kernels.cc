@@ -23,6 +23,8 @@ void prepare_combine_weights(int dynamic_bytes);
 void prepare_combine_forward(int dynamic_bytes);
 void prepare_latency_dispatch(int dynamic_bytes);
 void prepare_latency_combine(int dynamic_bytes);
+void prepare_usual_dispatch(int dynamic_bytes);
+void prepare_usual_combine();
 
 void prepare_kernel(const void* kernel, int dynamic_bytes) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, dynamic_bytes),
@@ -51,6 +53,8 @@ void prepare_kernels() {
   prepare_combine_forward(dynamic_bytes);
   prepare_latency_dispatch(dynamic_bytes);
   prepare_latency_combine(dynamic_bytes);
+  prepare_usual_dispatch(dynamic_bytes);
+  prepare_usual_combine();
 }
 
 }  // namespace ferry::cuda

@@ -70,6 +70,10 @@ std::size_t latency_dispatch_shared_bytes(const LatencySize& size, int warps);
 std::size_t latency_combine_shared_bytes(const LatencySize& size, int warps);
 void launch_latency_dispatch(const LatencyDispatchArgs& args, Phase phase, const Launch& launch, cudaStream_t stream);
 void launch_latency_combine(const CombineArgsOnDevice& args, Phase phase, const Launch& launch, cudaStream_t stream);
+/// Usual calls: latency/usual.cuh.
+std::size_t usual_dispatch_shared_bytes(const LatencySize& size);
+void launch_usual_dispatch(const UsualDispatchArgs& args, Phase phase, const Launch& launch, cudaStream_t stream);
+void launch_usual_combine(const UsualCombineArgs& args, Phase phase, const Launch& launch, cudaStream_t stream);
 
 /// Copies inside the device, addresses multiples of 16; by a kernel, because a copy engine's queue may hold up other ranks' copies.
 void launch_copy(void* to, const void* from, std::int64_t bytes, int blocks, cudaStream_t stream);

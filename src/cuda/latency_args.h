@@ -4,6 +4,7 @@
 // What the kernels of latency mode are given, beside args.h.
 #pragma once
 
+#include "core/host_device.h"
 #include "cuda/args.h"
 #include "wire/packets.h"
 
@@ -41,6 +42,45 @@ struct LatencyDispatchArgs {
   std::int64_t* num_rows = nullptr;
   HostCounts* counts = nullptr;  ///< in host memory; null: not asked for
   std::uint64_t ticket = 0;
+};
+
+/// Division of small numbers by one that is known before the launch: n * divisor < 2^32.
+struct Division {
+  std::uint32_t factor = 0, whole = 0;
+  Division() = default;
+  explicit Division(std::int64_t divisor)
+      : factor(divisor == 1 ? 0 : static_cast<std::uint32_t>((std::int64_t{1} << 32) / divisor + 1)),
+        whole(divisor == 1 ? ~0u : 0u) {}
+  FERRY_HD int quotient(int n) const {
+    const auto number = static_cast<std::uint32_t>(n);
+    return static_cast<int>((static_cast<std::uint64_t>(number) * factor >> 32) + (number & whole));
+  }
+};
+
+/// Offsets in a window and sizes in units of 16 bytes, for the call's flight: 32 bits hold them, and code that is fetched once costs
+/// more than what it does.
+struct UsualSlots {
+  std::uint32_t first = 0, writer = 0, slot = 0;  ///< the first slot, from writer to writer, from slot to slot
+  std::uint32_t piece_begin = 0, piece = 0;       ///< in a slot
+  std::uint32_t row = 0;                          ///< from row to row of the caller's payload
+};
+
+/// A usual dispatch: see latency/usual.cuh.
+struct UsualDispatchArgs {
+  LatencyDispatchArgs call;
+  UsualSlots slots;
+  Division by_local;   ///< a slot by the experts of a rank gives its rank
+  Division by_parts;   ///< a token's record and pieces
+  Division by_pieces;  ///< without the record
+};
+/// A usual combine.
+struct UsualCombineArgs {
+  CombineArgsOnDevice call;
+  std::uint32_t returns = 0, token = 0,
+                place =
+                    0;  ///< units of 16 bytes, as in UsualSlots: the first, from token to token, from place to place
+  std::uint32_t row = 0, out_row = 0;  ///< from row to row of x and of the result
+  Division by_local, by_pieces;
 };
 
 }  // namespace ferry::cuda

@@ -104,7 +104,8 @@ int latency_blocks(const LatencyWork& work, const DeviceLimits& limits) {
   // Ranks that share a device wait for each other, so their kernels must be resident together: half of it is for them.
   const int share = limits.sharers > 1 ? std::max(1, limits.num_sms / 2 / limits.sharers) : limits.num_sms;
   const int most = work.num_sms > 0 ? std::min(work.num_sms, share) : share;
-  return blocks_for(std::max(work.send_items, work.recv_items), kItemsPerBlock, most);
+  const int beside = most > work.bookkeepers ? work.bookkeepers : 0;
+  return blocks_for(std::max(work.send_items, work.recv_items), kItemsPerBlock, most - beside) + beside;
 }
 
 }  // namespace

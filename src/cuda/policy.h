@@ -46,6 +46,7 @@ Launch plan_combine_recv(const CallShape& shape, const DeviceLimits& limits);
 struct LatencyWork {
   std::int64_t send_items = 0, recv_items = 0;  ///< 0: that half is not in the kernel
   int num_sms = 0;                              ///< the caller's budget; 0 = Ferry chooses
+  int bookkeepers = 0;                          ///< blocks beside those that take items, where there is room
 };
 Launch plan_latency_dispatch(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits);
 Launch plan_latency_combine(const LatencyWork& work, const LatencySize& size, const DeviceLimits& limits);

@@ -58,14 +58,8 @@ class LoopbackWindow final : public RemoteWindow {
 struct Unfinished {
   Ticket ticket;
   std::uint64_t mark;         // of the copy engines; 0: not theirs
-  std::int64_t arrives_ns;    // when the limited link has carried it
+  std::int64_t arrives_ns;    // when the limited link has carried it; 0: no limit, or a post
   std::uint64_t* of_engines;  // transfers of its (channel, peer) that the copy engines have; null: not theirs
-};
-
-/// What posts of one (channel, peer) wait for.
-struct Flow {
-  std::int64_t arrives_ns = 0;   // the last put
-  std::uint64_t of_engines = 0;  // transfers that the copy engines have not finished
 };
 
 class LoopbackCarrier final : public Carrier {
@@ -73,7 +67,7 @@ class LoopbackCarrier final : public Carrier {
   LoopbackCarrier(std::shared_ptr<CopyEngines> engines, std::uint64_t bytes_per_second)
       : provider_{.name = "loopback",
                   .why_not = "",
-                  .ordered = true,
+                  .ordered = bytes_per_second == 0,  // else posts wait until the link has carried what they announce
                   .maps_windows = true,
                   .detail = engines ? "copies by copy engines, between pretend nodes of this machine"
                                     : "copies by the proxy thread, between pretend nodes of this machine"},
@@ -132,20 +126,18 @@ class LoopbackCarrier final : public Carrier {
       std::memcpy(window.at(request.offset), request.source, request.bytes);
     }
     if (!by_engines && !link_.is_limited()) return Start::kDone;
-    Flow& flow = flow_of(request.channel, request.peer);
-    if (link_.is_limited()) flow.arrives_ns = link_.pass(request.bytes, now_ns());
-    return begin(request.ticket, flow, by_engines);
+    return begin(puts_, request.ticket, by_engines ? &engine_transfers(request.channel, request.peer) : nullptr,
+                 link_.is_limited() ? link_.pass(request.bytes, now_ns()) : 0);
   }
 
   Start start_post(const PostRequest& request) override {
     const LoopbackWindow& window = window_of(request.window);
-    Flow& flow = flow_of(request.channel, request.peer);
-    if (link_.is_limited() && now_ns() < flow.arrives_ns) return Start::kBusy;
+    std::uint64_t& earlier = engine_transfers(request.channel, request.peer);
     if (window.is_on_device()) {
       engines_->write(window.at(request.offset), request.total);  // the engines have all earlier copies
-      return begin(request.ticket, flow, true);
+      return begin(posts_, request.ticket, &earlier, 0);
     }
-    if (flow.of_engines != 0) return Start::kBusy;
+    if (earlier != 0) return Start::kBusy;
     auto* signal = reinterpret_cast<std::uint64_t*>(window.at(request.offset));
     std::atomic_ref(*signal).store(request.total, std::memory_order_release);
     return Start::kDone;
@@ -157,18 +149,22 @@ class LoopbackCarrier final : public Carrier {
       ++marks_;
       unmarked_ = false;
     }
-    if (unfinished_.empty()) return false;
+    if (!finishes_soon()) return false;
     const std::uint64_t reached = engines_ ? engines_->reached() : 0;
     const std::int64_t now = link_.is_limited() ? now_ns() : 0;
-    bool moved = false;
-    for (; !unfinished_.empty(); unfinished_.pop_front(), moved = true) {
-      const Unfinished& oldest = unfinished_.front();
-      if (oldest.mark > reached || (link_.is_limited() && oldest.arrives_ns > now)) break;
-      if (oldest.of_engines != nullptr) --*oldest.of_engines;
-      completions.push_back({oldest.ticket, {}});
+    const std::size_t before = completions.size();
+    for (std::deque<Unfinished>* transfers : {&puts_, &posts_}) {
+      for (; !transfers->empty(); transfers->pop_front()) {
+        const Unfinished& oldest = transfers->front();
+        if (oldest.mark > reached || oldest.arrives_ns > now) break;
+        if (oldest.of_engines != nullptr) --*oldest.of_engines;
+        completions.push_back({oldest.ticket, {}});
+      }
     }
-    return moved;
+    return completions.size() != before;
   }
+
+  bool finishes_soon() const override { return !puts_.empty() || !posts_.empty(); }
 
   /// A kernel cannot ring the bell: the proxy looks for commands by itself.
   bool must_be_driven() const override { return engines_ != nullptr; }
@@ -177,22 +173,25 @@ class LoopbackCarrier final : public Carrier {
   static const LoopbackWindow& window_of(const RemoteWindow* window) {
     return static_cast<const LoopbackWindow&>(*window);
   }
-  Flow& flow_of(int channel, int peer) {
-    return flows_[static_cast<std::uint64_t>(channel) << 32 | static_cast<std::uint32_t>(peer)];
+  /// Of a (channel, peer): transfers that the copy engines have not finished. References stay valid.
+  std::uint64_t& engine_transfers(int channel, int peer) {
+    return engine_transfers_[static_cast<std::uint64_t>(channel) << 32 | static_cast<std::uint32_t>(peer)];
   }
-  Start begin(Ticket ticket, Flow& flow, bool by_engines) {
-    if (by_engines) ++flow.of_engines;
-    unmarked_ |= by_engines;
-    unfinished_.push_back(
-        {ticket, by_engines ? marks_ + 1 : 0, flow.arrives_ns, by_engines ? &flow.of_engines : nullptr});
+  /// `of_engines`: null if the copy engines have no part in it.
+  Start begin(std::deque<Unfinished>& transfers, Ticket ticket, std::uint64_t* of_engines, std::int64_t arrives_ns) {
+    if (of_engines != nullptr) {
+      ++*of_engines;
+      unmarked_ = true;
+    }
+    transfers.push_back({ticket, of_engines != nullptr ? marks_ + 1 : 0, arrives_ns, of_engines});
     return Start::kStarted;
   }
 
   Provider provider_;
   std::shared_ptr<CopyEngines> engines_;
   RateLimiter link_;
-  std::unordered_map<std::uint64_t, Flow> flows_;  // by channel and peer; references stay valid
-  std::deque<Unfinished> unfinished_;              // in the order of their marks and times
+  std::unordered_map<std::uint64_t, std::uint64_t> engine_transfers_;
+  std::deque<Unfinished> puts_, posts_;  // each in the order of their marks and times; no post waits behind later puts
   std::uint64_t marks_ = 0;
   bool unmarked_ = false;  // the copy engines were given something since the last mark
 };

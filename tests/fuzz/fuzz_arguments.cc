@@ -109,7 +109,8 @@ DispatchArgs draw_dispatch(Draw& draw, Arena& arena) {
   for (int b = draw.byte() % 4; b >= 0; --b) args.payload.push_back(arena.tensor(draw));
   args.topk_ids = arena.tensor(draw);
   if (draw.byte() % 2 == 0) args.topk_weights = arena.tensor(draw);
-  args.mode = draw.pick({Mode::kThroughput, Mode::kLatency});
+  args.mode = draw.pick({Mode::kThroughput, Mode::kLatency, Mode::kAuto});
+  args.max_tokens = draw.byte() < 200 ? 0 : draw.extent();
   args.layout = draw.pick({Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded});
   args.codec = draw.pick({Codec::kNone, Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0});
   args.scale_block = draw.pick({128, 32, 0, 64});

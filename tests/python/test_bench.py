@@ -98,7 +98,16 @@ def test_options_that_make_no_sense_are_refused(option, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ("--mode=latency", "--mode: latency given, expected throughput with --backend cuda"),
+        ("--mode=fast", "--mode: fast given, expected throughput or latency"),
+        ("--codec=fp8_f32", "--codec: fp8_f32 given, expected none with --backend cuda"),
+        (
+            "--mode=latency --layout=expert_major",
+            "--layout expert_major --codec none --reduction per_rank --output window",
+        ),
+        ("--mode=latency --payload=fp16", "--payload fp16 --layout rank_major --codec none"),
+        ("--mode=latency --output=owned", "--output owned given, expected"),
+        ("--mode=latency --input=window", "--input: window given, expected any with --backend cuda"),
+        ("--mode=latency --op=steps --launch=graph", "--launch: graph given, expected direct"),
         ("--nodes=2", "--nodes: 2 given, expected 1 with --backend cuda"),
         ("--ranks-as=processes", "--ranks-as: processes given, expected threads with --backend cuda"),
         ("--sets=4", "--sets: 4 given, expected 0 with --backend cuda"),
@@ -115,8 +124,17 @@ def test_cases_that_the_gpu_benchmark_lacks_are_refused(options, words):
 
 @needs_ferry
 @pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="this machine has GPUs; see test_gpu_commands.py")
-def test_bench_without_a_gpu_says_what_is_missing():
-    run = bench("--backend=cuda", "--tokens=16")
+@pytest.mark.parametrize(
+    "options",
+    [
+        [],
+        ["--mode=latency", "--op=dispatch,combine,steps"],
+        ["--mode=latency", "--layout=expert_padded", "--codec=fp8_f32", "--reduction=flat"],
+    ],
+    ids=" ".join,
+)
+def test_bench_without_a_gpu_says_what_is_missing(options):
+    run = bench("--backend=cuda", "--tokens=16", *options)
     assert run.returncode == 1
     last = run.stdout.splitlines()[-1]
     assert last.startswith("FAILED: --backend: cuda given, but")
@@ -194,6 +212,33 @@ def gpu_line(**changes) -> dict:
     base |= {"tokens": 4096, "hidden": 7168, "top_k": 8, "routing": "uniform", "commit": "new", "date": "2026-01-02"}
     base |= {"fraction": 0.5, "time_us_median": 200.0, "necessary_bytes": 36e6, "ceiling_gbps": 360.0}
     return line() | base | changes
+
+
+def latency_line(**changes) -> dict:
+    base = {
+        "mode": "latency",
+        "layout": "expert_padded",
+        "codec": "fp8_f32",
+        "num_sms": 0,
+        "tokens": 128,
+        "time_us_p99": 25.0,
+    }
+    return gpu_line(**(base | changes))
+
+
+def test_tables_of_latency_mode():
+    whole = [latency_line(launch=launch, time_us_median=us) for launch, us in (("direct", 20.0), ("graph", 15.0))]
+    (row,) = figures.latency_table(whole)[-1:]
+    assert row == "| 2xG | dispatch, fp8_f32, expert_padded | 128 | any | 20.0 (25.0) | 15.0 (25.0) |"
+    assert figures.latency_table([gpu_line()]) == [] == figures.hooks_table(whole)
+    hooks = [
+        latency_line(op=op, clock=clock, time_us_median=us, sm_us=100.0 if clock == "trace" else None)
+        for clock, us in (("trace", 8.0), ("events", 9.0))
+        for op in figures.HALVES
+    ]
+    hooks.append(latency_line(op="gemm", in_flight="combine", slow_down_percent=1.234))
+    (row,) = figures.hooks_table(hooks)[-1:]
+    assert row == "| 2xG | 128 | 8.0 | 8.0 | 8.0 | 8.0 | 8.0 | 100 | trace | - / 1.23 % |"
 
 
 def gpu_lines() -> list[dict]:

@@ -119,6 +119,29 @@ def test_wrong_kinds_are_type_errors() -> None:
     run_ranks(1, body)
 
 
+def test_mode_by_size() -> None:
+    """Ranks with different numbers of tokens come to the same mode, from what all of them know."""
+
+    def body(group: ferry.Group) -> None:
+        tokens = 4 if group.rank == 0 else 0
+        x, ids = X[:tokens], IDS[:tokens]
+        for max_tokens, layout, mode in [
+            (4, "rank_major", "latency"),
+            (5, "rank_major", "throughput"),
+            (0, "rank_major", "throughput"),
+            (4, "expert_major", "throughput"),
+        ]:
+            options = {"mode": "auto", "max_tokens": max_tokens, "layout": layout}
+            assert group.mode_of(x, ids, **options) == mode
+            result = group.dispatch(x, ids, **options)
+            assert result.handle.mode == mode
+            assert group.mode_of(x, handle=result.handle, mode="auto", layout=layout) == mode
+        assert "max_tokens = 3" in group.why_not(X[:4], IDS[:4], mode="auto", max_tokens=3)
+        assert "expert_major" in group.why_not(x, ids, mode="latency", layout="expert_major")
+
+    run_ranks(2, body, num_experts=8, max_tokens=8, max_latency_tokens=4, max_top_k=4, hidden=64, dtype="fp32")
+
+
 def test_why_not() -> None:
     def body(group: ferry.Group) -> None:
         assert group.why_not(X, IDS) == ""

@@ -15,7 +15,7 @@ FERRY = next((path for path in (ROOT / "build/host/bin/ferry", ROOT / "build/gpu
 FIELDS = set(
     "commit date machine backend ranks nodes ranks_as mode op layout payload codec reduction tokens hidden top_k "
     "experts routing network link_limit_gbps launch num_sms time_us_median time_us_p90 time_us_p99 necessary_bytes "
-    "ceiling_gbps fraction logical_gbps verified output input".split()
+    "ceiling_gbps fraction logical_gbps verified output input calls".split()
 )
 SMALL = ["demo", "--backend=cuda", "--tokens=16", "--hidden=64", "--experts=16", "--timeout=20"]
 
@@ -89,6 +89,15 @@ def test_demo_refuses_more_threads_than_a_gpu_has_queues_for():
         (["--op=dispatch", "--layout=expert_major"], [("dispatch", 16)]),
         (["--op=dispatch", "--payload=fp8_f32"], [("dispatch", 16)]),
         (["--op=combine", "--input=any"], [("combine", 16)]),
+        (["--mode=latency", "--launch=graph"], [("dispatch", 0), ("combine", 0)]),
+        (
+            ["--mode=latency", "--layout=expert_padded", "--codec=fp8_f32", "--reduction=flat", "--sms=0,32"],
+            [("dispatch", 0), ("combine", 0), ("dispatch", 32), ("combine", 32)],
+        ),
+        (
+            ["--mode=latency", "--op=steps"],
+            [("dispatch_recv", 0), ("dispatch_send", 0), ("combine_recv", 0), ("combine_send", 0)],
+        ),
     ],
 )
 def test_bench_measures_and_verifies(tmp_path, options, calls):

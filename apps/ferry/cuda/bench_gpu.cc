@@ -10,22 +10,24 @@
 
 #include "gpu_memory.h"
 
-/// benchmarks/cuda_throughput.cu
-int ferry_cuda_bench_main(int argc, char** argv);
+/// benchmarks/cuda_throughput.cu, benchmarks/cuda_latency.cu
+int ferry_cuda_throughput_main(int argc, char** argv);
+int ferry_cuda_latency_main(int argc, char** argv);
 
 namespace ferry::bench {
 
-int run_gpu_bench(int ranks, std::vector<std::string> arguments) {
+int run_gpu_bench(const BenchCase& bench_case, std::vector<std::string> arguments) {
   app::prepare_for_gpus();
   const int num_gpus = app::require_gpus();
-  if (ranks > num_gpus) {
-    throw std::invalid_argument(
-        fmt::format("ferry bench: --ranks: {} given, expected at most the number of GPUs, {}", ranks, num_gpus));
+  if (bench_case.ranks > num_gpus) {
+    throw std::invalid_argument(fmt::format("ferry bench: --ranks: {} given, expected at most the number of GPUs, {}",
+                                            bench_case.ranks, num_gpus));
   }
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
-  return ferry_cuda_bench_main(static_cast<int>(arguments.size()), argv.data());
+  const auto main = bench_case.mode == "latency" ? &ferry_cuda_latency_main : &ferry_cuda_throughput_main;
+  return main(static_cast<int>(arguments.size()), argv.data());
 }
 
 }  // namespace ferry::bench

@@ -8,7 +8,7 @@
 
 namespace ferry::bench {
 
-int run_gpu_bench(int, std::vector<std::string>) {
+int run_gpu_bench(const BenchCase&, std::vector<std::string>) {
   return app::require_gpus();
 }
 

@@ -69,6 +69,8 @@ class PacketWait {
     }
     return __any_sync(kAllLanes, over) != 0;
   }
+  /// 0, which the compiler cannot know.
+  __device__ std::uint32_t nothing() const { return static_cast<std::uint32_t>(group_.rank >> 31); }
 
  private:
   static constexpr unsigned kLooksInARow = 128;  ///< some 100 us
@@ -83,6 +85,10 @@ class PacketWait {
 };
 
 /// A packet per lane that is on its way: asked for early, looked at late.
+///
+/// ptxas (13.0) makes narrow loads of a 16-byte load of which only some words are used, one after the other: the data may then be
+/// an older packet's than the tag (seen: the token of a row, whose packet is read for one word, was now and then that of an
+/// earlier call, and combine waited for a row that nobody sent). So every word depends on the others.
 class PacketArrival {
  public:
   __device__ PacketArrival(const std::byte* at, bool wanted) : at_(at), wanted_(wanted) { ask(); }
@@ -92,6 +98,10 @@ class PacketArrival {
       if (wait.is_over(what, missing)) return false;
       ask();
     }
+    const std::uint32_t x = packet_.x, y = packet_.y, z = packet_.z, nothing = wait.nothing();
+    packet_.x |= (y | z) & nothing;
+    packet_.y |= (x | z) & nothing;
+    packet_.z |= (x | y) & nothing;
     return true;
   }
   __device__ const uint4& packet() const { return packet_; }

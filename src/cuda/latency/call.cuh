@@ -114,6 +114,34 @@ __device__ inline void file_read(const GroupArgs& group, LatencyKind kind, const
   if (blockIdx.x == 0 && threadIdx.x == 0) group.state->latency_read[index_of(kind)][group.flight] = epochs.now;
 }
 
+/// Of a dispatch, by the header of a manifest, which is in lanes 0 to 2: refuses what its source confessed, that it is in another call,
+/// or that its arguments differ. A whole warp.
+__device__ inline bool is_same_call(const GroupArgs& group, const Epochs& epochs, int source, const uint4& seen) {
+  const auto word = [&](int i) {
+    const std::uint32_t mine = i % 3 == 0 ? seen.x : i % 3 == 1 ? seen.y : seen.z;
+    return __shfl_sync(kAllLanes, mine, i / 3);
+  };
+  const std::uint32_t high = word(0), digest_low = word(1), digest_high = word(2), status = word(3), where = word(4),
+                      id_low = word(5), id_high = word(6);
+  Fault fault{.step = FaultStep::kRoute,
+              .peer = source,
+              .seen = static_cast<std::uint64_t>(high) << 32 | epochs.tag()};
+  if (high != static_cast<std::uint32_t>(epochs.now >> 32)) {
+    fault.kind = FaultKind::kGoneOn;
+  } else if (status == kCallBadId) {
+    fault.kind = FaultKind::kBadId;
+    fault.where = where;
+    fault.value = static_cast<std::int64_t>(static_cast<std::uint64_t>(id_high) << 32 | id_low);
+  } else if (digest_low != static_cast<std::uint32_t>(group.digest) ||
+             digest_high != static_cast<std::uint32_t>(group.digest >> 32)) {
+    fault.kind = FaultKind::kMismatch;
+  } else {
+    return true;
+  }
+  if (lane_idx() == 0) fail(group, epochs.now, fault);
+  return false;
+}
+
 /// Copies the table of windows into shared memory, where every block has it first; there after the block's next barrier.
 __device__ inline void copy_windows(const GroupArgs& group, std::byte** shared) {
   for (int rank = static_cast<int>(threadIdx.x); rank < group.num_ranks; rank += static_cast<int>(blockDim.x))

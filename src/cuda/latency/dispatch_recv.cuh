@@ -107,7 +107,7 @@ class Arrivals {
       if (first != 0 || source != first_) early_ = ask(source, packet);
       if (live && !early_.wait(epochs.tag(), wait, Awaited::kManifest)) return false;
       const uint4 seen = live ? early_.packet() : uint4{};  // who is left out counts as one without rows
-      if (first == 0 && live && !check(epochs, source, seen)) return false;
+      if (first == 0 && live && !is_same_call(a_.group, epochs, source, seen)) return false;
       const std::uint32_t values[3] = {seen.x, seen.y, seen.z};
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
@@ -119,32 +119,6 @@ class Arrivals {
       }
     }
     return true;
-  }
-
-  /// Refuses what a rank confessed, that it is in another call, or that its arguments differ. The header is in lanes 0 to 2.
-  __device__ bool check(const Epochs& epochs, int source, const uint4& seen) const {
-    const auto word = [&](int i) {
-      const std::uint32_t mine = i % 3 == 0 ? seen.x : i % 3 == 1 ? seen.y : seen.z;
-      return __shfl_sync(kAllLanes, mine, i / 3);
-    };
-    const std::uint32_t high = word(0), digest_low = word(1), digest_high = word(2), status = word(3), where = word(4),
-                        id_low = word(5), id_high = word(6);
-    Fault fault{
-        .step = FaultStep::kRoute, .peer = source, .seen = static_cast<std::uint64_t>(high) << 32 | epochs.tag()};
-    if (high != static_cast<std::uint32_t>(epochs.now >> 32)) {
-      fault.kind = FaultKind::kGoneOn;
-    } else if (status == kCallBadId) {
-      fault.kind = FaultKind::kBadId;
-      fault.where = where;
-      fault.value = static_cast<std::int64_t>(static_cast<std::uint64_t>(id_high) << 32 | id_low);
-    } else if (digest_low != static_cast<std::uint32_t>(a_.group.digest) ||
-               digest_high != static_cast<std::uint32_t>(a_.group.digest >> 32)) {
-      fault.kind = FaultKind::kMismatch;
-    } else {
-      return true;
-    }
-    if (lane_idx() == 0) fail(a_.group, epochs.now, fault);
-    return false;
   }
 
   const LatencyDispatchArgs& a_;
