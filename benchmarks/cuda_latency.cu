@@ -60,17 +60,16 @@ class LatencyRunner {
     const auto num_sets = static_cast<std::size_t>(o_.sets);
     std::vector<DispatchResult> arrived(num_sets);
     const auto dispatch = [&](std::size_t s) { arrived[s] = group.dispatch(calls.dispatch_args(static_cast<int>(s))); };
-    if (asked("dispatch")) {
-      bench.time_sets(10, dispatch);
-      report(bench, "dispatch", "", tokens, sms);
-    } else {
-      for (std::size_t s = 0; s < num_sets; ++s) dispatch(s);
-    }
     for (const Reduction reduction : {Reduction::per_rank(), Reduction::flat()}) {
       const bool flat = reduction == Reduction::flat();
-      if (!asked(flat ? "combine-flat" : "combine")) continue;
-      bench.time_sets(10, [&](std::size_t s) { group.combine(calls.combine_args(arrived[s], reduction)); });
-      report(bench, "combine", flat ? "flat" : "per_rank", tokens, sms);
+      const bool dispatches = !flat && asked("dispatch"), combines = asked(flat ? "combine-flat" : "combine");
+      if (!dispatches && !combines) continue;
+      // In turn, as a layer does it: a dispatch directly after a dispatch would wait for credits that a combine has given else.
+      bench.time_pairs(10, dispatch, [&](std::size_t s) { group.combine(calls.combine_args(arrived[s], reduction)); });
+      if (combines) report(bench, "combine", flat ? "flat" : "per_rank", tokens, sms);
+      if (!dispatches) continue;
+      swap_times(bench);
+      report(bench, "dispatch", "", tokens, sms);
     }
     group.check();
   }

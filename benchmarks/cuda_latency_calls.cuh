@@ -21,6 +21,15 @@ namespace {
 
 using namespace ferry;
 
+/// logfmt10 packs magnitudes below 1 only: the experts' rows are so many octaves smaller than what they got.
+constexpr int kOctaves = 6;
+
+__global__ void shrink_kernel(std::uint16_t* values, std::int64_t count) {
+  const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
+  for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step)
+    values[i] = static_cast<std::uint16_t>(values[i] - (kOctaves << 7));
+}
+
 /// Every call's arguments, results and checks on one rank.
 class Calls {
  public:
@@ -31,11 +40,16 @@ class Calls {
     y_ = bench.allocate_array<std::uint16_t>(rows * o.hidden);
     out_ = bench.allocate_array<std::uint16_t>(tokens * o.hidden);
     fill_kernel<<<128, 256, 0, bench.stream_>>>(y_.get(), rows, o.hidden, bench.rank_, 0);
+    shrink_kernel<<<128, 256, 0, bench.stream_>>>(y_.get(), rows * o.hidden);
     check(cudaStreamSynchronize(bench.stream_), "filling inputs");
   }
 
   bool is_padded() const { return o_.layout == "expert_padded"; }
   bool is_coded() const { return o_.codec == "fp8_f32"; }
+  Codec combine_codec() const {
+    if (o_.combine_codec == "fp8_f32") return Codec::kFp8F32;
+    return o_.combine_codec == "logfmt10" ? Codec::kLogfmt10 : Codec::kNone;
+  }
   int num_local() const { return o_.experts / bench_.ranks_; }
   /// Rows of an expert, or (rank_major) of a rank.
   std::int64_t capacity() const { return tokens_ * bench_.ranks_; }
@@ -63,14 +77,15 @@ class Calls {
                          : Tensor::contiguous(rows, DType::kBf16, {capacity(), o_.hidden});
     args.reduction = reduction;
     if (is_padded()) args.weighting = CombineArgs::Weighting::kFromDispatch;
+    args.codec = combine_codec();
     args.out = Tensor::contiguous(static_cast<void*>(out_.get()), DType::kBf16, {tokens_, o_.hidden});
     args.num_sms = sms_;
     args.stream = bench_.stream_;
     return args;
   }
 
-  /// The experts return the rows they got. Weighted (expert_padded), a token comes back as twice its row, else as its row times the
-  /// number of its ranks; up to what fp8 made of it.
+  /// The experts return the rows they got, kOctaves smaller. Weighted (expert_padded), a token comes back as twice that, else as that
+  /// times the number of its ranks; up to what the codecs made of it.
   bool verify() {
     const DispatchResult arrived = group_.dispatch(dispatch_args(0));
     check(cudaStreamSynchronize(bench_.stream_), "dispatch");
@@ -137,19 +152,23 @@ class Calls {
     } else {
       fetch(restored, rows);
     }
+    for (std::uint16_t& x : restored) x = static_cast<std::uint16_t>(x - (kOctaves << 7));
     check(cudaMemcpy(y_.get() + at * o_.hidden, restored.data(), restored.size() * 2, cudaMemcpyHostToDevice), "row");
   }
 
   bool sums_are_right() const {
     // fp8 keeps 4 significant bits and bf16 8: within 1/16 and a little. Sums of bf16 rows are rounded once a rank.
-    const float tolerance = is_coded() ? 0.08f : 0.02f;
+    // A codec of combine comes on top.
+    const float again = combine_codec() == Codec::kFp8F32 ? 0.07f : combine_codec() == Codec::kLogfmt10 ? 0.023f : 0.0f;
+    const float tolerance = (is_coded() ? 0.08f : 0.02f) + again;
     const auto needed = bench::ranks_needed(o_, make_routing(o_, tokens_, bench_.rank_, 0), bench_.ranks_);
     std::vector<std::uint16_t> sums(static_cast<std::size_t>(o_.hidden));
     for (std::int64_t t = 0; t < tokens_; ++t) {
       check(cudaMemcpy(sums.data(), out_.get() + t * o_.hidden, sums.size() * 2, cudaMemcpyDeviceToHost), "out");
       const int times = is_padded() ? 2 : __builtin_popcount(needed[static_cast<std::size_t>(t)]);
       for (std::int64_t j = 0; j < o_.hidden; ++j) {
-        const float expected = static_cast<float>(times) * from_bf16(value_of(t, j, bench_.rank_, 0));
+        const float expected =
+            std::ldexp(static_cast<float>(times) * from_bf16(value_of(t, j, bench_.rank_, 0)), -kOctaves);
         const float value = from_bf16(sums[static_cast<std::size_t>(j)]);
         if (!(value > expected * (1 - tolerance) && value < expected * (1 + tolerance))) return false;
       }
@@ -199,11 +218,13 @@ Group make_latency_group(const Settings& o, Meeting& meeting, int device, std::i
   return Group::create(config, meeting);
 }
 
-/// The fields that lines of latency mode share: bf16 rows, quantised to fp8 on the way there if so asked, bf16 on the way back.
+/// The fields that lines of latency mode share: bf16 rows, coded on the way there and back if so asked.
 bench::Measured measured(const Settings& o, int ranks, const std::string& op, const std::string& reduction,
                          std::int64_t tokens, int sms) {
-  const bool coded = !op.starts_with("combine") && o.codec == "fp8_f32";
-  const std::int64_t row_bytes = coded ? o.hidden + (o.hidden + 127) / 128 * 4 : 2 * o.hidden;
+  const std::string& codec = op.starts_with("combine") ? o.combine_codec : o.codec;
+  const bool coded = codec != "none";
+  const std::int64_t channels_bytes = codec == "logfmt10" ? o.hidden * 10 / 8 : o.hidden;
+  const std::int64_t row_bytes = coded ? channels_bytes + (o.hidden + 127) / 128 * 4 : 2 * o.hidden;
   const auto unit = reduction == "flat" ? bench::Unit::kChoice : bench::Unit::kToken;
   double rows = 0;
   for (int s = 0; s < o.sets; ++s) rows += bench::busiest(o, tokens, ranks, s, unit) / o.sets;
@@ -211,7 +232,7 @@ bench::Measured measured(const Settings& o, int ranks, const std::string& op, co
           .op = op,
           .layout = o.layout,
           .payload = "bf16",
-          .codec = coded ? "fp8_f32" : "bf16",
+          .codec = coded ? codec : "bf16",
           .reduction = reduction,
           .tokens = tokens,
           .num_sms = sms,
@@ -227,6 +248,9 @@ void add_latency_options(app::Options& options, Settings& o) {
                "of the result (default: expert_padded)");
   options.word("--codec", o.codec, app::Words<std::string>{{"fp8_f32", "fp8_f32"}, {"none", "none"}},
                "of the bf16 rows on the way there (default: fp8_f32)");
+  options.word("--combine-codec", o.combine_codec,
+               app::Words<std::string>{{"none", "none"}, {"fp8_f32", "fp8_f32"}, {"logfmt10", "logfmt10"}},
+               "of the rows on the way back (default: none)");
   bench::add_cuda_options(options, o, 32);
 }
 

@@ -183,23 +183,16 @@ class RankBench {
   /// Times call(set) for one input set after the other, directly or as a replay of its graph.
   template <typename Call>
   void time_sets(int warm_up, Call&& call) {
-    const auto num_sets = static_cast<std::size_t>(o_.sets);
-    if (o_.launch == "direct")
-      return time(warm_up, o_.iterations, [&](int i) { call(static_cast<std::size_t>(i) % num_sets); });
-    std::vector<cudaGraphExec_t> graphs(num_sets);
-    for (std::size_t set = 0; set < num_sets; ++set) {
-      cudaGraph_t graph = nullptr;
-      check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
-      call(set);
-      check(cudaStreamEndCapture(stream_, &graph), "cudaStreamEndCapture");
-      check(cudaGraphInstantiate(&graphs[set], graph, 0), "cudaGraphInstantiate");
-      check(cudaGraphDestroy(graph), "cudaGraphDestroy");
-    }
-    shared_.sync.arrive_and_wait();  // whoever makes a graph may have to wait for kernels
-    time(warm_up, o_.iterations, [&](int i) {
-      check(cudaGraphLaunch(graphs[static_cast<std::size_t>(i) % num_sets], stream_), "cudaGraphLaunch");
-    });
-    for (cudaGraphExec_t graph : graphs) check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
+    const Replays replays(*this, call);
+    time(warm_up, o_.iterations, [&](int i) { replays.run(i, call); });
+  }
+
+  /// The same of two calls in turn, as a model makes them: first(set), second(set). The first one's times go to first_times.
+  template <typename First, typename Second>
+  void time_pairs(int warm_up, First&& first, Second&& second) {
+    const Replays firsts(*this, first), seconds(*this, second);
+    time_apart(
+        warm_up, o_.iterations, [&](int i) { firsts.run(i, first); }, [&](int i) { seconds.run(i, second); });
   }
 
   /// Two calls that belong together, each timed alone behind a barrier of its own; the first one's times go to first_times.
@@ -211,10 +204,14 @@ class RankBench {
     shared_.sync.arrive_and_wait();
     auto& first_times = shared_.first_times[static_cast<std::size_t>(rank_)];
     times.clear();
+    host_us_ = 0;
     const auto timed = [&](int i, auto& call, std::vector<double>& to) {
       barrier();
       check(cudaEventRecord(begin_, stream_), "cudaEventRecord");
+      const auto called = std::chrono::steady_clock::now();
       call(i);
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - called;
+      if (host_us_ == 0 || took.count() * 1e6 < host_us_) host_us_ = took.count() * 1e6;
       check(cudaEventRecord(end_, stream_), "cudaEventRecord");
       check(cudaStreamSynchronize(stream_), "the timed call");
       float ms = 0;
@@ -233,6 +230,42 @@ class RankBench {
         reinterpret_cast<uint4*>(shared_.link[static_cast<std::size_t>((rank_ + 1) % ranks_)]),
         reinterpret_cast<const uint4*>(link_source_), static_cast<std::int64_t>(kLinkBytes / 16));
   }
+
+  /// A call with each set of inputs, captured and replayed if the settings say so.
+  class Replays {
+   public:
+    template <typename Call>
+    Replays(RankBench& bench, Call& call) : bench_(bench), num_sets_(static_cast<std::size_t>(bench.o_.sets)) {
+      if (bench.o_.launch == "direct") return;
+      graphs_.resize(num_sets_);
+      for (std::size_t set = 0; set < num_sets_; ++set) {
+        cudaGraph_t graph = nullptr;
+        check(cudaStreamBeginCapture(bench.stream_, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+        call(set);
+        check(cudaStreamEndCapture(bench.stream_, &graph), "cudaStreamEndCapture");
+        check(cudaGraphInstantiate(&graphs_[set], graph, 0), "cudaGraphInstantiate");
+        check(cudaGraphDestroy(graph), "cudaGraphDestroy");
+      }
+      bench.shared_.sync.arrive_and_wait();  // whoever makes a graph may have to wait for kernels
+    }
+    ~Replays() {
+      for (cudaGraphExec_t graph : graphs_) cudaGraphExecDestroy(graph);
+    }
+    Replays(const Replays&) = delete;
+    Replays& operator=(const Replays&) = delete;
+
+    template <typename Call>
+    void run(int i, Call& call) const {
+      const std::size_t set = static_cast<std::size_t>(i) % num_sets_;
+      if (graphs_.empty()) return call(set);
+      check(cudaGraphLaunch(graphs_[set], bench_.stream_), "cudaGraphLaunch");
+    }
+
+   private:
+    const RankBench& bench_;
+    const std::size_t num_sets_;
+    std::vector<cudaGraphExec_t> graphs_;
+  };
 
   static constexpr std::size_t kLinkBytes = std::size_t{256} << 20;
   const Settings& o_;

@@ -26,7 +26,7 @@ struct Settings {
   int ranks = 0, nodes = 1, experts = 256, top_k = 8, iterations = 30, sets = 3;
   int link_gbps = 0;  ///< of the link by which a rank seems to send to other nodes; 0: as fast as it goes
   std::int64_t hidden = 7168;
-  std::string layout = "expert_padded", codec = "fp8_f32";  ///< latency mode
+  std::string layout = "expert_padded", codec = "fp8_f32", combine_codec = "none";  ///< latency mode
   std::string json, commit = "unknown", date;
 };
 

@@ -27,6 +27,18 @@ struct CombineArgs {
   Weighting weighting = Weighting::kNone;
   Tensor weights{};  ///< kGiven: [T, K] float32 on the token's side; sent ahead unless the reduction is flat
 
+  /// (*) Fewer bits on the wire; latency mode and bf16 x. What a rank returns for a token (its sum, rounded to bf16; flat:
+  /// each choice's row) is coded in groups of 128 channels, also where it stays on the rank, and enters the rest of the
+  /// reduction as the float32 that it is restored to.
+  ///   kFp8F32    e4m3 with a float32 scale, as in dispatch. Restored r of x: |r - x| <= |x| / 16 * (1 + 2^-16) + m * 2^-18 with
+  ///              m = max(1e-4, largest |x| of the group). A group with an infinity becomes NaN.
+  ///   kLogfmt10  a sign and 511 steps of equal ratio from the group's largest magnitude down to its least that is not zero, 2^32 of
+  ///              range at most: |log2(r / x)| <= s (1/2 + 2^-11) + 2^-19 with s = log2(largest / least) / 510, so |r - x| <= 2.21 %
+  ///              of |x|; zeros stay zeros, what is below 2^-32 of the largest is off by that at most. Where a group of a chunk of 768
+  ///              channels has magnitudes of 1 and more, infinities, NaN, nothing but one magnitude or only such
+  ///              below 2^-94, the chunk travels as it is.
+  Codec codec = Codec::kNone;
+
   /// Optional [T, H] of the dtype of x or float32, on the token's side; need not be given on all ranks.
   Tensor bias0{};
   Tensor bias1{};

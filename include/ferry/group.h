@@ -133,7 +133,7 @@ struct GroupStatistics {
 /// dispatch_forward  one row per (token of another node, rank of this node)
 /// dispatch_recv     rows copied into the result. Throughput: 0 for rank_major, whose rows lie where they belong, else the rows
 ///                   of a token beyond its first one on this rank. Latency: all
-/// combine_send      flat: one row per choice, else one per (token, this rank)
+/// combine_send      flat: one row per choice, else one per (token, this rank); with a codec the bytes are those of the coded rows
 /// combine_forward   per_node: one row per (token, this node), per_rank: per (token, rank of this node), flat: per choice
 /// combine_recv      rows: tokens of this rank
 ///

@@ -29,9 +29,10 @@ enum class Layout : std::uint8_t { kRankMajor, kExpertMajor, kExpertPadded };
 /// Where result tensors live: a view of the receive window, or memory of their own.
 enum class Output : std::uint8_t { kWindow, kOwned };
 
-/// How the first payload block is coded on the way. The fp8 codecs take bf16 rows and add a block of scales behind the
-/// data block: float32 values, or UE8M0 bytes (scales rounded up to a power of two).
-enum class Codec : std::uint8_t { kNone, kFp8F32, kFp8Ue8m0 };
+/// How rows are coded on the way; all but kNone take bf16 rows. Dispatch codes the first payload block: the fp8 codecs add a
+/// block of scales behind the data block: float32 values, or UE8M0 bytes (scales rounded up to a power of two). Combine
+/// (latency mode) restores what it gets: kFp8F32, or kLogfmt10, 10 bits on a logarithmic scale; see CombineArgs::codec.
+enum class Codec : std::uint8_t { kNone, kFp8F32, kFp8Ue8m0, kLogfmt10 };
 
 const char* name(Mode mode) noexcept;
 const char* name(Layout layout) noexcept;

@@ -25,13 +25,15 @@ x: bf16, fp16 or fp32 in the layout of the dispatch: rank_major [N, H], expert_m
 [E_local, C, H]; rows beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction:
 "flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
 multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
-here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
-token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
+here, on the token's side. codec, latency mode and bf16 x: "fp8_f32" or "logfmt10" code what a rank returns in 8 or 10
+bits a channel, restored within 1/16 or 2.21 % of each value (docs/python.md has the bounds and what they leave out).
+bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the token's side.
+topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
 K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
 backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
-Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
-kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";
+Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction,
+kind of weights and codec on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.)";
 
 constexpr const char* kSendDoc = R"(The first half of combine, with the same arguments: returns a PendingCombine as
 soon as the rows are sent.
@@ -58,6 +60,7 @@ struct Given {
   const Handle& handle;
   const ReductionLike& reduction;
   const std::optional<WeightsLike>& weights;
+  const std::string& codec;
   const std::optional<BiasLike>& bias;
   const std::optional<ArrayLike>& topk_weights;
   const std::optional<ArrayLike>& out;
@@ -97,6 +100,7 @@ std::shared_ptr<CombineInputs> read_inputs(const PyGroup& group, const std::stri
   args.x = inputs->read(given.x.value, function, "x");
   args.reduction = parse_reduction(function, given.reduction.value);
   if (given.weights) read_weights(*inputs, given.weights->value, function);
+  args.codec = parse_codec(function, given.codec);
   if (given.bias) read_bias(*inputs, given.bias->value, function);
   if (given.topk_weights) args.topk_weights = inputs->read(given.topk_weights->value, function, "topk_weights");
   if (given.out) {
@@ -116,20 +120,22 @@ void def_combine(GroupClass& group, const char* method, Run run, const char* doc
   const std::string function = std::string("ferry.Group.") + method;
   constexpr bool kAllByKeyword = sizeof...(Extra) > 0;
   auto call = [function, run](PyGroup& self, const ArrayLike& x, const Handle& handle, const ReductionLike& reduction,
-                              const std::optional<WeightsLike>& weights, const std::optional<BiasLike>& bias,
-                              const std::optional<ArrayLike>& topk_weights, const std::optional<ArrayLike>& out,
-                              int num_sms, const std::optional<StreamLike>& stream, std::optional<double> timeout) {
-    return run(self, read_inputs(self, function,
-                                 {x, handle, reduction, weights, bias, topk_weights, out, num_sms, stream, timeout}));
+                              const std::optional<WeightsLike>& weights, const std::string& codec,
+                              const std::optional<BiasLike>& bias, const std::optional<ArrayLike>& topk_weights,
+                              const std::optional<ArrayLike>& out, int num_sms, const std::optional<StreamLike>& stream,
+                              std::optional<double> timeout) {
+    return run(self,
+               read_inputs(self, function,
+                           {x, handle, reduction, weights, codec, bias, topk_weights, out, num_sms, stream, timeout}));
   };
   if constexpr (kAllByKeyword) {
     group.def(method, call, extra..., "x"_a, "handle"_a, "reduction"_a = "per_rank", "weights"_a = nb::none(),
-              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
-              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+              "codec"_a = "none", "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(),
+              "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   } else {
     group.def(method, call, "x"_a, "handle"_a, nb::kw_only(), "reduction"_a = "per_rank", "weights"_a = nb::none(),
-              "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(), "num_sms"_a = 0,
-              "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
+              "codec"_a = "none", "bias"_a = nb::none(), "topk_weights"_a = nb::none(), "out"_a = nb::none(),
+              "num_sms"_a = 0, "stream"_a = nb::none(), "timeout"_a = nb::none(), doc);
   }
 }
 

@@ -157,8 +157,18 @@ void bind_properties(GroupClass& group) {
 
 }  // namespace
 
+namespace {
+
+/// The end of a group may wait, for what runs on its device for example; and that for a rank on another thread, which needs the GIL.
+void end_group(Group* group) {
+  nb::gil_scoped_release release;
+  delete group;
+}
+
+}  // namespace
+
 PyGroup::PyGroup(Group made, const GroupConfig& config)
-    : group(std::make_shared<Group>(std::move(made))),
+    : group(new Group(std::move(made)), &end_group),
       use(std::make_shared<GroupUse>(config.limits.num_flights)),
       home(group->backend_name() == "cuda" ? Device{Device::kCuda, config.device} : Device{}) {}
 

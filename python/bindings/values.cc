@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::array kModes{Mode::kThroughput, Mode::kLatency, Mode::kAuto};
 constexpr std::array kLayouts{Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded};
-constexpr std::array kCodecs{Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0};
+constexpr std::array kCodecs{Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0, Codec::kLogfmt10};
 constexpr std::array kOutputs{Output::kWindow, Output::kOwned};
 constexpr std::array kDTypes{DType::kBf16,  DType::kFp16,  DType::kFp32,  DType::kFp8E4m3,
                              DType::kUe8m0, DType::kUint8, DType::kInt32, DType::kInt64};

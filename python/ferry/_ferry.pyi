@@ -766,7 +766,7 @@ class Group:
         """
 
     @overload
-    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
+    def why_not(self, *, x: ferry.values.ArrayLike, handle: Handle, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, codec: str = 'none', bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> str:
         """As above for a combine; all arguments by keyword."""
 
     def mode_of(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, max_tokens: int = 0) -> str:
@@ -777,7 +777,7 @@ class Group:
     def handle_bytes(self, payload: ferry.values.ArrayLike | Sequence[ferry.values.ArrayLike], topk_ids: ferry.values.ArrayLike | None = None, topk_weights: ferry.values.ArrayLike | None = None, *, handle: Handle | None = None, mode: str = 'throughput', layout: str = 'rank_major', codec: str = 'none', scale_block: int = 128, alignment: int = 1, expert_capacity: int = 0, zero_padding: bool = False, renormalise: bool = False, host_counts: bool = True, output: str = 'window', placement: Placement | None = None, num_sms: int = 0, handle_memory: ferry.values.ArrayLike | None = None, stream: ferry.values.StreamLike | None = None, timeout: float | None = None, out: Sequence[ferry.values.ArrayLike] | None = None, max_tokens: int = 0) -> int:
         """Bytes of the largest handle that a dispatch of this shape can make."""
 
-    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
+    def combine(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, codec: str = 'none', bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> CombineResult:
         """
         Returns the experts' results to their tokens and sums them.
 
@@ -785,16 +785,18 @@ class Group:
         [E_local, C, H]; rows beyond the real ones are never read. handle: of the dispatch whose rows come back. reduction:
         "flat" (expert layouts only), "per_rank", "per_node" or a Reduction. weights, expert layouts only: "dispatch"
         multiplies each choice's row with the weight that travelled with the dispatch, an array [T, K] float32 gives them
-        here, on the token's side. bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the
-        token's side. topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
+        here, on the token's side. codec, latency mode and bf16 x: "fp8_f32" or "logfmt10" code what a rank returns in 8 or 10
+        bits a channel, restored within 1/16 or 2.21 % of each value (docs/python.md has the bounds and what they leave out).
+        bias: an array [T, H] of the dtype of x or float32, or a pair of them, added on the token's side.
+        topk_weights: float32 in the shape of DispatchResult.topk_weights; each choice's value returns to [T,
         K], 0 for a choice that has none. out: an array [T, H] of x's dtype to write. num_sms, stream: as in dispatch; with
         backend="cuda" the host waits for nothing. timeout: seconds, of every wait of this call; None: the group's.
 
-        Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction and
-        kind of weights on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
+        Returns a CombineResult. A token that was sent nowhere gets the bias, or 0. Collective: equal dtypes, reduction,
+        kind of weights and codec on all ranks. The GIL is given away while it runs. Raises Error as dispatch does.
         """
 
-    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingCombine:
+    def combine_send(self, x: ferry.values.ArrayLike, handle: Handle, *, reduction: Reduction | str = 'per_rank', weights: ferry.values.ArrayLike | str | None = None, codec: str = 'none', bias: ferry.values.ArrayLike | tuple[ferry.values.ArrayLike, ferry.values.ArrayLike] | None = None, topk_weights: ferry.values.ArrayLike | None = None, out: ferry.values.ArrayLike | None = None, num_sms: int = 0, stream: ferry.values.StreamLike | None = None, timeout: float | None = None) -> PendingCombine:
         """
         The first half of combine, with the same arguments: returns a PendingCombine as
         soon as the rows are sent.

@@ -26,13 +26,16 @@ class Layout(StrEnum):
 
 
 class Codec(StrEnum):
-    """How the first payload block is coded on the way."""
+    """How rows are coded on the way: the first payload block of a dispatch, what a rank returns in a combine (latency
+    mode)."""
 
     NONE = "none"
     FP8_F32 = "fp8_f32"
-    """bf16 to fp8 e4m3 with float32 scales."""
+    """bf16 to fp8 e4m3 with float32 scales. Dispatch and combine."""
     FP8_UE8M0 = "fp8_ue8m0"
-    """bf16 to fp8 e4m3 with scales rounded up to powers of two, as UE8M0 bytes."""
+    """bf16 to fp8 e4m3 with scales rounded up to powers of two, as UE8M0 bytes. Dispatch."""
+    LOGFMT10 = "logfmt10"
+    """bf16 to a sign and 9 bits on a logarithmic scale of each group of 128 channels. Combine."""
 
 
 class Output(StrEnum):

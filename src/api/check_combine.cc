@@ -8,6 +8,7 @@
 #include "backend/handle_layout.h"
 #include "core/check.h"
 #include "core/digest.h"
+#include "wire/return_codec.h"
 
 namespace ferry {
 namespace {
@@ -92,6 +93,23 @@ void check_reduction(const CombineArgs& args) {
   check_memory("weights", weights);
 }
 
+void check_codec(const CombineArgs& args) {
+  if (args.codec == Codec::kNone) return;
+  if (args.codec == Codec::kFp8Ue8m0) {
+    refuse_unsupported(kFunction, "codec",
+                       "fp8_ue8m0 rounds scales up for GEMM libraries, but nobody sees the scales of a combine; use "
+                       "fp8_f32, which is more exact, or logfmt10");
+  }
+  if (args.handle->mode() != Mode::kLatency) {
+    refuse_unsupported(kFunction, "codec",
+                       fmt::format("{} needs a handle of latency mode: throughput mode moves the rows of combine as "
+                                   "they are; use none, or dispatch in latency mode",
+                                   name(args.codec)));
+  }
+  if (args.x.dtype != DType::kBf16)
+    refuse(kFunction, "x", describe(args.x), fmt::format("bf16, which codec {} takes", name(args.codec)));
+}
+
 void check_token_rows(const char* argument, const Tensor& tensor, std::int64_t num_tokens, std::int64_t hidden,
                       DType dtype, bool fp32_too) {
   if (!tensor.present()) return;
@@ -146,7 +164,8 @@ std::uint64_t digest_of(const CombineCall& call) {
       .add(call.hidden)
       .add(call.args.reduction.group)
       .add(call.args.reduction.order)
-      .add(call.args.weighting);
+      .add(call.args.weighting)
+      .add(call.args.codec);
   return digest.add(call.has_topk_weights)
       .add(call.top_k)
       .add(call.handle.mode())
@@ -165,6 +184,7 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   call.handle_epoch = header.epoch;
   check_x(args);
   check_reduction(args);
+  check_codec(args);
   check_topk_weights(args);
   call.args = args;
   call.handle = *args.handle;
@@ -182,6 +202,12 @@ void fill_combine(const GroupState& group, const CombineArgs& args, CombineCall&
   if (call.slot_bytes > most) {
     refuse(kFunction, "x", fmt::format("{} bytes per returned row", call.slot_bytes),
            fmt::format("at most {} (limits.hidden and dtype)", most));
+  }
+  call.weights_at = wire::padded(call.row_bytes);
+  if (args.codec != Codec::kNone) {
+    call.weights_at = wire::coded_words_bytes(call.hidden);
+    call.slot_bytes = return_row_bytes(call.weights_at, call.top_k, call.has_topk_weights) +
+                      wire::padded(wire::most_coded_bytes(args.codec, call.hidden));
   }
   check_token_rows("bias0", args.bias0, call.num_tokens, call.hidden, args.x.dtype, true);
   check_token_rows("bias1", args.bias1, call.num_tokens, call.hidden, args.x.dtype, true);

@@ -91,6 +91,8 @@ void check_num_tokens(const GroupState& group, const DispatchCall& call) {
 wire::RowFormat make_format(const GroupState& group, const DispatchArgs& args) {
   wire::RowFormat format;
   std::size_t first = 0;
+  if (args.codec == Codec::kLogfmt10)
+    refuse_unsupported(kFunction, "codec", "logfmt10 is a codec of combine; use fp8_f32, fp8_ue8m0 or none");
   if (args.codec != Codec::kNone) {
     const Tensor& x = args.payload[0];
     if (x.dtype != DType::kBf16)

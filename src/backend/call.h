@@ -110,7 +110,8 @@ struct DispatchCall : Call {
 struct CombineCall : Call {
   /// Rows that return to oneself unsummed are read where the caller has them, without a slot in between.
   bool own_rows_in_place() const {
-    return blocking && !has_topk_weights && handle.layout() == Layout::kRankMajor && !out_over_x();
+    return blocking && args.codec == Codec::kNone && !has_topk_weights && handle.layout() == Layout::kRankMajor &&
+           !out_over_x();
   }
   /// The result is written over rows that are still to be read.
   bool out_over_x() const { return overlap(args.x, args.out); }
@@ -121,8 +122,9 @@ struct CombineCall : Call {
   std::int64_t num_tokens = 0;                 ///< T
   int top_k = 0;
   std::int64_t hidden = 0;
-  std::int64_t row_bytes = 0;     ///< of a row, without padding
-  std::int64_t slot_bytes = 0;    ///< of a returned row with what follows it
+  std::int64_t row_bytes = 0;   ///< of a row, without padding
+  std::int64_t slot_bytes = 0;  ///< of a returned row with what follows it, at most
+  std::int64_t weights_at = 0;  ///< of combined weights in a slot: behind the row, or the words of a coded row's groups
   bool has_topk_weights = false;  ///< K float32 of combined weights follow each returned row
   std::vector<ForwardProgress> forwards;
   bool forward_posted = false;

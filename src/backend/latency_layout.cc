@@ -52,7 +52,7 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
   out.manifests = flights("device latency manifests", out.manifest_bytes * num_ranks, out.manifests_stride);
   out.slot_bytes = most_slot_bytes(limits, window.max_row_bytes());
   out.slots = flights("device latency slots", out.slot_bytes * out.max_tokens * num_ranks, out.slots_stride);
-  out.return_bytes = wire::returned_bytes(
+  out.return_bytes = wire::coded_returned_bytes(
       limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))), limits.max_top_k,
       true);
   out.returns =

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "routing/rows.h"
+#include "wire/return_codec.h"
 #include "wire/row_format.h"
 #include "wire/token_meta.h"
 
@@ -99,11 +100,14 @@ void WindowLayout::add_dispatch_regions(const GroupLimits& limits, const Placeme
 
 void WindowLayout::add_combine_regions(const GroupLimits& limits) {
   const std::int64_t top_k = limits.max_top_k;
-  return_slots_ = add_flights("return slots", max_tokens_ * top_k * max_return_bytes_);
+  // Latency mode takes a coded row with the words of its groups.
+  const std::int64_t most_coded = max_return_bytes_ + wire::coded_words_bytes(max_return_bytes_ / 2);
+  return_slots_ = add_flights(
+      "return slots", top_k * std::max(max_tokens_ * max_return_bytes_, limits.max_latency_tokens * most_coded));
   return_stream_bytes_ = limits.max_tokens * top_k * max_return_bytes_;
   combine_forward_ = add_flights("combine forward", forward_sources_ * return_stream_bytes_);
   const std::int64_t staged = num_nodes_ > 1 ? num_ranks_ * limits.max_latency_tokens * top_k : 0;
-  combine_staging_ = add_flights("combine staging", staged * max_return_bytes_);
+  combine_staging_ = add_flights("combine staging", staged * most_coded);
   weights_stride_ = max_tokens_ * top_k * 4;
   // Every rank also keeps its own rows here, on their way to the others.
   weights_ahead_ = add_flights("weights ahead", weights_stride_ * num_ranks_ * (num_nodes_ > 1 ? 2 : 1));

@@ -100,6 +100,8 @@ const char* name(Codec codec) noexcept {
       return "fp8_f32";
     case Codec::kFp8Ue8m0:
       return "fp8_ue8m0";
+    case Codec::kLogfmt10:
+      return "logfmt10";
   }
   return "?";
 }

@@ -196,6 +196,7 @@ struct CombineArgsOnDevice {
   DType dtype = DType::kBf16;
   std::int64_t hidden = 0;
   Reduction reduction;
+  Codec codec = Codec::kNone;  ///< latency mode
   Layout layout = Layout::kRankMajor;
   std::int64_t expert_capacity = 0;
   HandleArgs handle;

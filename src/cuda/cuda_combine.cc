@@ -38,6 +38,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   args.dtype = given.x.dtype;
   args.hidden = call.hidden;
   args.reduction = given.reduction;
+  args.codec = given.codec;
   args.layout = call.handle.layout();
   args.expert_capacity = shadow.header.expert_capacity;
   args.handle = handle_args(call.handle.mutable_bytes().data(), shadow.header);

@@ -69,7 +69,7 @@ class ReturnForwarder {
     const int count = owners_.ranks_of_node(my_node_, by_last_choice(call_), ranks_.data());
     sum_.clear();
     std::vector<float> weights(static_cast<std::size_t>(call_.top_k), 0.0f);
-    const std::int64_t weights_at = wire::padded(call_.row_bytes);
+    const std::int64_t weights_at = call_.weights_at;
     for (int i = 0; i < count; ++i) {
       if (!is_here(ranks_[static_cast<std::size_t>(i)])) continue;
       ++counted_;

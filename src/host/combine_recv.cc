@@ -11,6 +11,7 @@
 #include "host/combine_common.h"
 #include "host/host_backend.h"
 #include "host/row_sum.h"
+#include "wire/return_codec.h"
 
 namespace ferry::host {
 namespace {
@@ -67,7 +68,7 @@ void check_notes(const Runtime& runtime, const CombineCall& call, std::span<cons
         ErrorCode::kMismatch, kStep, call.epoch, other,
         fmt::format(
             "ferry::Group::combine: call {}: rank {} gave other arguments than this rank (dtype, width, reduction, "
-            "weighting or topk_weights)",
+            "weighting, codec or topk_weights)",
             call.epoch, other));
   }
 }
@@ -82,14 +83,16 @@ class TokenSummer {
         owners_(runtime.topology, call.top_k),
         token_ranks_(handle_.ranks()),
         next_own_(handle_.source_offsets()[runtime.rank]),
-        sum_(call.args.x.dtype),
+        sum_(call.args.codec == Codec::kNone ? call.args.x.dtype : DType::kFp32, call.args.x.dtype),
         groups_(static_cast<std::size_t>(call.top_k)),
-        ranks_(static_cast<std::size_t>(call.top_k)) {}
+        ranks_(static_cast<std::size_t>(call.top_k)),
+        restored_(call.args.codec == Codec::kNone ? 0 : static_cast<std::size_t>(call.top_k * call.hidden)) {}
 
   void sum(std::int64_t token) {
     owners_.set_ranks(token_ranks_ + token * call_.top_k);
     slots_ = call_.windows->own(call_.windows->layout.return_slots(call_.flight) + slot_offset(call_, token, 0));
     find_own_row();
+    num_restored_ = 0;
     sum_.clear();
     if (is_flat(call_)) {
       add_choices(token);
@@ -108,6 +111,14 @@ class TokenSummer {
     return !call_.windows->membership.is_masked(rank) && runtime_.masked_now[static_cast<std::size_t>(rank)] == 0;
   }
   const std::byte* slot(int place) const { return slots_ + place * call_.slot_bytes; }
+  /// The row in it; a coded one as float32.
+  const std::byte* returned_row(int place) {
+    if (call_.args.codec == Codec::kNone) return slot(place);
+    float* row = restored_.data() + num_restored_++ * call_.hidden;
+    const std::int64_t begin = return_row_bytes(call_.weights_at, call_.top_k, call_.has_topk_weights);
+    wire::decode_returned(call_.args.codec, slot(place), slot(place) + begin, call_.hidden, row);
+    return reinterpret_cast<const std::byte*>(row);
+  }
 
   /// Tokens come in order, and so do their rows at this rank: the next own row belongs to the next token that has one.
   void find_own_row() {
@@ -117,8 +128,8 @@ class TokenSummer {
     own_row_ = static_cast<const std::byte*>(x.data) +
                next_own_++ * x.strides[0] * static_cast<std::int64_t>(dtype_bytes(x.dtype));
   }
-  const std::byte* row_of_rank(int rank) const {
-    return rank == runtime_.rank && own_row_ != nullptr ? own_row_ : slot(owners_.place_of_rank(rank));
+  const std::byte* row_of_rank(int rank) {
+    return rank == runtime_.rank && own_row_ != nullptr ? own_row_ : returned_row(owners_.place_of_rank(rank));
   }
 
   static std::byte* row_of(const Tensor& tensor, std::int64_t token) {
@@ -140,9 +151,9 @@ class TokenSummer {
     for (int k = 0; k < call_.top_k; ++k) {
       if (owners_.ranks()[k] < 0 || !is_here(owners_.ranks()[k])) continue;
       if (call_.args.weighting == CombineArgs::Weighting::kNone) {
-        sum_.add(slot(k));
+        sum_.add(returned_row(k));
       } else {
-        sum_.add_weighted(slot(k), weight(token, k));
+        sum_.add_weighted(returned_row(k), weight(token, k));
       }
     }
   }
@@ -175,7 +186,7 @@ class TokenSummer {
     auto* out = static_cast<float*>(call_.result.topk_weights.data) + token * call_.top_k;
     std::fill_n(out, call_.top_k, 0.0f);
     const auto add = [&](int place) {
-      wire::accumulate(DType::kFp32, out, slot(place) + wire::padded(call_.row_bytes), call_.top_k);
+      wire::accumulate(DType::kFp32, out, slot(place) + call_.weights_at, call_.top_k);
     };
     if (is_flat(call_)) {
       for (int k = 0; k < call_.top_k; ++k) {
@@ -208,6 +219,8 @@ class TokenSummer {
   std::int64_t next_own_;               // rank-major row
   RowSum sum_;
   std::vector<std::int32_t> groups_, ranks_;
+  std::vector<float> restored_;  // with a codec: rows of the token at hand
+  std::int64_t num_restored_ = 0;
 };
 
 void make_outputs(CombineCall& call) {

@@ -12,6 +12,7 @@
 #include "host/combine_common.h"
 #include "host/host_backend.h"
 #include "host/row_sum.h"
+#include "wire/return_codec.h"
 
 namespace ferry::host {
 namespace {
@@ -80,7 +81,8 @@ class RowReturner {
         row_stride_(call.args.x.strides[static_cast<std::size_t>(call.args.x.ndim) - 2] *
                     static_cast<std::int64_t>(dtype_bytes(call.args.x.dtype))),
         records_(handle.records()),
-        meta_bytes_(wire::TokenMeta::bytes(call.top_k)) {}
+        meta_bytes_(wire::TokenMeta::bytes(call.top_k)),
+        uncoded_(call.args.codec == Codec::kNone ? 0 : static_cast<std::size_t>(call.row_bytes)) {}
 
   /// Returns row `n`, number `index` of its source's, into the slots that begin at `base`: where the token's K slots lie in the
   /// window of `peer`.
@@ -89,15 +91,13 @@ class RowReturner {
     owners_.set_slots(record.slots(), rank_of_slot_);
     if (!is_flat(call_)) {
       std::byte* to = slot(peer, base, owners_.place_of_rank(runtime_.rank));
-      sum_choices(record, n, index, to);
-      finish(record, n, -1, peer, base + owners_.place_of_rank(runtime_.rank) * call_.slot_bytes, to);
+      const std::byte* sum = sum_of(record, n, index, uncoded_.empty() ? to : uncoded_.data());
+      put(sum, record, n, -1, peer, base + owners_.place_of_rank(runtime_.rank) * call_.slot_bytes, to);
       return;
     }
     for (int k = 0; k < call_.top_k; ++k) {
       if (owners_.ranks()[k] != runtime_.rank) continue;
-      std::byte* to = slot(peer, base, k);
-      wire::copy_row(to, expert_row(record.rows()[k]), call_.row_bytes);
-      finish(record, n, k, peer, base + k * call_.slot_bytes, to);
+      put(expert_row(record.rows()[k]), record, n, k, peer, base + k * call_.slot_bytes, slot(peer, base, k));
     }
   }
 
@@ -120,11 +120,9 @@ class RowReturner {
            row % capacity * row_stride_;
   }
 
-  void sum_choices(const wire::TokenMeta& record, std::int64_t n, std::int64_t index, std::byte* to) {
-    if (call_.handle.layout() == Layout::kRankMajor) {
-      wire::copy_row(to, x_row(n), call_.row_bytes);
-      return;
-    }
+  /// What this rank returns: a row of x, or the sum of its experts' rows, made at `to`.
+  const std::byte* sum_of(const wire::TokenMeta& record, std::int64_t n, std::int64_t index, std::byte* to) {
+    if (call_.handle.layout() == Layout::kRankMajor) return x_row(n);
     sum_.clear();
     const float* given = nullptr;
     if (weights_go_ahead(call_)) {
@@ -142,14 +140,30 @@ class RowReturner {
       }
     }
     sum_.write(to, call_.hidden, {});
+    return to;
   }
 
-  /// Adds the combined weights behind a row and, for another node, sends the row off. `only` picks one choice, -1 all of mine.
-  void finish(const wire::TokenMeta& record, std::int64_t n, int only, int peer, std::int64_t offset, std::byte* at) {
-    if (call_.has_topk_weights)
-      write_weights(record, n, only, reinterpret_cast<float*>(at + wire::padded(call_.row_bytes)));
-    scope_.count(call_.row_bytes);
-    if (call_.windows->peer(peer, offset) == nullptr) runtime_.write(call_, peer, offset, at, call_.slot_bytes);
+  /// Puts a row and the combined weights into the slot at `at` and, for another node, sends it off. `only` picks one choice's weight, -1 all of
+  /// mine.
+  void put(const std::byte* row, const wire::TokenMeta& record, std::int64_t n, int only, int peer, std::int64_t offset,
+           std::byte* at) {
+    std::int64_t used = call_.slot_bytes;
+    if (call_.args.codec == Codec::kNone) {
+      if (row != at) wire::copy_row(at, row, call_.row_bytes);
+      scope_.count(call_.row_bytes);
+    } else {
+      used = encode(row, at);
+    }
+    if (call_.has_topk_weights) write_weights(record, n, only, reinterpret_cast<float*>(at + call_.weights_at));
+    if (call_.windows->peer(peer, offset) == nullptr) runtime_.write(call_, peer, offset, at, used);
+  }
+  /// Returns the bytes of the slot that are used.
+  std::int64_t encode(const std::byte* row, std::byte* at) {
+    const std::int64_t begin = return_row_bytes(call_.weights_at, call_.top_k, call_.has_topk_weights);
+    const std::int64_t bytes = wire::encode_returned(call_.args.codec, reinterpret_cast<const std::uint16_t*>(row),
+                                                     call_.hidden, at, at + begin);
+    scope_.count(4 * wire::num_scales(call_.hidden, wire::kCodedGroup) + bytes);
+    return wire::padded(begin + bytes);
   }
   void write_weights(const wire::TokenMeta& record, std::int64_t n, int only, float* to) const {
     const Tensor& weights = call_.args.topk_weights;
@@ -178,6 +192,7 @@ class RowReturner {
   std::int64_t row_stride_;
   std::byte* records_;
   std::int64_t meta_bytes_;
+  std::vector<std::byte> uncoded_;  // with a codec: a row before it is coded
   std::int64_t staged_ = 0;
 };
 

@@ -23,7 +23,10 @@ struct SumBias {
 
 class RowSum {
  public:
-  explicit RowSum(DType dtype) : dtype_(dtype), element_bytes_(static_cast<std::int64_t>(dtype_bytes(dtype))) {}
+  explicit RowSum(DType dtype) : RowSum(dtype, dtype) {}
+  /// Of rows that are wider than what they are rounded to: those that a codec restored.
+  RowSum(DType rows, DType rounded)
+      : rows_(rows), dtype_(rounded), element_bytes_(static_cast<std::int64_t>(dtype_bytes(rounded))) {}
 
   void clear() {
     terms_.clear();
@@ -41,7 +44,7 @@ class RowSum {
   /// Writes `hidden` elements to `out`, rounded once. `out` may be one of the rows.
   void write(std::byte* out, std::int64_t hidden, const SumBias& bias) {
     const bool is_plain = plain_.size() == terms_.size() && bias.row0 == nullptr && bias.row1 == nullptr;
-    if (dtype_ == DType::kBf16 && is_plain) return wire::sum_bf16_rows(out, plain_, hidden);
+    if (rows_ == DType::kBf16 && is_plain) return wire::sum_bf16_rows(out, plain_, hidden);
     for (std::int64_t column = 0; column < hidden; column += kColumns) {
       write_columns(out, column, std::min(kColumns, hidden - column), bias);
     }
@@ -67,10 +70,10 @@ class RowSum {
     for (const Term& term : terms_) {
       switch (term.kind) {
         case Kind::kAdd:
-          wire::accumulate(dtype_, sum, at(term.row, column, dtype_), count);
+          wire::accumulate(rows_, sum, at(term.row, column, rows_), count);
           break;
         case Kind::kAddWeighted:
-          wire::accumulate_weighted(dtype_, sum, at(term.row, column, dtype_), term.weight, count);
+          wire::accumulate_weighted(rows_, sum, at(term.row, column, rows_), term.weight, count);
           break;
         case Kind::kBeginInner:
           sum = inner_.data();
@@ -86,7 +89,7 @@ class RowSum {
     wire::round_row(dtype_, out + column * element_bytes_, sum, count);
   }
 
-  DType dtype_;
+  DType rows_, dtype_;
   std::int64_t element_bytes_;
   std::vector<Term> terms_;
   std::vector<const void*> plain_;  ///< the rows of terms that are nothing but added

@@ -57,6 +57,16 @@ FERRY_HD constexpr std::int64_t returned_bytes(std::int64_t row_bytes, int top_k
   return pieces * kPieceBytes + (with_weights ? packets_bytes(packets_of_words(top_k)) : 0);
 }
 
+/// Packets for the words of a coded row's groups: two for each piece (wire/return_codec.h).
+FERRY_HD constexpr std::int64_t coded_words_packets_bytes(std::int64_t pieces) {
+  return packets_bytes(2 * pieces);
+}
+/// The same for a coded row, which takes no more packets than it would as it is: words lie behind the pieces, before the weights.
+FERRY_HD constexpr std::int64_t coded_returned_bytes(std::int64_t row_bytes, int top_k, bool with_weights) {
+  return returned_bytes(row_bytes, top_k, with_weights) +
+         coded_words_packets_bytes(div_up(div_up(row_bytes, kPadBytes), kPieceVectors));
+}
+
 inline PacketFormat packet_format(const RowFormat& format, int top_k, Codec codec, int scale_block) {
   PacketFormat out;
   out.record_packets = top_k + 1;

@@ -150,6 +150,35 @@ std::vector<Named> codecs() {
   return list.all;
 }
 
+/// Rows of one chunk of channels and of several, whole and short ones, under every kind of sum.
+std::vector<Named> combine_codecs() {
+  List list;
+  std::uint64_t seed = 450;
+  for (const Codec codec : {Codec::kFp8F32, Codec::kLogfmt10}) {
+    for (const std::int64_t width : {8, 13, 128, 136, 264, 512, 768, 776, 1288, 2304}) {
+      for (const Legal& legal : {kLegal[3], kLegal[4]}) {
+        Case c = base(legal, {2, 2});
+        const bool rank_major = c.layout == Layout::kRankMajor;
+        constexpr Reduction kReductions[] = {Reduction::per_rank(), Reduction::flat(), Reduction::per_node()};
+        constexpr Weighting kWeightings[] = {Weighting::kFromDispatch, Weighting::kGiven, Weighting::kNone};
+        c.seed = ++seed;
+        c.combine_codec = codec;
+        c.combine_width = width;
+        c.tokens = {3, 0, 5, 1};
+        c.reduction = kReductions[rank_major ? seed / 2 % 2 * 2 : seed / 2 % 3];
+        if (!rank_major) c.weighting = kWeightings[seed / 4 % 3];
+        c.special_values = seed % 4 < 2;
+        c.strided = seed % 3 == 0;
+        if (seed % 5 == 0) c.bias0 = DType::kFp32;
+        c.combine_weights = seed % 3 == 1;
+        c.rounds = 2;
+        list.add(fmt::format("{}_width{}_{}", name(codec), width, name(c.layout)), c);
+      }
+    }
+  }
+  return list.all;
+}
+
 std::vector<Named> payloads() {
   List list;
   std::uint64_t seed = 500;
@@ -322,6 +351,37 @@ std::vector<Named> many_tokens() {
   return list.all;
 }
 
+/// What inference engines decode with, for which the cuda backend has kernels of its own; with a little that is not so usual.
+std::vector<Named> usual() {
+  List list;
+  std::uint64_t seed = 1000;
+  for (const int ranks : {1, 2, 4, 8}) {
+    for (const Codec codec : {Codec::kNone, Codec::kFp8F32}) {
+      for (const Traffic traffic : {Traffic::kUniform, Traffic::kRepeated, Traffic::kZipf, Traffic::kOneExpert}) {
+        for (const std::int64_t width : {16, 1536, 3200}) {
+          Case c = base({Mode::kLatency, Layout::kExpertPadded}, {ranks});
+          c.seed = ++seed;
+          c.num_experts = 8 * ranks;
+          c.top_k = 8;
+          c.tokens = seed % 2 == 0 ? std::vector<std::int64_t>{1, 3, 0, 2} : std::vector<std::int64_t>{70, 33, 0, 5};
+          c.traffic = traffic;
+          c.dropped = seed % 3 == 0 ? 0.3 : 0;
+          c.int64_ids = seed % 5 < 3;
+          c.codec = codec;
+          c.blocks = {{DType::kBf16, width}};
+          c.host_counts = false;
+          c.weighting = Weighting::kFromDispatch;
+          c.combine_width = width;
+          c.max_signal_delay_ns = seed % 7 == 0 ? 20'000 : 0;
+          c.rounds = 2;
+          list.add(fmt::format("{}_{}_traffic{}_width{}", ranks, name(codec), static_cast<int>(traffic), width), c);
+        }
+      }
+    }
+  }
+  return list.all;
+}
+
 /// The same between nodes: streams of several chunks both ways.
 std::vector<Named> many_tokens_across() {
   List list;
@@ -369,10 +429,12 @@ INSTANTIATE_TEST_SUITE_P(Topologies, Chosen, testing::ValuesIn(topologies()), la
 INSTANTIATE_TEST_SUITE_P(Processes, Chosen, testing::ValuesIn(processes()), label);
 INSTANTIATE_TEST_SUITE_P(Reductions, Chosen, testing::ValuesIn(reductions()), label);
 INSTANTIATE_TEST_SUITE_P(Codecs, Chosen, testing::ValuesIn(codecs()), label);
+INSTANTIATE_TEST_SUITE_P(CombineCodecs, Chosen, testing::ValuesIn(combine_codecs()), label);
 INSTANTIATE_TEST_SUITE_P(Payloads, Chosen, testing::ValuesIn(payloads()), label);
 INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label);
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
 INSTANTIATE_TEST_SUITE_P(ManyTokens, Chosen, testing::ValuesIn(many_tokens()), label);
+INSTANTIATE_TEST_SUITE_P(Usual, Chosen, testing::ValuesIn(usual()), label);
 INSTANTIATE_TEST_SUITE_P(ManyTokensAcross, Chosen, testing::ValuesIn(many_tokens_across()), label);
 INSTANTIATE_TEST_SUITE_P(WideTokens, Chosen, testing::ValuesIn(wide_tokens()), label);
 

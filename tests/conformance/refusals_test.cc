@@ -354,6 +354,54 @@ TEST(Refusals, IllegalCombinationsSayWhyNot) {
   });
 }
 
+TEST(Refusals, CodecsOfCombineSayWhereTheyWork) {
+  const auto refuse = [](Group& group, const CombineArgs& args, ErrorCode code, const char* argument,
+                         const std::string& words) {
+    const std::string why = group.why_not(args);
+    const Error error = expect_error(words, [&] { group.combine(args); });
+    require_code(words, error, code);
+    require(error.argument == argument, fmt::format("{}: names argument {}", words, error.argument));
+    require_words(error, words);
+    require(!why.empty(), words + ": why_not has no reason");
+  };
+  for (const Mode mode : {Mode::kThroughput, Mode::kLatency}) {
+    on_ranks(base(mode, Layout::kRankMajor), [&](Group& group, const Reference& reference, int rank) {
+      Round round(reference, rank);
+      DispatchArgs dispatch = round.dispatch_args();
+      const DispatchResult result = group.dispatch(dispatch);
+      dispatch.codec = Codec::kLogfmt10;
+      require_words(expect_error("dispatch", [&] { group.dispatch(dispatch); }), "logfmt10 is a codec of combine");
+      CombineArgs args = round.combine_args(result);
+      args.codec = Codec::kFp8Ue8m0;
+      refuse(group, args, ErrorCode::kUnsupported, "codec", "use fp8_f32, which is more exact, or logfmt10");
+      args.codec = Codec::kLogfmt10;
+      if (mode == Mode::kThroughput) {
+        refuse(group, args, ErrorCode::kUnsupported, "codec", "logfmt10 needs a handle of latency mode");
+      } else {
+        args.x.dtype = DType::kFp16;
+        refuse(group, args, ErrorCode::kInvalidArgument, "x", "expected bf16, which codec logfmt10 takes");
+      }
+      go_on(group, reference, rank);
+    });
+  }
+}
+
+TEST(Refusals, RanksThatDifferInTheCodecOfCombine) {
+#if defined(__SANITIZE_THREAD__)
+  GTEST_SKIP() << "ranks that disagree share return slots until the notes are compared";
+#endif
+  Case c = base(Mode::kLatency, Layout::kExpertPadded);
+  c.traffic = Traffic::kBalanced;
+  on_ranks(c, [](Group& group, const Reference& reference, int rank) {
+    Round round(reference, rank);
+    const DispatchResult result = group.dispatch(round.dispatch_args());
+    CombineArgs args = round.combine_args(result);
+    if (rank == 0) args.codec = Codec::kLogfmt10;
+    require_code("codec", expect_error("codec", [&] { group.combine(args); }), ErrorCode::kMismatch);
+    go_on(group, reference, rank);
+  });
+}
+
 TEST(Refusals, TooManyTokensOrChoices) {
   Case c = base(Mode::kThroughput, Layout::kRankMajor);
   Case more_tokens = c, more_choices = c;

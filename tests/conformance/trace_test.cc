@@ -150,6 +150,38 @@ TEST(Trace, RowsAndBytesOfEveryStepInLatencyMode) {
   run(Mode::kLatency, Layout::kExpertPadded, Reduction::per_node());
 }
 
+/// Rows of two chunks of channels: 1536 bytes or 1920, and 48 for the words of twelve groups; what does not fit stays as it is.
+TEST(Trace, CodedRowsOfCombineAreSmaller) {
+  for (const Codec codec : {Codec::kFp8F32, Codec::kLogfmt10}) {
+    Case c;
+    c.nodes = {2};
+    c.mode = Mode::kLatency;
+    c.combine_codec = codec;
+    c.combine_width = 1536;
+    c.tokens = {9, 12};
+    SCOPED_TRACE(describe(c));
+    const Reference reference(c, 0);
+    try {
+      run_ranks(2, RanksAs::kThreads, [&](Rank rank) {
+        Group group = make_group(c, rank);
+        Round round(reference, rank.rank);
+        const DispatchResult result = group.dispatch(round.dispatch_args());
+        round.check(group.combine(round.combine_args(result)));
+        const auto steps = group.last_trace();
+        const auto send =
+            std::find_if(steps.begin(), steps.end(), [](const StepTrace& s) { return s.step == "combine_send"; });
+        require(send != steps.end() && send->rows == result.handle.num_rows(), "combine_send has other rows");
+        const std::int64_t least = send->rows * ((codec == Codec::kFp8F32 ? 1536 : 1920) + 48);
+        const std::int64_t most = codec == Codec::kFp8F32 ? least : send->rows * 3072 * 9 / 10;
+        require(least <= send->bytes && send->bytes <= most,
+                fmt::format("{} bytes for {} rows, expected {} to {}", send->bytes, send->rows, least, most));
+      });
+    } catch (const Failure& failure) {
+      ADD_FAILURE() << failure.what();
+    }
+  }
+}
+
 TEST(Trace, NamesOfWhatWasChosen) {
   for (const auto& [nodes, network] : {std::pair{std::vector{2}, "none"}, {std::vector{1, 1}, "loopback"}}) {
     Case c;

@@ -112,7 +112,7 @@ DispatchArgs draw_dispatch(Draw& draw, Arena& arena) {
   args.mode = draw.pick({Mode::kThroughput, Mode::kLatency, Mode::kAuto});
   args.max_tokens = draw.byte() < 200 ? 0 : draw.extent();
   args.layout = draw.pick({Layout::kRankMajor, Layout::kExpertMajor, Layout::kExpertPadded});
-  args.codec = draw.pick({Codec::kNone, Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0});
+  args.codec = draw.pick({Codec::kNone, Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0, Codec::kLogfmt10});
   args.scale_block = draw.pick({128, 32, 0, 64});
   args.alignment = draw.byte() < 200 ? 1 : static_cast<int>(draw.extent());
   args.expert_capacity = draw.byte() < 200 ? 0 : draw.extent();
@@ -132,6 +132,7 @@ CombineArgs draw_combine(Draw& draw, Arena& arena, const DispatchResult& result)
   args.reduction = draw.pick({Reduction::per_rank(), Reduction::per_node(), Reduction::flat()});
   args.weighting =
       draw.pick({CombineArgs::Weighting::kNone, CombineArgs::Weighting::kFromDispatch, CombineArgs::Weighting::kGiven});
+  args.codec = draw.pick({Codec::kNone, Codec::kNone, Codec::kFp8F32, Codec::kFp8Ue8m0, Codec::kLogfmt10});
   if (draw.byte() < 64) args.weights = arena.tensor(draw);
   if (draw.byte() < 64) args.bias0 = arena.tensor(draw);
   if (draw.byte() < 64) args.topk_weights = arena.tensor(draw);

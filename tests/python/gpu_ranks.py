@@ -351,6 +351,28 @@ def run_latency(rank: GpuRank) -> None:
     rank.settle()
 
 
+def run_combine_codecs(rank: GpuRank) -> None:
+    """Sums of rows that came in fewer bits, within the codec's error of those that did not."""
+    layer = Layer(rank)
+    for reduction, (codec, error) in itertools.product(
+        ("per_rank", "flat"), (("fp8_f32", 0.0626), ("logfmt10", 0.0221))
+    ):
+        rank.settle()
+        arrived = layer.dispatch(False, mode="latency", layout="expert_padded", num_sms=NUM_SMS)
+        y = experts(arrived) * 2.0**-10
+
+        def combine(rows: torch.Tensor, handle=arrived.handle, reduction=reduction, **options: Any) -> torch.Tensor:
+            rank.settle()
+            combined = rank.group.combine(rows, handle, reduction=reduction, num_sms=NUM_SMS, **options)
+            rank.settle()
+            return torch.from_dlpack(combined.out).float()
+
+        exact, sizes, coded = combine(y), combine(y.abs()), combine(y, codec=codec)
+        assert ((coded - exact).abs() <= 1.01 * error * sizes + 2.0**-7 * sizes + 2.0**-17).all()
+        assert not torch.equal(coded, exact)
+    rank.settle()
+
+
 def run_graph(rank: GpuRank, **options: Any) -> None:
     """A captured layer, replayed with other rows and routings, in turn with direct calls."""
     layer = Layer(rank)

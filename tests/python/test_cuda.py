@@ -118,6 +118,10 @@ def test_latency(devices: list[int]) -> None:
     run_gpu_threads(devices, gpu_ranks.run_latency, max_latency_tokens=16)
 
 
+def test_combine_codecs(devices: list[int]) -> None:
+    run_gpu_threads(devices, gpu_ranks.run_combine_codecs, max_latency_tokens=16)
+
+
 @pytest.mark.parametrize("split", [False, True], ids=["one", "halves"])
 def test_latency_graph(devices: list[int], split: bool) -> None:
     def body(rank: GpuRank) -> None:

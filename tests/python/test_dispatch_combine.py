@@ -298,6 +298,33 @@ def test_the_host_has_no_combine_input() -> None:
     run_ranks(1, body)
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["one", "halves"])
+@pytest.mark.parametrize("reduction", ["per_rank", "flat"])
+@pytest.mark.parametrize(("codec", "error"), [("fp8_f32", 1 / 16 + 2**-15), (ferry.Codec.LOGFMT10, 0.0221)])
+def test_combine_in_fewer_bits(codec: str, error: float, reduction: str, split: bool) -> None:
+    """One expert a token, whose row comes back alone: within the codec's bound, and rounded to bf16 once."""
+
+    def body(group: ferry.Group) -> None:
+        rng = np.random.default_rng(group.rank)
+        x = np.ldexp(rng.uniform(-1, 1, (6, 776)), -rng.integers(0, 30, (6, 776))).astype(ml_dtypes.bfloat16)
+        x[1] = 0
+        x[2] *= 64  # logfmt10 leaves such rows as they are
+        arrived = group.dispatch(x, rng.integers(0, 4, (6, 1)), mode="latency", layout="expert_padded")
+        arguments = {"reduction": reduction, "codec": codec}
+        if split:
+            combined = group.combine_send(arrived.payload[0], arrived.handle, **arguments).receive()
+        else:
+            combined = group.combine(arrived.payload[0], arrived.handle, **arguments)
+        exact, out = x.astype(np.float64), np.asarray(combined.out).astype(np.float64)
+        floor = 2.0**-31 if codec == "logfmt10" else 64 * 2.0**-18  # of what is small in its group
+        assert (np.abs(out - exact) <= (error + 2**-8) * np.abs(exact) + floor).all()
+        assert not np.array_equal(out[0], exact[0])
+        if codec == "logfmt10":
+            assert np.array_equal(out[1:3], exact[1:3])
+
+    run_ranks(2, body, hidden=776, dtype="bf16", num_experts=4)
+
+
 @pytest.mark.parametrize("mode", ["latency", "throughput"])
 def test_payload_goes_to_arrays_of_the_caller(mode: str) -> None:
     """expert_padded: real rows and nothing else, with any strides, when the call is received."""

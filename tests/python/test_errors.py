@@ -58,6 +58,7 @@ def refused(call: Callable[[ferry.Group], object], **config) -> ferry.Error:
         (lambda g: g.dispatch(X, IDS + 8), "topk_ids", ["8"]),
         (lambda g: g.dispatch(np.zeros((17, 16), np.float32), np.zeros((17, 1), np.int32)), "payload", ["17", "16"]),
         (lambda g: g.dispatch(X, IDS, codec="fp8_f32", scale_block=128), None, ["bf16"]),
+        (lambda g: g.dispatch(X, IDS, codec="logfmt10"), "codec", ["combine"]),
         (lambda g: g.dispatch(X, IDS, alignment=0, layout="expert_major"), "alignment", ["0"]),
         (lambda g: g.mask(5), "rank", ["5"]),
     ],
@@ -86,6 +87,9 @@ def test_misuse_of_dispatch(call, argument: str | None, words: list[str]) -> Non
         ({"out": np.broadcast_to(X[0], (4, 16))}, "out"),
         ({"out": np.zeros((4, 16), np.float16)}, "out"),
         ({"timeout": -1.0}, "timeout"),
+        ({"codec": "logfmt"}, '"logfmt10"'),
+        ({"codec": "logfmt10"}, "latency"),
+        ({"codec": "fp8_ue8m0"}, "fp8_f32"),
     ],
 )
 def test_misuse_of_combine(arguments: dict, argument: str) -> None:

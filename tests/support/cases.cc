@@ -67,6 +67,24 @@ void fill_elements(DType dtype, std::uint64_t key, std::int64_t n, bool special_
   }
 }
 
+/// Rows whose groups of channels try a codec of combine: sizes apart by a few octaves or by many, zeros, nothing but zeros or one
+/// size; in every third chunk also groups that logfmt10 cannot hold.
+void fill_for_codec(std::uint64_t key, std::int64_t n, bool special_values, std::byte* at) {
+  enum : std::uint64_t { kNear, kNearToo, kFar, kHoles, kZeros, kOneSize, kLarge, kNumKinds };
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto u = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
+    const bool all_fit = hash(key, 1, u(i / 768)) % 3 != 0;
+    const std::uint64_t kind = hash(key, 2, u(i / 128)) % (all_fit ? kOneSize : kNumKinds);
+    const std::uint64_t bits = hash(key, 3, u(i)), more = hash(key, 4, u(i));
+    float value = value_from(bits, special_values && kind == kLarge);
+    if (kind != kLarge) value *= 0x1p-4f;
+    if (kind == kFar) value = std::ldexp(value, -static_cast<int>(more % 80));
+    if (kind == kZeros || (kind == kHoles && more % 2 == 0)) value = std::copysign(0.0f, value);
+    if (kind == kOneSize) value = std::copysign(0.25f, value);
+    store(DType::kBf16, value, at + 2 * i);
+  }
+}
+
 std::int64_t zipf(Stream& stream, int n) {
   // By inversion of the continuous density 1/x on [1, n + 1).
   const double x = std::exp(stream.unit() * std::log(n + 1.0));
@@ -134,6 +152,17 @@ std::vector<std::int64_t> ids_of_token(const Case& c, Stream& stream, int rank, 
 
 float weight_from(std::uint64_t bits) {
   return static_cast<float>(static_cast<double>((bits >> 20) + 1) * 0x1p-44);
+}
+
+/// Rows of combine in fewer bits, where that is legal.
+void draw_combine_codec(Case& c, Stream& draw) {
+  if (c.mode != Mode::kLatency || draw.unit() >= 0.5) return;
+  constexpr std::int64_t kWidths[] = {8, 40, 136, 264, 520, 776, 1544};
+  c.combine_dtype = DType::kBf16;
+  if (c.bias0 == DType::kFp16) c.bias0 = DType::kBf16;
+  if (c.bias1 == DType::kFp16) c.bias1 = DType::kBf16;
+  c.combine_codec = draw.below(3) == 0 ? Codec::kFp8F32 : Codec::kLogfmt10;
+  c.combine_width = kWidths[draw.below(std::ssize(kWidths))];
 }
 
 }  // namespace
@@ -206,6 +235,8 @@ std::string Case::why_not() const {
   if (layout == Layout::kRankMajor && weighting != CombineArgs::Weighting::kNone)
     return "rank_major rows are sums already";
   if (weighting == CombineArgs::Weighting::kFromDispatch && !weights) return "no weights travelled";
+  if (combine_codec != Codec::kNone && (mode != Mode::kLatency || combine_dtype != DType::kBf16))
+    return "codecs of combine take bf16 in latency mode";
   return {};
 }
 
@@ -268,6 +299,7 @@ std::string describe(const Case& c) {
   text += fmt::format(" order {} weighting {}",
                       c.reduction.order == Reduction::Order::kAscending ? "ascending" : "last-choice",
                       static_cast<int>(c.weighting));
+  if (c.combine_codec != Codec::kNone) text += fmt::format(" combine codec {}", name(c.combine_codec));
   if (c.network != "auto") text += " network " + c.network;
   if (!c.masked.empty()) text += fmt::format(" masked {}", fmt::join(c.masked, ","));
   const std::pair<bool, const char*> flags[] = {{c.strided, "strided"},
@@ -362,7 +394,11 @@ std::vector<std::byte> returned_row(const Case& c, int round, int rank, int loca
       hash(static_cast<std::uint64_t>(rank), static_cast<std::uint64_t>(local + 1), static_cast<std::uint64_t>(source));
   const std::uint64_t key = hash(c.seed, kReturned, who, static_cast<std::uint64_t>(token),
                                  static_cast<std::uint64_t>(choice + 1 + 1000 * round));
-  fill_elements(c.combine_dtype, key, c.combine_width, c.special_values, row.data());
+  if (c.combine_codec != Codec::kNone) {
+    fill_for_codec(key, c.combine_width, c.special_values, row.data());
+  } else {
+    fill_elements(c.combine_dtype, key, c.combine_width, c.special_values, row.data());
+  }
   return row;
 }
 
@@ -445,6 +481,7 @@ Case draw_case(std::uint64_t seed) {
     c.masked.push_back(static_cast<int>(draw.below(ranks)));
     c.renormalise = c.weights && chance(0.5);
   }
+  draw_combine_codec(c, draw);
   return c;
 }
 

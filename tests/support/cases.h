@@ -67,6 +67,7 @@ struct Case {
   Output output = Output::kWindow;
 
   DType combine_dtype = DType::kBf16;
+  Codec combine_codec = Codec::kNone;
   std::int64_t combine_width = 24;
   Reduction reduction = Reduction::per_rank();
   CombineArgs::Weighting weighting = CombineArgs::Weighting::kNone;

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "support/floats.h"
+#include "support/logfmt.h"
 
 namespace ferry::test {
 namespace {
@@ -50,6 +51,18 @@ void encode_fp8(const std::byte* row, std::int64_t width, int block, bool power_
       store(DType::kFp32, scale, &scales[at]);
     }
   }
+}
+
+/// What a row of floats that are bf16 is after it was returned through a codec.
+std::vector<float> through_codec(Codec codec, std::vector<float> row) {
+  if (codec == Codec::kNone) return row;
+  if (codec == Codec::kLogfmt10) return through_logfmt(std::move(row));
+  std::vector<std::byte> bytes(row.size() * 2), data, scales;
+  for (std::size_t i = 0; i < row.size(); ++i) store(DType::kBf16, row[i], &bytes[2 * i]);
+  encode_fp8(bytes.data(), static_cast<std::int64_t>(row.size()), 128, false, data, scales);
+  for (std::size_t i = 0; i < row.size(); ++i)
+    row[i] = load(DType::kFp8E4m3, &data[i]) * load(DType::kFp32, &scales[i / 128 * 4]);
+  return row;
 }
 
 }  // namespace
@@ -250,7 +263,7 @@ std::vector<float> Reference::rank_sum(int source, std::int64_t token, int rank)
   if (case_.layout == Layout::kRankMajor) {
     const auto row = returned_row(case_, round_, rank, -1, source, token, -1);
     for (std::int64_t i = 0; i < case_.combine_width; ++i) sum[u(i)] = load(case_.combine_dtype, &row[u(i * size)]);
-    return sum;
+    return through_codec(case_.combine_codec, std::move(sum));
   }
   for (int k = 0; k < case_.top_k; ++k) {
     const Choice& c = choice(source, token, k);
@@ -263,7 +276,7 @@ std::vector<float> Reference::rank_sum(int source, std::int64_t token, int rank)
                                                              : std::fma(weight_at_combine(source, token, k), y, acc);
     }
   }
-  return rounded(sum);
+  return through_codec(case_.combine_codec, rounded(sum));
 }
 
 std::vector<float> Reference::bias(int rank, std::int64_t token) const {
@@ -316,11 +329,13 @@ std::vector<std::byte> Reference::combine(int rank) const {
           const Choice& c = choice(rank, t, k);
           if (!c.live) continue;
           const auto row = returned_row(case_, round_, c.place.rank, c.place.local_expert, rank, t, k);
+          std::vector<float> y(acc.size());
+          for (std::size_t i = 0; i < acc.size(); ++i) y[i] = load(case_.combine_dtype, &row[i * size]);
+          y = through_codec(case_.combine_codec, std::move(y));
           for (std::size_t i = 0; i < acc.size(); ++i) {
-            const float y = load(case_.combine_dtype, &row[i * size]);
             acc[i] = case_.weighting == CombineArgs::Weighting::kNone
-                         ? acc[i] + y
-                         : std::fma(weight_at_combine(rank, t, k), y, acc[i]);
+                         ? acc[i] + y[i]
+                         : std::fma(weight_at_combine(rank, t, k), y[i], acc[i]);
           }
         }
         break;

@@ -372,6 +372,7 @@ CombineArgs Round::combine_args(const DispatchResult& result) {
   args.x = returned_rows(result);
   args.reduction = case_.reduction;
   args.weighting = case_.weighting;
+  args.codec = case_.combine_codec;
   if (case_.weighting == CombineArgs::Weighting::kGiven)
     args.weights = hold(in.late_weights.data(), DType::kFp32, in.tokens, case_.top_k, false);
   if (case_.bias0 && !(case_.bias_on_even_ranks_only && rank_ % 2 != 0))

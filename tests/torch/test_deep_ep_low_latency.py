@@ -2,8 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """deep_ep V1, low-latency mode: sections 3.8 and 3.9 of the contract, bit for bit."""
 
-import warnings
-
 import pytest
 import torch
 from deep_ep import Buffer, Config
@@ -280,29 +278,30 @@ def test_zero_copy(device):
     run_ranks(2, body, device)
 
 
-def test_logfmt_travels_as_bf16(device):
+def test_logfmt(device):
+    """Within the codec's 2.21 % of what bf16 rows give, and not the same; rows that do not fit travel as bf16."""
     problem = problem_of([6, 3])
 
     def body(comm):
         buffer = make(comm)
         _, ids, weights = put(problem, buffer.rank, device)
-        _, count, handle, _, _ = send(buffer, problem, device, use_fp8=False)
-        y = experts(problem, buffer.rank, count, 2 * TMAX, device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            check_sums(problem, buffer.rank, buffer.low_latency_combine(y, ids, weights, handle, use_logfmt=True)[0])
+        for _ in range(2):
+            _, count, handle, _, _ = send(buffer, problem, device, use_fp8=False)
+            y = experts(problem, buffer.rank, count, 2 * TMAX, device)
+
+            def combine(rows, weights=weights, handle=handle, **options):
+                return buffer.low_latency_combine(rows, ids, weights, handle, **options)[0].float()
+
+            small = y * 2.0**-30
+            exact, coded = combine(small), combine(small, use_logfmt=True)
+            sizes = combine(small.abs(), weights.abs())
+            # Both sums are rounded to bf16, and so are the sizes.
+            assert ((coded - exact).abs() <= 0.0221 * sizes * 1.01 + 2.0**-8 * sizes).all()
+            assert not torch.equal(coded, exact)
+            large = y + torch.where(y < 0, -1.0, 1.0).to(y.dtype)
+            assert torch.equal(combine(large, use_logfmt=True), combine(large))
 
     run_ranks(2, body, device)
-    with pytest.warns(UserWarning, match="bf16"):
-        run_ranks(1, lambda comm: body_of_one(comm))
-
-
-def body_of_one(comm):
-    problem = problem_of([2])
-    buffer = make(comm)
-    _, ids, weights = put(problem, 0, "cpu")
-    recv, _, handle, _, _ = send(buffer, problem, "cpu", use_fp8=False)
-    buffer.low_latency_combine(recv, ids, weights, handle, use_logfmt=True)
 
 
 def test_other_shapes_between_calls(device):

@@ -42,6 +42,25 @@ def test_layout(device):
     run_ranks(3, body, device)
 
 
+def test_tensors_that_require_gradients(device):
+    """As autograd functions hand them over."""
+    problem = Problem.make([5, 3])
+
+    def body(comm):
+        buffer = make(comm)
+        x, _, weights = put(problem, buffer.rank, device)
+        choices = {"topk_weights": weights.requires_grad_()}
+        recv_x, _, recv_weights, _, handle, _ = send(buffer, problem, device, x.requires_grad_(), **choices)
+        assert not recv_x.requires_grad and not recv_weights.requires_grad
+        y = torch.stack([sum_rank(row, buffer.rank) for row in recv_x.cpu()]).to(device).requires_grad_()
+        bias = torch.zeros_like(x).requires_grad_()
+        out, _, _ = buffer.combine(y, handle, recv_weights.requires_grad_(), bias=(bias, bias), config=CONFIG)
+        check_sums(problem, buffer.rank, out)
+        assert not out.requires_grad
+
+    run_ranks(2, body, device)
+
+
 def test_layout_refuses():
     def body(comm):
         buffer = make(comm)

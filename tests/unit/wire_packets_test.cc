@@ -189,6 +189,8 @@ TEST(WirePackets, ReturnedRowsHaveRoomForTheirWeights) {
     }
   }
   EXPECT_EQ(returned_bytes(14336, 8, true), 10 * 2048 + 128);
+  // Coded, there are two packets more for each piece, which begin on a line: 20 take three.
+  EXPECT_EQ(coded_returned_bytes(14336, 8, true), 10 * 2048 + 384 + 128);
 }
 
 }  // namespace

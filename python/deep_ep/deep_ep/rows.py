@@ -50,9 +50,15 @@ def row_bytes(tensor: torch.Tensor) -> int:
     return tensor.shape[1] * tensor.element_size()
 
 
+def detached(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Without their graphs: deep_ep takes tensors that require gradients, as autograd functions hand them over, and leaves
+    gradients to those functions."""
+    return tuple(tensor.detach() if isinstance(tensor, torch.Tensor) else tensor for tensor in tensors)
+
+
 def split_input(x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The data and its scales."""
-    return (x[0], x[1]) if isinstance(x, (tuple, list)) else (x, None)
+    """The data and its scales, detached."""
+    return detached(x[0], x[1]) if isinstance(x, (tuple, list)) else detached(x, None)
 
 
 def full_rows(rows: torch.Tensor, capacity: int) -> torch.Tensor:

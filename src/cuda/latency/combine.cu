@@ -25,12 +25,12 @@ struct CombineMemory {
 };
 
 /// Sends; false if the call ends here. All threads of a block.
-template <DType kDType>
+template <DType kDType, Codec kCodec>
 __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
   const CombineMemory memory(a.group.num_ranks);
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const bool last_warp = blockIdx.x == gridDim.x - 1 && tid / 32 == threads / 32 - 1;
-  ReturnSender<kDType> sender(a, memory.windows, memory.rank_of_slot);
+  ReturnSender<kDType, kCodec> sender(a, memory.windows, memory.rank_of_slot);
   // What needs no other load is asked for first, all of it; then comes the first wait.
   const Epochs next = next_epochs(a.group, LatencyKind::kCombine);
   Credits credits(a.group, LatencyKind::kCombine);
@@ -49,10 +49,10 @@ __device__ bool send(const CombineArgsOnDevice& a, Epochs& epochs) {
 }
 
 /// `good`: the call has not ended yet. All threads of a block; `epochs` are known after its next barrier.
-template <DType kDType>
+template <DType kDType, Codec kCodec>
 __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool good) {
   const CombineMemory memory(a.group.num_ranks);
-  ReturnSummer<kDType> summer(a, memory.windows, memory.terms[threadIdx.x / 32]);
+  ReturnSummer<kDType, kCodec> summer(a, memory.windows, memory.terms[threadIdx.x / 32]);
   __syncthreads();  // what sending kept in this memory is not needed any more
   if (good) {
     if (blockIdx.x == gridDim.x - 1 && threadIdx.x / 32 == blockDim.x / 32 - 1) check_notes(a, epochs);
@@ -62,8 +62,8 @@ __device__ void receive(const CombineArgsOnDevice& a, const Epochs& epochs, bool
   file_read(a.group, LatencyKind::kCombine, epochs);
 }
 
-template <DType kDType, Phase kPhase>
-__global__ void __launch_bounds__(kLatencyThreads)
+template <DType kDType, Codec kCodec, Phase kPhase>
+__global__ void __launch_bounds__(kLatencyThreads, kCodec == Codec::kNone ? 0 : 1)
     latency_combine_kernel(const __grid_constant__ CombineArgsOnDevice a) {
   __shared__ Epochs epochs;
   bool good = true;
@@ -71,18 +71,23 @@ __global__ void __launch_bounds__(kLatencyThreads)
     resume_call(a.group, LatencyKind::kCombine, epochs);
     copy_windows(a.group, CombineMemory(a.group.num_ranks).windows);
   } else {
-    good = send<kDType>(a, epochs);
+    good = send<kDType, kCodec>(a, epochs);
   }
-  if constexpr (kPhase != Phase::kSend) receive<kDType>(a, epochs, good);
+  if constexpr (kPhase != Phase::kSend) receive<kDType, kCodec>(a, epochs, good);
 }
 
-const void* kernel_of(DType dtype, Phase phase) {
+template <DType kDType, Codec kCodec>
+const void* kernel_of(Phase phase) {
+  return phase == Phase::kSend ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, kCodec, Phase::kSend>)
+         : phase == Phase::kReceive
+             ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, kCodec, Phase::kReceive>)
+             : reinterpret_cast<const void*>(latency_combine_kernel<kDType, kCodec, Phase::kWhole>);
+}
+const void* kernel_of(DType dtype, Codec codec, Phase phase) {
+  if (codec == Codec::kFp8F32) return kernel_of<DType::kBf16, Codec::kFp8F32>(phase);
+  if (codec == Codec::kLogfmt10) return kernel_of<DType::kBf16, Codec::kLogfmt10>(phase);
   const void* kernel = nullptr;
-  with_dtype(dtype, [&]<DType kDType>() {
-    kernel = phase == Phase::kSend      ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kSend>)
-             : phase == Phase::kReceive ? reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kReceive>)
-                                        : reinterpret_cast<const void*>(latency_combine_kernel<kDType, Phase::kWhole>);
-  });
+  with_dtype(dtype, [&]<DType kDType>() { kernel = kernel_of<kDType, Codec::kNone>(phase); });
   return kernel;
 }
 
@@ -97,14 +102,16 @@ std::size_t latency_combine_shared_bytes(const LatencySize& size, int warps) {
 
 void launch_latency_combine(const CombineArgsOnDevice& args, Phase phase, const Launch& launch, cudaStream_t stream) {
   void* arguments[] = {const_cast<CombineArgsOnDevice*>(&args)};
-  cudaLaunchKernel(latency::kernel_of(args.dtype, phase), dim3(static_cast<unsigned>(launch.blocks)),
+  cudaLaunchKernel(latency::kernel_of(args.dtype, args.codec, phase), dim3(static_cast<unsigned>(launch.blocks)),
                    dim3(static_cast<unsigned>(launch.threads)), arguments, launch.shared_bytes, stream);
 }
 
 void prepare_latency_combine(int dynamic_bytes) {
-  for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32}) {
-    for (const Phase phase : {Phase::kSend, Phase::kReceive, Phase::kWhole})
-      prepare_kernel(latency::kernel_of(dtype, phase), dynamic_bytes);
+  for (const Phase phase : {Phase::kSend, Phase::kReceive, Phase::kWhole}) {
+    for (const DType dtype : {DType::kBf16, DType::kFp16, DType::kFp32})
+      prepare_kernel(latency::kernel_of(dtype, Codec::kNone, phase), dynamic_bytes);
+    for (const Codec codec : {Codec::kFp8F32, Codec::kLogfmt10})
+      prepare_kernel(latency::kernel_of(DType::kBf16, codec, phase), dynamic_bytes);
   }
 }
 

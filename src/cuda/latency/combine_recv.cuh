@@ -37,13 +37,24 @@ __device__ inline void check_notes(const CombineArgsOnDevice& a, const Epochs& e
   }
 }
 
-template <DType kDType>
+/// What a term is waited for with.
+template <Codec kCodec>
+struct TermOf {
+  using Arrival = CodedArrival<kCodec>;
+};
+template <>
+struct TermOf<Codec::kNone> {
+  using Arrival = PieceArrival;
+};
+
+template <DType kDType, Codec kCodec>
 class ReturnSummer {
  public:
   static constexpr FaultStep kStep = FaultStep::kCombineRecv;
   using Vector = Sixteen<kDType>;
   static constexpr int kCount = Elements<kDType>::kCount;
   static constexpr int kElementBytes = 16 / kCount;
+  using Arrival = typename TermOf<kCodec>::Arrival;
 
   /// Asks for what the first item begins with.
   __device__ ReturnSummer(const CombineArgsOnDevice& args, std::byte* const* windows, ReturnTerms& terms)
@@ -52,8 +63,8 @@ class ReturnSummer {
         windows_(windows),
         terms_(terms),
         lane_(lane_idx()),
-        is_plain_(args.reduction.group == Reduction::Group::kRank && args.bias[0] == nullptr &&
-                  args.bias[1] == nullptr) {
+        is_plain_(kCodec == Codec::kNone && args.reduction.group == Reduction::Group::kRank &&
+                  args.bias[0] == nullptr && args.bias[1] == nullptr) {
     ask(turns_.first);
   }
 
@@ -101,38 +112,71 @@ class ReturnSummer {
     return true;
   }
 
-  __device__ PieceArrival ask_term(int i, int piece) const {
-    PieceArrival out(terms_.rows[i] + piece * wire::kPieceBytes, shape_.count(piece), epochs_.tag());
-    out.ask();
-    return out;
+  __device__ Arrival ask_term(int i, int piece) const {
+    if constexpr (kCodec == Codec::kNone) {
+      Arrival out(terms_.rows[i] + piece * wire::kPieceBytes, shape_.count(piece), epochs_.tag());
+      out.ask();
+      return out;
+    } else {
+      Arrival out(shape_.place(terms_.rows[i], piece), epochs_.tag());
+      out.ask();
+      return out;
+    }
   }
   template <bool kPlain>
-  __device__ bool add_term(Sums<kDType> (&sums)[3], PieceArrival& from, int i) const {
+  __device__ bool add_term(Sums<kDType> (&sums)[3], Arrival& from, int i) const {
     PacketWait wait(a_.group, kStep, epochs_.now, terms_.ranks[i]);
     if (!from.wait(wait)) return false;
-    const Piece row = from.piece();
     const bool weighted = !kPlain && is_flat(a_) && a_.weigh != CombineArgsOnDevice::Weigh::kNone;
+    if constexpr (kCodec == Codec::kNone) {
+      const Piece row = from.piece();
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        if (weighted) {
+          sums[j].add_weighted(Vector::of(row.vectors[j]), terms_.weights[i]);
+        } else {
+          sums[j].add(Vector::of(row.vectors[j]));
+        }
+      }
+    } else {
+      add_restored(sums, from, weighted, terms_.weights[i]);
+    }
+    return true;
+  }
+  __device__ static void add_restored(Sums<kDType> (&sums)[3], const Arrival& from, bool weighted, float weight) {
 #pragma unroll
     for (int j = 0; j < 3; ++j) {
-      if (weighted) {
-        sums[j].add_weighted(Vector::of(row.vectors[j]), terms_.weights[i]);
-      } else {
-        sums[j].add(Vector::of(row.vectors[j]));
-      }
+      float values[kCount];
+      from.restore(j, values);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i)
+        sums[j].values[i] = weighted ? __fmaf_rn(weight, values[i], sums[j].values[i]) : sums[j].values[i] + values[i];
+    }
+  }
+  /// Restoring takes much code, so that there is one copy of it; the next term is on its way meanwhile.
+  __device__ bool add_coded_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
+    if (count == 0) return true;
+    Arrival next = ask_term(0, piece);
+#pragma unroll 1
+    for (int i = 0; i < count; ++i) {
+      Arrival now = next;
+      if (i + 1 < count) next = ask_term(i + 1, piece);
+      if (!add_term<false>(sums, now, i)) return false;
     }
     return true;
   }
   /// Pieces of several terms are asked for before the first is looked at.
   template <bool kPlain>
   __device__ bool add_terms(Sums<kDType> (&sums)[3], int count, int piece) const {
+    if constexpr (kCodec != Codec::kNone) return add_coded_terms(sums, count, piece);
     int i = 0;
     for (; i + 3 <= count; i += 3) {
-      PieceArrival a = ask_term(i, piece), b = ask_term(i + 1, piece), c = ask_term(i + 2, piece);
+      Arrival a = ask_term(i, piece), b = ask_term(i + 1, piece), c = ask_term(i + 2, piece);
       if (!add_term<kPlain>(sums, a, i) || !add_term<kPlain>(sums, b, i + 1) || !add_term<kPlain>(sums, c, i + 2))
         return false;
     }
     for (; i < count; ++i) {
-      PieceArrival last = ask_term(i, piece);
+      Arrival last = ask_term(i, piece);
       if (!add_term<kPlain>(sums, last, i)) return false;
     }
     return true;
@@ -178,7 +222,7 @@ class ReturnSummer {
   __device__ void take_combined(int token, bool live, std::int32_t rank, const std::byte* slot) const {
     if (a_.out_weights == nullptr) return;
     PacketWait wait(a_.group, kStep, epochs_.now, max(rank, 0));
-    PacketArrival weight(slot + shape_.weights_at() + lane_ / 3 * 16, live);
+    PacketArrival weight(slot + shape_.weights_at(kCodec) + lane_ / 3 * 16, live);
     if (!weight.wait(epochs_.tag(), wait, Awaited::kWeights)) return;  // the wait for the row will say so, too
     if (lane_ < a_.top_k)
       a_.out_weights[token * a_.top_k + lane_] = live ? 0.0f + float_of_packet(weight.packet()) : 0.0f;

@@ -7,6 +7,7 @@
 
 #include "cuda/device/elements.cuh"
 #include "cuda/latency/call.cuh"
+#include "cuda/latency/coded_piece.cuh"
 #include "wire/token_meta.h"
 
 namespace ferry::cuda::latency {
@@ -25,8 +26,15 @@ struct ReturnShape {
       : vectors(static_cast<int>(a.sent_stride / 16)),
         pieces(static_cast<int>(wire::div_up(vectors, wire::kPieceVectors))) {}
   __device__ int count(int piece) const { return min(wire::kPieceVectors, vectors - piece * wire::kPieceVectors); }
-  /// Of the combined weights, behind the row.
-  __device__ std::int64_t weights_at() const { return pieces * wire::kPieceBytes; }
+  /// Of the words of a coded row's groups, behind the row; then come the combined weights.
+  __device__ std::int64_t words_at() const { return pieces * wire::kPieceBytes; }
+  __device__ std::int64_t weights_at(Codec codec) const {
+    return words_at() + (codec == Codec::kNone ? 0 : wire::coded_words_packets_bytes(pieces));
+  }
+  __device__ PiecePlace place(const std::byte* slot, int piece) const {
+    auto* at = const_cast<std::byte*>(slot);
+    return {at + piece * wire::kPieceBytes, at + words_at() + piece * 2 * wire::kPacketBytes, count(piece)};
+  }
 };
 
 /// Number of distinct ranks below `which` among the lanes' ranks (-1: none): its row's place. By a whole warp.
@@ -78,7 +86,8 @@ __device__ inline void send_weights_ahead(const CombineArgsOnDevice& a, const Ep
   }
 }
 
-template <DType kDType>
+/// kCodec: kNone, or one that takes bf16.
+template <DType kDType, Codec kCodec>
 class ReturnSender {
  public:
   static constexpr FaultStep kStep = FaultStep::kCombineSend;
@@ -155,7 +164,7 @@ class ReturnSender {
       std::byte* to = slot_at(return_place(choice.rank, a_.group.rank));
       const Piece sum = a_.layout == Layout::kRankMajor ? copy_of<kInVectors>(x_row(n), piece)
                                                         : sum_of<kInVectors>(mine, choice, piece);
-      store_piece(to + piece * wire::kPieceBytes, sum, shape_.count(piece), epochs_.tag());
+      store_row(to, sum, piece);
       if (piece == 0) send_combined(to, n, mine, choice);
       return true;
     }
@@ -163,10 +172,18 @@ class ReturnSender {
       const int which = __ffs(static_cast<int>(left)) - 1;
       std::byte* to = slot_at(which);
       const Piece row = copy_of<kInVectors>(x_row(__shfl_sync(kAllLanes, choice.row, which)), piece);
-      store_piece(to + piece * wire::kPieceBytes, row, shape_.count(piece), epochs_.tag());
+      store_row(to, row, piece);
       if (piece == 0) send_combined(to, n, 1u << which, choice);
     }
     return true;
+  }
+
+  __device__ void store_row(std::byte* slot, const Piece& row, int piece) const {
+    if constexpr (kCodec == Codec::kNone) {
+      store_piece(slot + piece * wire::kPieceBytes, row, shape_.count(piece), epochs_.tag());
+    } else {
+      PieceCodec<kCodec>::store(shape_.place(slot, piece), row, epochs_.tag());
+    }
   }
 
   __device__ bool take_weight(int source, int token, Choice& choice) const {
@@ -248,7 +265,7 @@ class ReturnSender {
     float weight = 0.0f;
     if ((mine >> lane_ & 1) != 0) weight = combined_weight(n, choice.row);
     // A packet without a choice of this rank nobody waits for, so that it could come when the slot is another row's.
-    store_floats(to + shape_.weights_at(), weight, mine, epochs_.tag());
+    store_floats(to + shape_.weights_at(kCodec), weight, mine, epochs_.tag());
   }
   __device__ float combined_weight(std::int64_t n, std::int32_t row) const {
     if (a_.layout == Layout::kRankMajor) return a_.topk_weights[n * a_.topk_stride[0] + lane_ * a_.topk_stride[1]];

@@ -29,7 +29,7 @@ from deep_ep.config import topk_idx_t
 from deep_ep.events import EventHandle, EventOverlap
 from deep_ep.lanes import Lanes
 from deep_ep.not_offered import Experiments
-from deep_ep.rows import split_input
+from deep_ep.rows import detached, split_input
 from deep_ep.streams import CommCall, CommStream, default_device
 
 Tensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -219,6 +219,7 @@ class ElasticBuffer(SizeHints, Experiments):
     ) -> tuple:
         """Returns (recv_x or (recv_x, sf), recv_topk_idx, recv_topk_weights, handle, event)."""
         data, scales = inputs_of(x)
+        (topk_weights,) = detached(topk_weights)
         self._check_tables(data, topk_idx, topk_weights, handle, do_cpu_sync, cumulative_local_expert_recv_stats)
         experts, most_tokens, alignment = self._sizes(num_experts, num_max_tokens_per_rank, expert_alignment, handle)
         require_python(
@@ -280,6 +281,7 @@ class ElasticBuffer(SizeHints, Experiments):
     ) -> tuple[torch.Tensor, torch.Tensor | None, EventOverlap]:
         """Returns (combined_x [T, H], combined_topk_weights [T, K] or None, event)."""
         biases = Buffer._unpack_bias(bias)
+        x, topk_weights = detached(x, topk_weights)
         num_sms = self._check_sms(num_sms or handle.num_sms, num_qps)
         call = self._call(
             x.device, previous_event, previous_event_before_epilogue, async_with_compute_stream, allocate_on_comm_stream

@@ -3,20 +3,19 @@
 """V1: Buffer, with the calls of normal mode (inside a node and between nodes) and of low-latency mode."""
 
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import ferry.torch
 import torch
 
-from deep_ep.buffers.low_latency import Fp8, LowLatencyMode, Shape, Statistics, size_hint
+from deep_ep.buffers.low_latency import CombineRows, Fp8, LowLatencyMode, Shape, Statistics, size_hint
 from deep_ep.buffers.normal import Choices, Layout, NormalMode, count_layout
 from deep_ep.checks import require, require_fill_is_off, require_ids, require_python
 from deep_ep.config import COMBINE_CHUNKS, DISPATCH_CHUNKS, NODE_RANKS, Config, topk_idx_t
 from deep_ep.events import EventHandle, EventOverlap, event_of
 from deep_ep.lanes import Lanes
-from deep_ep.rows import split_input
+from deep_ep.rows import detached, split_input
 from deep_ep.streams import CommCall, CommStream, default_device
 
 Tensors = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -161,10 +160,10 @@ class Buffer:
     @staticmethod
     def _unpack_bias(bias: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         if isinstance(bias, torch.Tensor):
-            return bias, None
+            return detached(bias, None)
         if isinstance(bias, tuple):
             require_python(len(bias) == 2, f"argument bias: seen {len(bias)} of them, expected 2")
-            return bias
+            return detached(*bias)
         return None, None
 
     # Memory and streams.
@@ -259,6 +258,7 @@ class Buffer:
         require_fill_is_off("Buffer.dispatch")
         config = self._config(config, DISPATCH_CHUNKS)
         data, scales = split_input(x)
+        (topk_weights,) = detached(topk_weights)
         call = self._comm_call(data.device, previous_event, async_finish, allocate_on_comm_stream)
         if handle is not None:
             require_python(
@@ -290,6 +290,7 @@ class Buffer:
         require_fill_is_off("Buffer.combine")
         config = self._config(config, COMBINE_CHUNKS)
         biases = Buffer._unpack_bias(bias)
+        x, topk_weights = detached(x, topk_weights)
         call = self._comm_call(x.device, previous_event, async_finish, allocate_on_comm_stream)
         with call:
             out, weights = self._normal.combine(x, handle, topk_weights, biases, config)
@@ -351,6 +352,7 @@ class Buffer:
     ) -> tuple:
         """Returns (recv_x or (recv_x, scales), recv_count, handle, event, hook)."""
         require_fill_is_off("Buffer.low_latency_dispatch")
+        (x,) = detached(x)
         shape = Shape(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
         fp8 = Fp8(bool(use_fp8), bool(round_scale), bool(use_ue8m0))
         statistics = Statistics(cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats)
@@ -378,19 +380,19 @@ class Buffer:
         out: torch.Tensor | None = None,
         combine_wait_recv_cost_stats: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, EventOverlap, Callable[[], None] | None]:
-        """Returns (combined_x [T, H], event, hook). use_logfmt: with a warning, since rows travel as bf16
-        all the same (docs/porting.md)."""
+        """Returns (combined_x [T, H], event, hook). use_logfmt: rows travel in 10 bits a channel, where a chunk of
+        768 fits (docs/porting.md)."""
         require_fill_is_off("Buffer.low_latency_combine")
         require(
             not (use_logfmt and zero_copy),
             "Buffer.low_latency_combine: arguments use_logfmt and zero_copy: seen both, expected one of them",
         )
-        if use_logfmt:
-            warnings.warn("deep_ep (Ferry): use_logfmt: rows travel as bf16, more exact and larger", stacklevel=2)
+        x, topk_weights = detached(x, topk_weights)
+        rows = CombineRows(zero_copy, "logfmt10" if use_logfmt else "none")
 
         def start() -> tuple[torch.Tensor, Callable[[], None]]:
             return self._low_latency.start_combine(
-                x, topk_idx, topk_weights, handle, zero_copy, out, combine_wait_recv_cost_stats
+                x, topk_idx, topk_weights, handle, rows, out, combine_wait_recv_cost_stats
             )
 
         def tensors(result: torch.Tensor) -> tuple:

@@ -73,6 +73,14 @@ class Fp8:
 
 
 @dataclass(frozen=True)
+class CombineRows:
+    """Where the rows of a combine are, and how they travel."""
+
+    zero_copy: bool = False
+    codec: str = "none"
+
+
+@dataclass(frozen=True)
 class Statistics:
     """Tensors of the caller that calls add to."""
 
@@ -136,14 +144,14 @@ class LowLatencyMode:
         topk_idx: torch.Tensor,
         topk_weights: torch.Tensor,
         handle: Any,
-        zero_copy: bool,
+        rows: CombineRows,
         out: torch.Tensor | None,
         wait_ns: torch.Tensor | None,
     ) -> tuple[torch.Tensor, Callable[[], None]]:
         """Sends. Returns the sums, which `receive` fills, and `receive`."""
         sent: Sent = sent_of(_COMBINE, handle)
         self._check_combine(sent, x, topk_idx, topk_weights, out, wait_ns)
-        rows = self.combine_buffer(handle) if zero_copy else x
+        source = self.combine_buffer(handle) if rows.zero_copy else x
         self._parity ^= 1
         if out is None:
             out = x.new_empty((sent.num_tokens, x.shape[2]))
@@ -151,10 +159,11 @@ class LowLatencyMode:
 
         def send() -> ferry.PendingCombine:
             return lane.group.combine_send(
-                rows.detach(),
+                source.detach(),
                 sent.handle,
                 reduction="flat",
                 weights=topk_weights,
+                codec=rows.codec,
                 out=out,
                 stream=ferry.torch.current_stream(x.device),
             )
