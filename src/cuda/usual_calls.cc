@@ -55,9 +55,9 @@ bool is_usual(const CombineArgsOnDevice& args, const LatencySize& size) {
   const bool by_rank =
       args.reduction.group == Reduction::Group::kRank && args.reduction.order == Reduction::Order::kAscending;
   return is_usual(size) && args.layout == Layout::kExpertPadded && args.dtype == DType::kBf16 && by_rank &&
-         args.codec == Codec::kNone &&
-         args.weigh == CombineArgsOnDevice::Weigh::kFromDispatch && args.topk_weights == nullptr &&
-         args.out_weights == nullptr && args.bias[0] == nullptr && args.bias[1] == nullptr && args.hidden % 8 == 0 &&
+         args.codec == Codec::kNone && args.weigh == CombineArgsOnDevice::Weigh::kFromDispatch &&
+         args.topk_weights == nullptr && args.out_weights == nullptr && args.bias[0] == nullptr &&
+         args.bias[1] == nullptr && args.hidden % 8 == 0 &&
          args.expert_stride == args.expert_capacity * args.row_stride && on_vectors(args.x, args.row_stride) &&
          on_vectors(args.out, args.out_stride) && args.row_stride >= 0 && args.row_stride / 16 <= INT32_MAX &&
          args.out_stride >= 0 && args.out_stride / 16 <= INT32_MAX &&

@@ -123,9 +123,7 @@ __device__ inline bool is_same_call(const GroupArgs& group, const Epochs& epochs
   };
   const std::uint32_t high = word(0), digest_low = word(1), digest_high = word(2), status = word(3), where = word(4),
                       id_low = word(5), id_high = word(6);
-  Fault fault{.step = FaultStep::kRoute,
-              .peer = source,
-              .seen = static_cast<std::uint64_t>(high) << 32 | epochs.tag()};
+  Fault fault{.step = FaultStep::kRoute, .peer = source, .seen = static_cast<std::uint64_t>(high) << 32 | epochs.tag()};
   if (high != static_cast<std::uint32_t>(epochs.now >> 32)) {
     fault.kind = FaultKind::kGoneOn;
   } else if (status == kCallBadId) {

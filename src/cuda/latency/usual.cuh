@@ -54,8 +54,7 @@ class Peer {
   }
   __device__ std::byte* window() const { return window_; }
   __device__ std::byte* window_of(int rank) const {
-    return reinterpret_cast<std::byte*>(
-        __shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(window_), rank));
+    return reinterpret_cast<std::byte*>(__shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(window_), rank));
   }
 
  private:

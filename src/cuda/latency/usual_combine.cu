@@ -80,12 +80,11 @@ class UsualReturner {
     const unsigned ranks = __reduce_or_sync(kAllLanes, rank < 0 ? 0u : 1u << rank);
     const int place = __popc(ranks & ((1u << group.rank) - 1));
     delay_signal(group, record.source);
-    std::byte* to = at_unit(peer.window_of(record.source),
-                            returns_ + static_cast<std::uint32_t>(record.token) * per_token_ +
-                                static_cast<std::uint32_t>(place) * per_place_ +
-                                static_cast<std::uint32_t>(piece) * kPieceUnits);
-    store_piece(to, sum, min(wire::kPieceVectors, vectors_ - piece * wire::kPieceVectors),
-                tag);
+    std::byte* to =
+        at_unit(peer.window_of(record.source), returns_ + static_cast<std::uint32_t>(record.token) * per_token_ +
+                                                   static_cast<std::uint32_t>(place) * per_place_ +
+                                                   static_cast<std::uint32_t>(piece) * kPieceUnits);
+    store_piece(to, sum, min(wire::kPieceVectors, vectors_ - piece * wire::kPieceVectors), tag);
   }
 
   /// The rows of the choices in `mine`, ascending, rounded once. Some rows are on their way together.
@@ -219,7 +218,8 @@ class UsualSummer {
 };
 
 template <Phase kPhase>
-__global__ void __launch_bounds__(kLatencyThreads) usual_combine_kernel(const __grid_constant__ UsualCombineArgs args) {
+__global__ void __launch_bounds__(kLatencyThreads, 1)
+    usual_combine_kernel(const __grid_constant__ UsualCombineArgs args) {
   const CombineArgsOnDevice& a = args.call;
   const Shifts shifts;
   const bool last_warp = shifts.keeps_books && shifts.warp == shifts.warps - 1;
@@ -238,7 +238,8 @@ __global__ void __launch_bounds__(kLatencyThreads) usual_combine_kernel(const __
     summer.start();
     if (last_warp) give_credits(a.group, LatencyKind::kCombine, epochs);
     good = peer.wait_credits(FaultStep::kCombineSend, epochs);  // by now every warp has the call's number
-    if (!meet_unless(shifts.warp != shifts.warps - 1) && lane_idx() == 0) file_call(a.group, LatencyKind::kCombine, epochs);
+    if (!meet_unless(shifts.warp != shifts.warps - 1) && lane_idx() == 0)
+      file_call(a.group, LatencyKind::kCombine, epochs);
     if (good) {
       if (last_warp) send_notes(a, epochs);
       returner.send_all(peer, epochs.tag());

@@ -57,7 +57,6 @@ class UsualReceiver {
         lane_(lane_idx()),
         pieces_(args.call.format.pieces()) {}
 
-
   /// All of this warp's items; false if one did not come. `begin` waits for the manifests and says false if the call ends here; a
   /// rehearsal comes before.
   template <typename Begin>
@@ -99,8 +98,12 @@ class UsualReceiver {
       if (lane_ >= step) end_ += before;
     }
   }
-  __device__ int num_rows() const { return __shfl_sync(kAllLanes, end_, a_.group.num_ranks - 1); }
-  __device__ int vectors_of_row() const { return kCoded ? a_.format.coded_vectors : a_.format.plain_vectors; }
+  __device__ int num_rows() const {
+    return __shfl_sync(kAllLanes, end_, a_.group.num_ranks - 1);
+  }
+  __device__ int vectors_of_row() const {
+    return kCoded ? a_.format.coded_vectors : a_.format.plain_vectors;
+  }
 
   __device__ bool take(int row, int piece) const {
     const GroupArgs& group = a_.group;

@@ -194,8 +194,8 @@ __device__ __noinline__ inline std::int64_t usual_id_at(const LatencyDispatchArg
 
 /// As Manifest: what this rank says before its rows, a warp per reader. By the block that keeps the books. `bad`: token * 8 + choice
 /// of an id out of range, or UsualRouter::kNone.
-__device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const UsualMemory& m,
-                                            const Peer& peer, const Shifts& shifts, const Epochs& epochs, int bad) {
+__device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const UsualMemory& m, const Peer& peer,
+                                            const Shifts& shifts, const Epochs& epochs, int bad) {
   const GroupArgs& group = a.group;
   const bool good = bad == UsualRouter::kNone;
   const int local = a.num_local, words = LatencyLayout::kManifestWords + local;
@@ -208,7 +208,8 @@ __device__ inline void send_usual_manifests(const LatencyDispatchArgs& a, const 
 #pragma unroll
       for (int i = 0; i < 3; ++i) {
         const int expert = 3 * packet + i - LatencyLayout::kManifestWords;
-        word[i] = good && expert >= 0 && expert < local ? static_cast<std::uint32_t>(m.totals[reader * local + expert]) : 0;
+        word[i] =
+            good && expert >= 0 && expert < local ? static_cast<std::uint32_t>(m.totals[reader * local + expert]) : 0;
       }
       if (packet == 0) {
         word[0] = static_cast<std::uint32_t>(epochs.now >> 32);

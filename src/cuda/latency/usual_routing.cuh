@@ -46,7 +46,8 @@ __device__ inline int bits_before(const std::uint32_t* bits, int t) {
 }
 
 /// How many of so many choices took the slot; where tokens name experts twice, which is rare.
-__device__ __noinline__ inline std::int32_t count_choices(const std::int32_t* slots, int num_choices, std::int32_t slot) {
+__device__ __noinline__ inline std::int32_t count_choices(const std::int32_t* slots, int num_choices,
+                                                          std::int32_t slot) {
   std::int32_t count = 0;
   for (int i = 0; i < num_choices; ++i) count += slots[i] == slot ? 1 : 0;
   return count;
@@ -93,7 +94,9 @@ class UsualRouter {
     if (repeated) return count_choices(m_.slots, t * kUsualTopK + lane_, slot);
     return bits_before(m_.slot_bits + slot * m_.words, t);
   }
-  __device__ std::int32_t rank_of(std::int32_t slot) const { return local_.quotient(slot); }
+  __device__ std::int32_t rank_of(std::int32_t slot) const {
+    return local_.quotient(slot);
+  }
   /// Adds up the choices of each slot and the tokens of each rank. All threads of a block.
   __device__ void add_up(bool repeated) const {
     for (int slot = static_cast<int>(threadIdx.x); slot < a_.group.placement.num_slots;
@@ -108,7 +111,9 @@ class UsualRouter {
  private:
   static constexpr int kAhead = 4;
 
-  __device__ int token_of(int first) const { return first + lane_ / kUsualTopK; }
+  __device__ int token_of(int first) const {
+    return first + lane_ / kUsualTopK;
+  }
 
   /// As far as 32 bits tell; -1 beyond the tokens.
   __device__ std::int32_t id_of(int first) const {
@@ -124,8 +129,8 @@ class UsualRouter {
     const int t = token_of(first), k = lane_ % kUsualTopK;
     const bool bad = id >= a_.group.placement.num_slots;
     const std::int32_t slot = id < 0 || bad ? -1 : id;
-    const unsigned same = __match_any_sync(
-        kAllLanes, slot >= 0 ? lane_ / kUsualTopK * a_.group.placement.num_slots + slot : -1 - lane_);
+    const unsigned same =
+        __match_any_sync(kAllLanes, slot >= 0 ? lane_ / kUsualTopK * a_.group.placement.num_slots + slot : -1 - lane_);
     if ((same & ((1u << lane_) - 1)) != 0) *repeated = true;
     if (slot >= 0) {
       const std::uint32_t bit = 1u << t % 32;
