@@ -146,8 +146,10 @@ void complete(DemoOptions& options) {
   }
   if (options.nodes == 0) options.nodes = options.on_gpus() ? 1 : std::min(2, options.ranks);
   if (options.on_gpus() && options.nodes != 1) {
-    refuse("--nodes: {} given, expected 1 with --backend cuda, which spans one node; use --backend host for more",
-           options.nodes);
+    refuse(
+        "--nodes: {} given, expected 1 with --backend cuda, for which the demo has one node; use --backend host for "
+        "more",
+        options.nodes);
   }
   if (!options.netns.empty() && options.ranks_as != RanksAs::kProcesses)
     refuse("--netns: {} names given, expected none with --ranks-as threads: a namespace is a process's",
