@@ -21,9 +21,10 @@ struct Settings {
   std::vector<std::int64_t> tokens{4096};
   std::vector<int> sms{16};
   std::vector<std::string> ops{"dispatch-bf16",  "dispatch-fp8", "dispatch-expert", "dispatch-owned",
-                               "combine-window", "combine-any",  "combine-flat"};
+                               "combine-window", "combine-any",  "combine-flat",    "combine-node"};
   std::string routing = "uniform", launch = "direct";
-  int ranks = 0, experts = 256, top_k = 8, iterations = 30, sets = 3;
+  int ranks = 0, nodes = 1, experts = 256, top_k = 8, iterations = 30, sets = 3;
+  int link_gbps = 0;  ///< of the link by which a rank seems to send to other nodes; 0: as fast as it goes
   std::int64_t hidden = 7168;
   std::string layout = "expert_padded", codec = "fp8_f32", combine_codec = "none";  ///< latency mode
   std::string json, commit = "unknown", date;
@@ -62,6 +63,35 @@ inline std::vector<unsigned> ranks_needed(const Settings& o, const std::vector<s
 
 /// What crosses a link once: a token for each rank that it needs, or each of its choices.
 enum class Unit { kToken, kChoice };
+
+/// Nodes of equal size; the ranks of one follow each other.
+inline int node_of(const Settings& o, int ranks, int rank) {
+  return rank / (ranks / o.nodes);
+}
+
+/// What goes to another node, or comes back from it, per token of the busiest rank: a row per node, per rank there, or per choice.
+enum class Across { kNode, kRank, kChoice };
+inline double busiest_across(const Settings& o, std::int64_t tokens, int ranks, int set, Across unit) {
+  const Placement placement = Placement::contiguous(o.experts, ranks);
+  double most = 0;
+  for (int rank = 0; rank < ranks; ++rank) {
+    const auto ids = make_routing(o, tokens, rank, set);
+    double rows = 0;
+    for (std::size_t t = 0; t < static_cast<std::size_t>(tokens); ++t) {
+      std::uint64_t seen = 0;
+      for (int k = 0; k < o.top_k; ++k) {
+        const auto id = static_cast<int>(ids[t * static_cast<std::size_t>(o.top_k) + static_cast<std::size_t>(k)]);
+        const int owner = placement.rank_of_slot(placement.slots_of(id)[0]);
+        if (node_of(o, ranks, owner) == node_of(o, ranks, rank)) continue;
+        const int what = unit == Across::kChoice ? k : unit == Across::kRank ? owner : node_of(o, ranks, owner);
+        rows += (seen >> what & 1) == 0 ? 1 : 0;
+        seen |= std::uint64_t{1} << what;
+      }
+    }
+    most = std::max(most, rows);
+  }
+  return most;
+}
 
 /// How many of them the busiest link carries, per set: the larger of egress and ingress over ranks.
 inline double busiest(const Settings& o, std::int64_t tokens, int ranks, int set, Unit unit) {

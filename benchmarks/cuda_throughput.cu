@@ -63,6 +63,8 @@ class Runner {
     GroupConfig config;
     config.backend = "cuda";
     config.device = bench.rank_;
+    config.topology = Topology::nodes(std::vector<int>(static_cast<std::size_t>(o_.nodes), ranks_ / o_.nodes));
+    config.network_options.link_bytes_per_second = static_cast<std::int64_t>(o_.link_gbps) * 1'000'000'000;
     config.limits.num_experts = o_.experts;
     config.limits.max_tokens = tokens;
     config.limits.max_latency_tokens = 0;
@@ -84,7 +86,7 @@ class Runner {
   Group make_group(RankBench& bench, const GroupConfig& config, Meeting& meeting) {
     std::int64_t planned = 0;
     bool on_device = false;
-    const MemoryPlan plan = memory_plan(config, Topology::single_node(ranks_), bench.rank_);
+    const MemoryPlan plan = memory_plan(config, *config.topology, bench.rank_);
     for (std::size_t i = 1; i < plan.regions.size(); ++i) {  // regions of device memory count from 0 again
       on_device = on_device || plan.regions[i].offset_bytes == 0;
       if (on_device) planned += plan.regions[i].bytes;
@@ -244,6 +246,7 @@ class Runner {
                  ? group.combine_input(from.handle, DType::kBf16, o_.hidden)
                  : Tensor::contiguous(static_cast<void*>(any), DType::kBf16, {from.handle.num_rows(), o_.hidden});
     if (op == "combine-flat") args.reduction = Reduction::flat();
+    if (op == "combine-node") args.reduction = Reduction::per_node();
     args.num_sms = sms;
     args.stream = bench.stream_;
     return args;
@@ -291,9 +294,17 @@ class Runner {
     const std::int64_t row_bytes = op == "dispatch-fp8" ? o_.hidden + (o_.hidden + 127) / 128 * 4 : 2 * o_.hidden;
     double rows = 0;
     const auto unit = op == "combine-flat" ? bench::Unit::kChoice : bench::Unit::kToken;
-    for (int s = 0; s < o_.sets; ++s) rows += busiest(o_, tokens, ranks_, s, unit) / o_.sets;
+    using bench::Across;
+    const Across across = op == "combine-flat"              ? Across::kChoice
+                          : combine && op != "combine-node" ? Across::kRank
+                                                            : Across::kNode;
+    for (int s = 0; s < o_.sets; ++s) {
+      rows +=
+          (o_.nodes > 1 ? bench::busiest_across(o_, tokens, ranks_, s, across) : busiest(o_, tokens, ranks_, s, unit)) /
+          o_.sets;
+    }
     const double bytes = rows * static_cast<double>(row_bytes);
-    const std::string sum = op == "combine-flat" ? "flat" : "per_rank";
+    const std::string sum = op == "combine-flat" ? "flat" : op == "combine-node" ? "per_node" : "per_rank";
     nlohmann::ordered_json line = lines_.make({.mode = "throughput",
                                                .op = combine ? "combine" : "dispatch",
                                                .layout = is_by_expert(op) ? "expert_major" : "rank_major",
@@ -306,12 +317,19 @@ class Runner {
                                                .logical_bytes = static_cast<double>(tokens * o_.top_k * row_bytes),
                                                .verified = shared_.verified},
                                               times);
+    // Between nodes it is the emulated link that bounds a call; without a limit, what one GPU can send to another.
+    const double ceiling = o_.nodes > 1 && o_.link_gbps > 0 ? o_.link_gbps : lines_.ceiling;
+    line["ceiling_gbps"] = ceiling;
+    line["fraction"] = bytes / (median(times) * 1e3) / ceiling;
+    line["nodes"] = o_.nodes;
+    if (o_.nodes > 1) line["network"] = "loopback";
+    if (o_.nodes > 1 && o_.link_gbps > 0) line["link_limit_gbps"] = o_.link_gbps;
     if (combine) line["input"] = op == "combine-any" ? "any" : "window";
     if (!combine) line["output"] = op == "dispatch-owned" ? "owned" : "window";
     lines_.append(line);
     std::printf("%-16s %5ld tokens %3d SMs: %8.1f us (p90 %8.1f)  floor %6.1f  fraction %.3f  %s\n", op.c_str(),
-                static_cast<long>(tokens), sms, median(times), bench::quantile(times, 0.9),
-                bytes / lines_.ceiling * 1e-3, line["fraction"].get<double>(), shared_.verified ? "verified" : "WRONG");
+                static_cast<long>(tokens), sms, median(times), bench::quantile(times, 0.9), bytes / ceiling * 1e-3,
+                line["fraction"].get<double>(), shared_.verified ? "verified" : "WRONG");
     std::fflush(stdout);
     all_verified_ = all_verified_ && shared_.verified;
     shared_.verified = true;
@@ -333,6 +351,10 @@ int ferry_cuda_throughput_main(int argc, char** argv) {
   app::Options options = program.options();
   options.some_of("--ops", o.ops, all_ops, "what to measure");
   options.number("--ranks", o.ranks, 0, kMaxGpus, "GPUs; 0: all");
+  options.number("--nodes", o.nodes, 1, kMaxGpus,
+                 "pretend nodes of equal size, between which the loopback network copies");
+  options.number("--link-gbps", o.link_gbps, 0, 1000,
+                 "GB/s that a rank seems to send to other nodes with; 0: as fast as it goes");
   bench::add_cuda_options(options, o, 64);
   bench::add_launch_option(options, o);
   if (const auto ended = program.parse(argc, argv)) return *ended;
@@ -346,5 +368,9 @@ int ferry_cuda_throughput_main(int argc, char** argv) {
     return 1;
   }
   const int ranks = o.ranks > 0 ? std::min(o.ranks, gpus) : std::min(gpus, kMaxGpus);
+  if (ranks % o.nodes != 0) {
+    std::fprintf(stderr, "--nodes: %d given, expected a divisor of the number of ranks, %d\n", o.nodes, ranks);
+    return 2;
+  }
   return Runner(o, ranks).run() ? 0 : 1;
 }

@@ -6,6 +6,7 @@
 #   build     the command line, the tests and the benchmark, in build/gpu
 #   test      the conformance suite on all GPUs, ranks as threads and (fewer cases, time-sliced) as processes
 #   graphs    captured and replayed calls, streams, lifetimes of results, peers that run ahead
+#   nodes     cases and graphs of several nodes, ranks as threads; on two GPUs or more also what they cost, with a link of 50 GB/s
 #   faults    the fault suite: late ranks, mismatches, bad ids, overflows, abort, new groups afterwards
 #   litmus    the order of rows and signals between two GPUs, with all fences and without
 #   soak      very many random calls, every one compared (FERRY_SOAK_CALLS, 100000)
@@ -113,6 +114,20 @@ step_graphs() {
   conformance all graphs "$out" 60 'Setups/Graphs*'
   conformance all streams "$out" 30 'Layouts/Streams*'
   conformance all lifetimes "$out" 60 'Setups/Ahead*:Setups/Lifetimes*'
+}
+
+step_nodes() {
+  need_gpu
+  timeout 60 "$out/tests/cuda_tests" --gtest_brief=1 || failed+=("cuda_tests")
+  conformance all nodes "$out" 240 'ManyTokensAcross/*:Topologies/*/?p*:Reductions/*/?p*'
+  conformance all nodes-graphs "$out" 60 'Setups/Graphs*nodes*'
+  local gpus
+  gpus=$(nvidia-smi --query-gpu=name --format=csv,noheader | wc -l)
+  [ "$gpus" -gt 1 ] || return 0
+  for link in 50 0; do
+    timeout 120 "$out/bin/ferry_cuda_throughput" --ranks 2 --nodes 2 --link-gbps $link \
+      --ops dispatch-bf16,dispatch-fp8,combine-node,combine-window || failed+=("nodes, link of $link GB/s")
+  done
 }
 
 step_faults() {
@@ -285,8 +300,8 @@ for step in "${@:-build test measure}"; do
   for word in $step; do
     case "$word" in
       mutants=*) step_mutants "${word#mutants=}" ;;
-      build | test | graphs | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure | latency | examples) "step_$word" ;;
-      *) sed -n '5,22s/^# \?//p' "$0" >&2; exit 2 ;;
+      build | test | graphs | nodes | faults | litmus | soak | mutants | python | torch | ptx | sanitize | measure | latency | examples) "step_$word" ;;
+      *) sed -n '5,23s/^# \?//p' "$0" >&2; exit 2 ;;
     esac
   done
 done

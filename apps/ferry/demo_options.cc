@@ -133,6 +133,8 @@ void add_network_card_options(Options& command, NetworkOptions& options, std::ve
       "gated: signals wait for acknowledgements, for fabrics with adaptive routing; ordered: as the provider can");
   command.number("--proxy-threads", options.proxy_threads, 1, 16, "threads that drive the network for a rank");
   command.values("--proxy-cores", options.proxy_cores, "cores that these threads are bound to, in turn");
+  command.number("--link-bytes-per-second", options.link_bytes_per_second, 0, std::int64_t{1} << 40,
+                 "loopback: what a rank seems to send with at most; 0: as fast as it goes");
   command.values("--netns", netns, "network namespaces, one per node: ranks enter theirs first (needs root)");
 }
 
@@ -144,8 +146,10 @@ void complete(DemoOptions& options) {
   }
   if (options.nodes == 0) options.nodes = options.on_gpus() ? 1 : std::min(2, options.ranks);
   if (options.on_gpus() && options.nodes != 1) {
-    refuse("--nodes: {} given, expected 1 with --backend cuda, which spans one node; use --backend host for more",
-           options.nodes);
+    refuse(
+        "--nodes: {} given, expected 1 with --backend cuda, for which the demo has one node; use --backend host for "
+        "more",
+        options.nodes);
   }
   if (!options.netns.empty() && options.ranks_as != RanksAs::kProcesses)
     refuse("--netns: {} names given, expected none with --ranks-as threads: a namespace is a process's",

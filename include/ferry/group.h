@@ -63,6 +63,9 @@ struct NetworkOptions {
   bool gated_posts = false;
   int proxy_threads = 1;           ///< that drive the network for this rank; equal on all ranks
   std::vector<int> proxy_cores{};  ///< CPUs that these threads are bound to, in turn; empty: any
+  /// network loopback: this rank seems to send over a link of so many bytes per second (signals arrive when such a link would have
+  /// carried the rows before them); 0: as fast as it goes. To see on one machine what a slower network would do.
+  std::int64_t link_bytes_per_second = 0;
 };
 
 struct GroupConfig {

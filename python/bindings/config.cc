@@ -39,8 +39,10 @@ loopback on one machine, else the first of efa, verbs and tcp that all ranks can
 this rank uses; empty: the num_nics nearest to near_pci, a PCIe address such as "0000:3b:00.0". traffic_class: empty, a
 word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
 fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
-that they are bound to. What a provider cannot honour is Error(unsupported).
-timeout: seconds, of every wait. auto_masks: how often the group masks by itself who misses a deadline, 0 = never. test_seed, test_max_signal_delay_ns:
+that they are bound to. link_bytes_per_second: over the loopback this rank seems to send over a link of that rate, 0 = as
+fast as it goes. What a provider cannot honour is Error(unsupported).
+timeout: seconds, of every wait. auto_masks: how often the group masks by itself who misses a deadline, 0 = never.
+test_seed, test_max_signal_delay_ns:
 for tests, a random delay up to this before every signal; changes no result.)";
 
 using TopologyLike = std::variant<Topology, std::vector<int>>;
@@ -57,8 +59,8 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                std::optional<TopologyLike> topology, std::optional<Placement> placement, const std::string& backend,
                int device, const std::string& network, std::vector<std::string> nics, int num_nics,
                const std::string& near_pci, const std::string& traffic_class, bool gated_posts, int proxy_threads,
-               std::vector<int> proxy_cores, double timeout, int auto_masks, std::uint64_t test_seed,
-               std::int64_t test_max_signal_delay_ns) {
+               std::vector<int> proxy_cores, std::int64_t link_bytes_per_second, double timeout, int auto_masks,
+               std::uint64_t test_seed, std::int64_t test_max_signal_delay_ns) {
   constexpr const char* kFunction = "ferry.GroupConfig";
   GroupConfig config{.limits = {.num_experts = num_experts,
                                 .max_tokens = max_tokens,
@@ -82,7 +84,8 @@ void construct(GroupConfig* self, int num_experts, std::int64_t max_tokens, std:
                                          .traffic_class = traffic_class,
                                          .gated_posts = gated_posts,
                                          .proxy_threads = proxy_threads,
-                                         .proxy_cores = std::move(proxy_cores)},
+                                         .proxy_cores = std::move(proxy_cores),
+                                         .link_bytes_per_second = link_bytes_per_second},
                      .timeout = parse_timeout(kFunction, timeout),
                      .auto_masks = auto_masks,
                      .test = {.seed = test_seed, .max_signal_delay_ns = test_max_signal_delay_ns}};
@@ -119,6 +122,8 @@ void bind_properties(nb::class_<GroupConfig>& config) {
       .def_prop_ro("gated_posts", [](const GroupConfig& self) { return self.network_options.gated_posts; })
       .def_prop_ro("proxy_threads", [](const GroupConfig& self) { return self.network_options.proxy_threads; })
       .def_prop_ro("proxy_cores", [](const GroupConfig& self) { return self.network_options.proxy_cores; })
+      .def_prop_ro("link_bytes_per_second",
+                   [](const GroupConfig& self) { return self.network_options.link_bytes_per_second; })
       .def_prop_ro(
           "timeout", [](const GroupConfig& self) { return std::chrono::duration<double>(self.timeout).count(); },
           "Seconds.")
@@ -149,6 +154,7 @@ void bind_config(nb::module_& module) {
       "gated_posts"_a = defaults.network_options.gated_posts,
       "proxy_threads"_a = defaults.network_options.proxy_threads,
       "proxy_cores"_a = defaults.network_options.proxy_cores,
+      "link_bytes_per_second"_a = defaults.network_options.link_bytes_per_second,
       "timeout"_a = std::chrono::duration<double>(defaults.timeout).count(), "auto_masks"_a = defaults.auto_masks,
       "test_seed"_a = defaults.test.seed, "test_max_signal_delay_ns"_a = defaults.test.max_signal_delay_ns);
   bind_properties(config);

@@ -71,7 +71,8 @@ constexpr const char* kInitSignature =
     "= ..., "
     "device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., "
     "traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., "
-    "timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., test_max_signal_delay_ns: int "
+    "link_bytes_per_second: int = ..., timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., "
+    "test_max_signal_delay_ns: int "
     "= ...) -> None";
 
 GroupConfig choose_config(nb::handle config, const nb::kwargs& keywords) {

@@ -293,12 +293,14 @@ class GroupConfig:
     this rank uses; empty: the num_nics nearest to near_pci, a PCIe address such as "0000:3b:00.0". traffic_class: empty, a
     word such as "low_latency" or "bulk_data", or "dscp:0" to "dscp:63". gated_posts: signals wait for acknowledgements, for
     fabrics that reorder packets. proxy_threads: that drive the network for this rank, equal on all ranks; proxy_cores: CPUs
-    that they are bound to. What a provider cannot honour is Error(unsupported).
-    timeout: seconds, of every wait. auto_masks: how often the group masks by itself who misses a deadline, 0 = never. test_seed, test_max_signal_delay_ns:
+    that they are bound to. link_bytes_per_second: over the loopback this rank seems to send over a link of that rate, 0 = as
+    fast as it goes. What a provider cannot honour is Error(unsupported).
+    timeout: seconds, of every wait. auto_masks: how often the group masks by itself who misses a deadline, 0 = never.
+    test_seed, test_max_signal_delay_ns:
     for tests, a random delay up to this before every signal; changes no result.
     """
 
-    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', nics: Sequence[str] = [], num_nics: int = 1, near_pci: str = '', traffic_class: str = '', gated_posts: bool = False, proxy_threads: int = 1, proxy_cores: Sequence[int] = [], timeout: float = 100.0, auto_masks: int = 0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
+    def __init__(self, *, num_experts: int, max_tokens: int = 4096, max_latency_tokens: int = 128, max_top_k: int = 8, hidden: int = 7168, dtype: str = 'bf16', extra_bytes: int = 0, recv_rows: int = 0, owned_rows: int = -1, max_slots: int = 0, num_flights: int = 2, topology: Topology | Sequence[int] | None = None, placement: Placement | None = None, backend: str = 'auto', device: int = -1, network: str = 'auto', nics: Sequence[str] = [], num_nics: int = 1, near_pci: str = '', traffic_class: str = '', gated_posts: bool = False, proxy_threads: int = 1, proxy_cores: Sequence[int] = [], link_bytes_per_second: int = 0, timeout: float = 100.0, auto_masks: int = 0, test_seed: int = 0, test_max_signal_delay_ns: int = 0) -> None: ...
 
     @property
     def num_experts(self) -> int: ...
@@ -368,6 +370,9 @@ class GroupConfig:
 
     @property
     def proxy_cores(self) -> list[int]: ...
+
+    @property
+    def link_bytes_per_second(self) -> int: ...
 
     @property
     def timeout(self) -> float:
@@ -694,7 +699,7 @@ class Group:
     changes or another group is made. A group is a context manager that closes itself.
     """
 
-    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
+    def __init__(self, meeting: Meeting, config: GroupConfig | None = None, *, num_experts: int = ..., max_tokens: int = ..., max_latency_tokens: int = ..., max_top_k: int = ..., hidden: int = ..., dtype: str = ..., extra_bytes: int = ..., recv_rows: int = ..., owned_rows: int = ..., max_slots: int = ..., num_flights: int = ..., topology: Topology | Sequence[int] | None = ..., placement: Placement | None = ..., backend: str = ..., device: int = ..., network: str = ..., nics: Sequence[str] = ..., num_nics: int = ..., near_pci: str = ..., traffic_class: str = ..., gated_posts: bool = ..., proxy_threads: int = ..., proxy_cores: Sequence[int] = ..., link_bytes_per_second: int = ..., timeout: float = ..., auto_masks: int = ..., test_seed: int = ..., test_max_signal_delay_ns: int = ...) -> None: ...
 
     @property
     def rank(self) -> int: ...

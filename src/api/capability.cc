@@ -249,7 +249,10 @@ Capability look_at_libfabric() {
   std::string why_not;
   const std::string version = net::network_library(why_not);
   if (version.empty()) return unusable(name, why_not, "needed for nodes on several machines only");
-  return usable(name, version + " found, opened when a group spans nodes over its networks");
+  return usable(name,
+                version +
+                    " found, opened when a group spans nodes over its networks; for backend host: GPU memory is not "
+                    "registered with it and not staged through host memory");
 }
 
 /// One finding per network that groups can be made with.

@@ -210,6 +210,9 @@ std::shared_ptr<net::Engine> make_engine(const GroupConfig& settings, Meeting& m
   std::shared_ptr<net::Engine> engine;
   std::optional<Error> mine;
   try {
+#ifdef FERRY_HAS_CUDA
+    if (settings.backend == "cuda") config.copy_engines = make_cuda_copy_engines(settings.device);
+#endif
     engine = net::make_engine(config);
   } catch (const Error& error) {
     mine = error;
@@ -230,6 +233,12 @@ std::shared_ptr<net::Engine> make_engine(const GroupConfig& settings, Meeting& m
 std::unique_ptr<Backend> make_backend(const GroupConfig& settings, const Placement& placement, Runtime& runtime) {
 #ifdef FERRY_HAS_CUDA
   if (settings.backend == "cuda") {
+    if (settings.auto_masks > 0 && runtime.topology.num_nodes() > 1) {
+      throw Error(ErrorCode::kUnsupported,
+                  fmt::format("ferry::Group::create: auto_masks is {} over {} nodes; the cuda backend masks late ranks "
+                              "by itself inside one node only; use auto_masks 0, or backend host",
+                              settings.auto_masks, runtime.topology.num_nodes()));
+    }
     const std::vector<std::uint8_t> nobody(static_cast<std::size_t>(runtime.topology.num_ranks()), 0);
     const WindowLayout window =
         make_window_layout(settings, runtime.topology, placement, Rails(runtime.topology, nobody));

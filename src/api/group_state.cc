@@ -156,6 +156,10 @@ void GroupState::refresh_windows(Mode mode) {
     next_membership_ = wanted.number + 1;  // also if opening fails: a second try must not meet notices of the first
     const WindowLayout layout =
         make_window_layout(config, runtime->topology, *placement, Rails(runtime->topology, wanted.masked));
+    if (runtime->device_memories) {
+      RegionList regions(256);
+      runtime->device_layout = make_device_layout(config.limits, runtime->topology, *placement, layout, regions);
+    }
     try {
       windows = runtime->open_windows(wanted, layout, counters_, digest_, config.timeout, windows_.get(),
                                       config.auto_masks > 0);

@@ -15,6 +15,8 @@
 namespace ferry {
 namespace {
 
+constexpr int kMostDeviceNodes = 32;  // a lane of a warp keeps an eye on each
+
 constexpr const char* kFunction = "ferry::memory_plan";
 constexpr std::int64_t kMaxCount = std::int64_t{1} << 24;  // a signal's count has 24 bits
 constexpr std::int64_t kMaxRows = std::int64_t{1} << 31;   // rows are 32-bit
@@ -78,9 +80,10 @@ void check_limits(const GroupConfig& config, const Topology& topology) {
   const std::int64_t worst = static_cast<std::int64_t>(topology.num_ranks()) * limits.max_tokens * limits.max_top_k;
   check_range("max_tokens x ranks x max_top_k", worst, 1, kMaxRows - 1);
   check_size(config, topology.num_ranks());
-  if (config.backend == "cuda" && topology.num_nodes() > 1)
+  if (config.backend == "cuda" && topology.num_nodes() > kMostDeviceNodes)
     refuse_unsupported(kFunction, "topology",
-                       "the cuda backend spans one node so far; use a topology of one node, or backend host");
+                       fmt::format("the cuda backend spans at most {} nodes, not {}; use backend host",
+                                   kMostDeviceNodes, topology.num_nodes()));
   const int num_ranks = topology.num_ranks();
   if (config.placement && config.placement->num_ranks() != num_ranks) {
     refuse(kFunction, "placement", fmt::format("for {} ranks", config.placement->num_ranks()),

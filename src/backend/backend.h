@@ -60,5 +60,7 @@ class Backend {
 std::unique_ptr<Backend> make_host_backend(Runtime& runtime);
 /// Defined in src/cuda, in builds that have it. `device` -1: the thread's current device.
 std::unique_ptr<Backend> make_cuda_backend(Runtime& runtime, const GroupConfig& config, int device);
+/// What the network engine needs of that device.
+std::shared_ptr<net::CopyEngines> make_cuda_copy_engines(int device);
 
 }  // namespace ferry

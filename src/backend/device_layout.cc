@@ -58,6 +58,7 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
   out.owned_bytes = (limits.owned_rows < 0 ? out.recv_tokens : limits.owned_rows) * window.max_row_bytes();
   out.owned = list.add("device owned rows", out.owned_bytes);
   out.latency = make_latency_layout(limits, out.num_ranks, num_slots, window, list);
+  out.network = make_network_layout(limits, topology, window, out.latency, list);
   out.total_bytes = list.total_bytes();
   return out;
 }
@@ -65,12 +66,14 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
 std::int64_t device_result_bytes(const GroupLimits& limits, std::int64_t num_slots, const DeviceLayout& layout) {
   HandleHeader header;  // the largest
   header.num_ranks = static_cast<std::int32_t>(layout.num_ranks);
-  header.num_nodes = 1;
+  header.num_nodes = static_cast<std::int32_t>(layout.network.num_nodes);
   header.num_slots = header.num_local_experts = static_cast<std::int32_t>(num_slots);
   header.top_k = limits.max_top_k;
   header.has_weights = 1;
   header.num_tokens = std::max(limits.max_tokens, limits.max_latency_tokens);
   header.num_rows = std::max(layout.recv_tokens, layout.num_ranks * limits.max_latency_tokens);
+  if (layout.network.stream_bytes != 0)
+    header.num_forwarded = layout.network.forward_stride / layout.network.stream_bytes * limits.max_tokens;
   const std::int64_t choices = header.num_rows * limits.max_top_k;
   const std::int64_t rows = std::max(layout.recv_rows, layout.latency.result_rows);
   const std::int64_t dispatch = HandleView::bytes_for(header) + choices * 8 + std::max(choices, rows) * 4;

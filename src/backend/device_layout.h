@@ -2,13 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Where everything lies in the part of a window that is device memory. Plain offsets, so that kernels take it by value; all
-// ranks use one layout, sized for the neediest. One node; regions of latency mode: latency_layout.h. Who writes, who reads and
+// ranks use one layout, sized for the neediest. Regions of latency mode: latency_layout.h, between nodes: network_layout.h. Who writes, who reads and
 // when a region may be reused: docs/memory_model.md.
 #pragma once
 
 #include <cstdint>
 
 #include "backend/latency_layout.h"
+#include "backend/network_layout.h"
 #include "backend/window_layout.h"
 #include "core/regions.h"
 #include "wire/float.h"
@@ -69,6 +70,7 @@ struct DeviceLayout {
   std::int64_t weights_ahead = 0, weights_ahead_stride = 0;      ///< [recv_tokens][K] float32, written by the peers
   std::int64_t owned = 0, owned_bytes = 0;                       ///< rows of owned results
   LatencyLayout latency;
+  NetworkLayout network;
   std::int64_t total_bytes = 0;
 
   FERRY_HD std::int64_t signal_at(DeviceSignal kind, int flight, int writer) const {

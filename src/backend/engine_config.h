@@ -24,6 +24,7 @@ inline net::EngineConfig engine_config(const NetworkOptions& options, const std:
   config.num_proxies = options.proxy_threads;
   config.proxy_cores = options.proxy_cores;
   config.same_machine = same_machine;
+  config.link_bytes_per_second = static_cast<std::uint64_t>(options.link_bytes_per_second);
   return config;
 }
 

@@ -28,6 +28,7 @@ struct NoticeHeader {
   CallCounters counters;
   std::uint64_t config_digest = 0;
   std::uint64_t num_ranks = 0;
+  std::uint64_t description_bytes = 0;  ///< of the window in host memory; that of the one in device memory follows
   std::uint64_t has_fabric_handle = 0;
   FabricHandle fabric_handle{};  ///< of the sender's device memory
 };
@@ -35,7 +36,7 @@ struct NoticeHeader {
 struct MembershipNotice {
   NoticeHeader header;
   std::vector<std::uint8_t> masked;
-  std::vector<std::byte> description;
+  std::vector<std::byte> description, device_description;
 };
 
 Notice pack(const NoticeHeader& header, const std::vector<std::uint8_t>& masked,
@@ -60,7 +61,10 @@ MembershipNotice unpack(const Notice& notice, int peer, int num_ranks) {
   }
   const auto* masks = reinterpret_cast<const std::uint8_t*>(notice.bytes.data()) + sizeof(NoticeHeader);
   out.masked.assign(masks, masks + num_ranks);
-  out.description.assign(notice.bytes.begin() + static_cast<std::ptrdiff_t>(fixed), notice.bytes.end());
+  const auto described = std::min<std::uint64_t>(out.header.description_bytes, notice.bytes.size() - fixed);
+  const auto begin = notice.bytes.begin() + static_cast<std::ptrdiff_t>(fixed);
+  out.description.assign(begin, begin + static_cast<std::ptrdiff_t>(described));
+  out.device_description.assign(begin + static_cast<std::ptrdiff_t>(described), notice.bytes.end());
   return out;
 }
 
@@ -86,6 +90,7 @@ Windows::Windows(Membership members, int my_rank, const Topology& topology, Wind
       mapped_(static_cast<std::size_t>(topology.num_ranks())),
       base_(static_cast<std::size_t>(topology.num_ranks()), nullptr),
       remote_(static_cast<std::size_t>(topology.num_ranks())),
+      remote_device_(static_cast<std::size_t>(topology.num_ranks())),
       device_(static_cast<std::size_t>(topology.num_ranks())) {
   for (int rank = 0; rank < topology.num_ranks(); ++rank) {
     if (membership.is_masked(rank)) continue;
@@ -98,6 +103,9 @@ Windows::~Windows() {
   if (!engine_) return;
   for (const auto& window : remote_) {
     if (window) engine_->close(*window, memory_);  // puts of a call that failed may still be read from it
+  }
+  for (const auto& window : remote_device_) {
+    if (window) engine_->close(*window, own_device_);
   }
 }
 
@@ -124,6 +132,8 @@ class WindowOpener {
       const auto& fabric = windows_.device_[static_cast<std::size_t>(runtime_.rank)]->fabric_handle();
       header_.has_fabric_handle = fabric ? 1 : 0;
       header_.fabric_handle = fabric.value_or(FabricHandle{});
+      const auto& own = windows_.device_[static_cast<std::size_t>(runtime_.rank)];
+      windows_.own_device_ = Memory::on_device(own->data(), own->size(), own);
     }
     runtime_.forget_failures(windows_.membership.masked);
     send_notices();
@@ -151,8 +161,13 @@ class WindowOpener {
 
  private:
   void send_notices() {
-    const std::vector<std::byte> description =
+    std::vector<std::byte> description =
         runtime_.engine ? runtime_.engine->describe(windows_.memory_) : std::vector<std::byte>{};
+    header_.description_bytes = description.size();
+    if (runtime_.engine && windows_.own_device_) {
+      const std::vector<std::byte> of_device = runtime_.engine->describe(windows_.own_device_);
+      description.insert(description.end(), of_device.begin(), of_device.end());
+    }
     for (int peer = 0; peer < runtime_.topology.num_ranks(); ++peer) {
       if (peer == runtime_.rank) continue;
       header_.left_out = windows_.membership.is_masked(peer) ? 1 : 0;
@@ -175,7 +190,7 @@ class WindowOpener {
       if (unites_ && !agrees(peer, theirs, *notice)) continue;
       check_agreement(peer, theirs);
       adopt(peer, notice->memory, theirs.description);
-      adopt_device(peer, notice->device, theirs.header);
+      adopt_device(peer, notice->device, theirs);
       windows_.first_epoch = std::max(windows_.first_epoch, theirs.header.counters.epoch);
       return true;
     }
@@ -240,9 +255,8 @@ class WindowOpener {
     windows_.remote_[index] = runtime_.engine->open(peer, description, memory);
   }
 
-  void adopt_device(int peer, const std::shared_ptr<Shareable>& shared, const NoticeHeader& header) {
-    if (!runtime_.device_memories || runtime_.topology.node_of(peer) != runtime_.topology.node_of(runtime_.rank))
-      return;
+  void adopt_device(int peer, const std::shared_ptr<Shareable>& shared, const MembershipNotice& theirs) {
+    if (!runtime_.device_memories) return;
     if (!shared) {
       Error error(
           ErrorCode::kMismatch,
@@ -252,9 +266,17 @@ class WindowOpener {
       throw error;
     }
     std::optional<FabricHandle> fabric;
-    if (header.has_fabric_handle != 0) fabric = header.fabric_handle;
-    windows_.device_[static_cast<std::size_t>(peer)] =
+    if (theirs.header.has_fabric_handle != 0) fabric = theirs.header.fabric_handle;
+    std::shared_ptr<DeviceMemory> mapped =
         runtime_.device_memories->map(*shared, fabric, static_cast<std::size_t>(runtime_.device_layout.total_bytes));
+    const auto index = static_cast<std::size_t>(peer);
+    if (runtime_.topology.node_of(peer) == runtime_.topology.node_of(runtime_.rank)) {
+      windows_.device_[index] = std::move(mapped);
+      return;
+    }
+    // Kernels never see it: what only the network reaches is written by the engine alone.
+    auto memory = Memory::on_device(mapped->data(), mapped->size(), mapped);
+    windows_.remote_device_[index] = runtime_.engine->open(peer, theirs.device_description, std::move(memory));
   }
 
   [[noreturn]] void fail(ErrorCode code, const std::vector<int>& peers, const char* why) const {
@@ -299,7 +321,14 @@ void Runtime::wait_until_mapped(const Windows& windows, std::chrono::nanoseconds
   };
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (int peer : windows.node_peers) word(windows.peer(peer, 0), rank).store(1, std::memory_order_release);
-  for (int peer : windows.node_peers) {
+  const auto offset = static_cast<std::uint64_t>(windows.layout.signal(Signal::kMapped, 0, rank));
+  for (int peer : windows.live) {  // those of other nodes may share a device with this rank all the same
+    while (windows.peer(peer, 0) == nullptr && !engine->channel(0).try_post(windows.remote(peer), offset, 1)) {
+      if (std::chrono::steady_clock::now() > deadline) end(ErrorCode::kTimeout, peer, "the network takes no more");
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+  }
+  for (int peer : windows.live) {
     while (word(windows.own(0), peer).load(std::memory_order_acquire) == 0) {
       if (mesh->gone(peer)) end(ErrorCode::kPeerLost, peer, "is gone");
       if (aborted() || (before != nullptr && abort_seen(*before))) {

@@ -53,6 +53,9 @@ class Windows {
   const std::shared_ptr<Memory>& own_memory() const { return memory_; }
   net::WindowId remote(int rank) const { return remote_[static_cast<std::size_t>(rank)].value(); }
 
+  /// The device memory of a peer that only the network reaches.
+  net::WindowId remote_device(int rank) const { return remote_device_[static_cast<std::size_t>(rank)].value(); }
+
   /// Device memory of this rank, or a node peer's as mapped here; null for others, and where rows lie in host memory.
   std::byte* device(int rank) const {
     const auto& memory = device_[static_cast<std::size_t>(rank)];
@@ -83,10 +86,11 @@ class Windows {
  private:
   friend class WindowOpener;
   std::shared_ptr<Memory> memory_;
-  std::vector<std::shared_ptr<Memory>> mapped_;        // by rank; null for network peers whose memory the engine holds
-  std::vector<std::byte*> base_;                       // by rank
-  std::vector<std::optional<net::WindowId>> remote_;   // by rank
-  std::vector<std::shared_ptr<DeviceMemory>> device_;  // by rank
+  std::vector<std::shared_ptr<Memory>> mapped_;  // by rank; null for network peers whose memory the engine holds
+  std::vector<std::byte*> base_;                 // by rank
+  std::vector<std::optional<net::WindowId>> remote_, remote_device_;  // by rank
+  std::vector<std::shared_ptr<DeviceMemory>> device_;                 // by rank
+  std::shared_ptr<Memory> own_device_;  // this rank's, as the engine knows it; null: rows lie in host memory
   std::shared_ptr<net::Engine> engine_;
 };
 

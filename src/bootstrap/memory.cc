@@ -104,7 +104,12 @@ std::shared_ptr<Memory> Memory::map(int taken_fd, std::size_t bytes) {
   return std::shared_ptr<Memory>(new Memory(data, bytes == 0 ? mapped_bytes : bytes, fd.release()));
 }
 
+std::shared_ptr<Memory> Memory::on_device(std::byte* data, std::size_t bytes, std::shared_ptr<const void> owner) {
+  return std::shared_ptr<Memory>(new Memory(data, bytes, -1, std::move(owner)));
+}
+
 Memory::~Memory() {
+  if (is_on_device()) return;
   munmap(data_, round_to_pages("Memory", size_));
   if (fd_ >= 0) close(fd_);
 }

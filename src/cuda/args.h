@@ -22,7 +22,15 @@ inline constexpr int kMaxTopK = 32;     ///< a token's choices are the lanes of 
 inline constexpr int kWideTopK = 128;
 
 /// Which part of a call a fault happened in; dispatch_send of throughput mode names route, whose words it looks at again.
-enum class FaultStep : std::int32_t { kRoute, kDispatchSend, kDispatchRecv, kCombineSend, kCombineRecv };
+enum class FaultStep : std::int32_t {
+  kRoute,
+  kDispatchSend,
+  kDispatchForward,
+  kDispatchRecv,
+  kCombineSend,
+  kCombineForward,
+  kCombineRecv
+};
 enum class FaultKind : std::int32_t {
   kNone,
   kTimeout,
@@ -114,7 +122,8 @@ struct PlacementArgs {
 /// What every kernel needs.
 struct GroupArgs {
   std::int32_t rank = 0, num_ranks = 0, flight = 0;
-  std::byte* const* windows = nullptr;  ///< [R]; null: left out
+  std::byte* const* windows = nullptr;  ///< [R] of this node's ranks; null: left out, or in another node
+  std::byte* const* members = nullptr;  ///< [R] null: left out
   std::byte* own_window = nullptr;      ///< windows[rank]
   DeviceState* state = nullptr;
   Fault* fault = nullptr;                     ///< in host memory
@@ -137,6 +146,8 @@ struct HandleArgs {
   std::int32_t *tokens_to, *choices_to, *tokens_to_node, *rank_of_slot, *source_offsets, *expert_counts,
       *expert_offsets;
   std::byte* records;  ///< [N] TokenMeta
+  std::int32_t *forward_rows, *forward_offsets;
+  std::byte* forwarded;  ///< [F] TokenMeta
 };
 
 /// One block of the caller's payload.
@@ -181,6 +192,7 @@ struct SendArgs {
   BlockArgs blocks[wire::kMaxBlocks];  ///< of the wire row; with a codec, block 0 reads bf16 and block 1 has no data
   HandleArgs handle;
   bool has_weights = false;
+  bool more_follows = false;  ///< rows of other nodes are handed on before the peers are told
 };
 
 struct ReceiveArgs {

@@ -15,10 +15,10 @@
 #include "core/check.h"
 #include "cuda/check.h"
 #include "cuda/device_memory.h"
+#include "cuda/driver.h"
 #include "cuda/faults.h"
 
 namespace ferry::cuda {
-namespace {
 
 int chosen_device(int device) {
   int count = 0;
@@ -34,6 +34,8 @@ int chosen_device(int device) {
   }
   return device;
 }
+
+namespace {
 
 DeviceLimits limits_of(int device) {
   DeviceLimits limits;
@@ -126,7 +128,10 @@ HandleArgs handle_args(std::byte* base, const HandleHeader& header) {
           .source_offsets = view.source_offsets(),
           .expert_counts = view.expert_counts(),
           .expert_offsets = view.expert_offsets(),
-          .records = view.records()};
+          .records = view.records(),
+          .forward_rows = view.forward_rows(),
+          .forward_offsets = view.forward_offsets(),
+          .forwarded = view.forwarded_records()};
 }
 
 CudaBackend::CudaBackend(Runtime& runtime, const GroupConfig& config, int device)
@@ -135,6 +140,7 @@ CudaBackend::CudaBackend(Runtime& runtime, const GroupConfig& config, int device
   limits_ = limits_of(device_);
   runtime_.device_memories = make_device_memories(device_);
   memory_ = std::make_unique<GroupMemory>(device_, sizes_of(config_, runtime_));
+  if (runtime_.engine) network_ = std::make_unique<NetworkMemory>(runtime_, *memory_);
   prepare_kernels();
   check(cudaEventCreateWithFlags(&last_, cudaEventDisableTiming), "cudaEventCreate");
 }
@@ -155,6 +161,7 @@ void CudaBackend::settle(bool abandon) {
   if (abandon && !ends_soon(last_)) give_up();  // kernels that wait for peers leave at once
   check(cudaEventSynchronize(last_), "ferry: kernels of an earlier call");
   has_last_ = false;
+  if (abandon && network_) network_->drain();
 }
 
 void CudaBackend::give_up() {
@@ -180,6 +187,7 @@ std::string CudaBackend::why_not(const DispatchCall& call) const {
 }
 
 std::string CudaBackend::why_not_mode(const DispatchCall& call) const {
+  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
   const bool latency = call.args.mode == Mode::kLatency;
   if (const int most = latency ? kMaxTopK : kWideTopK; call.top_k > most)
     return fmt::format("the cuda backend takes top-k up to {}, not {}, in {} mode", most, call.top_k,
@@ -191,6 +199,7 @@ std::string CudaBackend::why_not_mode(const DispatchCall& call) const {
 }
 
 std::string CudaBackend::why_not(const CombineCall& call) const {
+  if (std::string reason = why_not_across(call); !reason.empty()) return reason;
   const DeviceLayout& layout = runtime_.device_layout;
   const std::int64_t row_bytes = wire::padded(call.row_bytes);
   const std::int64_t most = layout.combine_rows_stride / std::max<std::int64_t>(1, layout.recv_rows);
@@ -221,7 +230,8 @@ void CudaBackend::raise_fault() {
     Call call;
     call.windows = windows;
     call.epoch = fault.epoch;
-    const bool combine = fault.step == FaultStep::kCombineSend || fault.step == FaultStep::kCombineRecv;
+    const bool combine = fault.step == FaultStep::kCombineSend || fault.step == FaultStep::kCombineForward ||
+                         fault.step == FaultStep::kCombineRecv;
     call.kind = combine ? CallKind::kCombine : CallKind::kDispatch;
     error.peers.at(0).activity = runtime_.explain_silence(call, error.step.c_str(), fault.peer);
   }
@@ -258,6 +268,7 @@ void CudaBackend::adopt(const std::shared_ptr<Windows>& windows) {
   settle(false);
   memory_->adopt(*windows);
   spoil_tags(*windows);
+  if (network_) network_->adopt(*windows);
   windows_ = windows;
   const DeviceLayout& layout = runtime_.device_layout;
   owned_ = std::make_shared<Pool>(windows->device(runtime_.rank) + layout.owned,
@@ -295,6 +306,7 @@ GroupArgs CudaBackend::group_args(const Call& call, const Placement& placement, 
           .num_ranks = runtime_.topology.num_ranks(),
           .flight = call.flight,
           .windows = memory_->windows(),
+          .members = memory_->members(),
           .own_window = call.windows->device(runtime_.rank),
           .state = memory_->state(),
           .fault = memory_->fault(),
@@ -348,6 +360,8 @@ void CudaBackend::make_handle(DispatchCall& call) {
                                                                        : call.shape.capacity * header.num_local_experts;
   header.expert_capacity = call.shape.layout == Layout::kExpertPadded ? call.shape.capacity : 0;
   header.alignment = call.shape.alignment;
+  if (spans_nodes() && call.args.mode == Mode::kThroughput)
+    header.num_forwarded = call.windows->layout.forward_sources() * config_.limits.max_tokens;
   header.total_bytes = HandleView::bytes_for(header);
   shadow->flight = call.flight;
   std::span<std::byte> memory = call.args.handle_memory;
@@ -397,6 +411,7 @@ void CudaBackend::route(DispatchCall& call) {
     copy(to.ranks(), from.ranks(), choices);
     copy(to.rows(), from.rows(), choices);
     copy(to.tokens(), from.tokens(), choices);
+    copy(to.forward_rows(), from.forward_rows(), call.num_tokens * header.num_nodes);
     copy(to.tokens_to(), from.tokens_to(), header.num_ranks);
     copy(to.choices_to(), from.choices_to(), header.num_ranks);
     copy(to.tokens_to_node(), from.tokens_to_node(), header.num_nodes);
@@ -424,7 +439,11 @@ void CudaBackend::route(DispatchCall& call) {
   call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
   args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
   args.ticket = call.epoch;
-  launch_route(args, launch, stream);
+  if (spans_nodes()) {
+    launch_route(args, network_->args(), launch, stream);
+  } else {
+    launch_route(args, launch, stream);
+  }
   mark(stream);
 }
 
@@ -433,7 +452,7 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   const DeviceScope scope(device_);
   auto* stream = static_cast<cudaStream_t>(call.args.stream);
   if (call.args.mode == Mode::kLatency) {
-    if (!call.blocking) launch(call, Phase::kSend, stream);  // else one kernel does it all
+    if (!call.blocking || spans_nodes()) launch(call, Phase::kSend, stream);  // else one kernel does it all
     return;
   }
   const Handle& handle = call.result.handle;
@@ -462,10 +481,14 @@ void CudaBackend::dispatch_send(DispatchCall& call) {
   CallShape shape = shape_of(call, call.num_tokens, call.top_k, call.args.num_sms);
   shape.num_blocks = args.num_blocks;
   shape.own_everywhere = args.own_everywhere;
+  shape.live_ranks = static_cast<int>(call.windows->node_peers.size());
   const Launch launch = plan_dispatch_send(shape, limits_);
   // A codec is paid for each time a row is brought, so only rows that are copied as they are may be brought twice.
   if (args.codec == Codec::kNone) args.own_blocks = plan_own_blocks(shape, launch.blocks);
+  args.more_follows = spans_nodes();
+  if (spans_nodes()) stage(call, args, stream);
   launch_dispatch_send(args, launch, stream);
+  if (spans_nodes()) forward(call, args, stream);
   mark(stream);
 }
 

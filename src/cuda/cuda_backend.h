@@ -14,6 +14,7 @@
 #include "backend/backend.h"
 #include "backend/handle_layout.h"
 #include "cuda/group_memory.h"
+#include "cuda/network_memory.h"
 #include "cuda/policy.h"
 
 namespace ferry::cuda {
@@ -71,15 +72,26 @@ class CudaBackend final : public Backend {
   /// The tensors that views of a handle and rows at `rows` are.
   void make_tensors(DispatchCall& call, const std::array<std::byte*, wire::kMaxBlocks>& rows);
 
+  // Between nodes: cuda_network.cc.
+  bool spans_nodes() const { return network_ != nullptr; }
+  std::string why_not_across(const DispatchCall& call) const;
+  std::string why_not_across(const CombineCall& call) const;
+  /// Stages and puts the rows for other nodes; before dispatch_send's own kernel.
+  void stage(const DispatchCall& call, SendArgs args, cudaStream_t stream);
+  /// Hands on rows of other nodes, and ends the send.
+  void forward(const DispatchCall& call, const SendArgs& args, cudaStream_t stream);
+  void forward(const CombineCall& call, CombineArgsOnDevice args, cudaStream_t stream);
+
   // Latency mode: cuda_latency.cc.
   std::string why_not_latency_mode(const DispatchCall& call) const;
   LatencySize latency_size(std::int64_t num_tokens, int top_k, const HandleHeader& header) const;
   /// The arguments of a dispatch's kernels; made once, used by both halves.
   LatencyDispatchArgs& latency_args(DispatchCall& call);
   LatencyDispatchArgs make_latency_args(DispatchCall& call);
-  /// Nobody is left out, and experts lie evenly: one of the conditions of usual calls.
+  /// One node, nobody left out, and experts lie evenly: one of the conditions of usual calls.
   bool is_common(const Windows& windows, const Placement& placement);
   void launch(DispatchCall& call, Phase phase, cudaStream_t stream);
+  void launch_before(const GroupArgs& group, LatencyKind kind, Phase phase, cudaStream_t stream);
   void receive_latency(DispatchCall& call);
   std::byte* owned_block(DispatchCall& call, std::int64_t bytes);
   void launch(const CombineCall& call, const CombineArgsOnDevice& args, Phase phase, cudaStream_t stream);
@@ -95,6 +107,7 @@ class CudaBackend final : public Backend {
   const int device_;
   DeviceLimits limits_;
   std::unique_ptr<GroupMemory> memory_;
+  std::unique_ptr<NetworkMemory> network_;  ///< null on one node
   std::weak_ptr<Windows> windows_;
   std::shared_ptr<Pool> owned_;  ///< where peers write rows of owned results; of the current windows
 

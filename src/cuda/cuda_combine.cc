@@ -14,6 +14,10 @@ bool is_one_kernel(const CombineCall& call) {
   return call.blocking && !call.out_over_x();
 }
 
+bool is_flat(const CombineArgsOnDevice& args) {
+  return args.reduction.group == Reduction::Group::kChoice;
+}
+
 std::int64_t bytes_of(const Tensor& tensor) {
   return static_cast<std::int64_t>(dtype_bytes(tensor.dtype));
 }
@@ -25,6 +29,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
   const HandleShadow& shadow = *call.handle.shadow();
   CombineArgsOnDevice args;
   args.group = group_args(call, *call.placement, given.wait_ns);
+  if (spans_nodes() && call.handle.mode() == Mode::kLatency) args.group.windows = network_->latency_windows();
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.num_local = shadow.header.num_local_experts;
@@ -82,7 +87,7 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.bias_dtype[b] = biases[b]->dtype;
     args.bias_stride[b] = biases[b]->strides[0] * bytes_of(*biases[b]);
   }
-  args.announces = call.blocking && args.source == RowSource::kInPlace && !call.has_topk_weights &&
+  args.announces = call.blocking && !spans_nodes() && args.source == RowSource::kInPlace && !call.has_topk_weights &&
                    (flat || args.weigh != Weigh::kGiven);
   return args;
 }
@@ -93,13 +98,16 @@ void CudaBackend::combine_send(CombineCall& call) {
   cudaStream_t stream = follow(call.args.stream);
   const CombineArgsOnDevice args = combine_args(call);
   if (call.handle.mode() == Mode::kLatency) {
-    if (!is_one_kernel(call)) launch(call, args, Phase::kSend, stream);
+    if (spans_nodes() || !is_one_kernel(call)) launch(call, args, Phase::kSend, stream);
     return;
   }
   if (args.announces) return;
   Launch launch = plan_over_rows(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
   if (args.source == RowSource::kInPlace && !call.has_topk_weights) launch.blocks = 1;
+  if (spans_nodes() && args.weigh == CombineArgsOnDevice::Weigh::kGiven && !is_flat(args))
+    launch_weights_across(args, network_->args(), launch, stream);
   launch_combine_send(args, launch, stream);
+  if (spans_nodes()) forward(call, args, stream);
   mark(stream);
 }
 
@@ -127,9 +135,14 @@ void CudaBackend::combine_recv(CombineCall& call) {
   }
   call.result.owner = call.memory;
   if (call.handle.mode() == Mode::kLatency)
-    return launch(call, args, is_one_kernel(call) ? Phase::kWhole : Phase::kReceive, stream);
-  launch_combine_recv(args, plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_),
-                      stream);
+    return launch(call, args, is_one_kernel(call) && !spans_nodes() ? Phase::kWhole : Phase::kReceive, stream);
+  const Launch launch = plan_combine_recv(shape_of(call, call.num_tokens, call.top_k, call.args.num_sms), limits_);
+  if (spans_nodes()) {
+    if (args.reduction.group != Reduction::Group::kNode) launch_number_returned(args, network_->args(), stream);
+    launch_combine_recv(args, network_->args(), launch, stream);
+  } else {
+    launch_combine_recv(args, launch, stream);
+  }
   mark(stream);
 }
 

@@ -60,6 +60,7 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
   LatencyDispatchArgs args;
   args.group = group_args(call, *call.placement, call.args.wait_ns);
   args.recv_counts = {call.args.recv_counts.data, call.args.recv_counts.dtype == DType::kInt64};
+  if (spans_nodes()) args.group.windows = network_->latency_windows();
   args.num_tokens = call.num_tokens;
   args.top_k = call.top_k;
   args.renormalise = call.args.renormalise;
@@ -103,7 +104,7 @@ LatencyDispatchArgs CudaBackend::make_latency_args(DispatchCall& call) {
 }
 
 bool CudaBackend::is_common(const Windows& windows, const Placement& placement) {
-  if (std::ssize(windows.live) != runtime_.topology.num_ranks()) return false;
+  if (spans_nodes() || std::ssize(windows.live) != runtime_.topology.num_ranks()) return false;
   if (placement.digest() != seen_placement_.digest || placement.num_slots() != seen_placement_.num_slots)
     seen_placement_ = {placement.digest(), placement.num_slots(), is_even(placement)};
   return seen_placement_.is_even;
@@ -118,6 +119,7 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   if (phase != Phase::kReceive) work.send_items = call.num_tokens * (pieces + 1);
   if (phase != Phase::kSend)
     work.recv_items = call.num_tokens * reached * pieces;  // what peers with as many tokens send
+  if (spans_nodes()) launch_before(args.group, LatencyKind::kDispatch, phase, stream);
   const LatencySize size = latency_size(call.num_tokens, call.top_k, header);
   if (is_common(*call.windows, *call.placement) && is_usual(args, size, limits_)) {
     work.bookkeepers = 1;
@@ -125,6 +127,7 @@ void CudaBackend::launch(DispatchCall& call, Phase phase, cudaStream_t stream) {
   } else {
     launch_latency_dispatch(args, phase, plan_latency_dispatch(work, size, limits_), stream);
   }
+  if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
 }
 
@@ -149,7 +152,7 @@ void CudaBackend::receive_latency(DispatchCall& call) {
   call.result.num_rows = Tensor::contiguous(args.num_rows, DType::kInt64, {1});
   args.counts = call.args.host_counts ? memory_->counts(call.flight) : nullptr;
   args.ticket = call.epoch;
-  launch(call, call.blocking ? Phase::kWhole : Phase::kReceive, stream);
+  launch(call, call.blocking && !spans_nodes() ? Phase::kWhole : Phase::kReceive, stream);
   if (call.args.host_counts) {
     wait_for_counts(call);
     if (call.shape.layout == Layout::kRankMajor) {
@@ -176,6 +179,7 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   const std::int64_t rows = shadow.counts_known ? shadow.header.num_rows : call.num_tokens * reached;
   if (phase != Phase::kReceive) work.send_items = rows * pieces;
   if (phase != Phase::kSend) work.recv_items = call.num_tokens * pieces;
+  if (spans_nodes()) launch_before(args.group, LatencyKind::kCombine, phase, stream);
   const LatencySize size = latency_size(call.num_tokens, call.top_k, shadow.header);
   // The handle's placement counts; a dispatch may have brought its own.
   const bool same_placement = shadow.header.placement_digest == call.placement->digest() &&
@@ -186,7 +190,18 @@ void CudaBackend::launch(const CombineCall& call, const CombineArgsOnDevice& arg
   } else {
     launch_latency_combine(args, phase, plan_latency_combine(work, size, limits_), stream);
   }
+  if (spans_nodes() && phase == Phase::kSend) launch_latency_ship(args, network_->args(), stream);
   mark(stream);
+}
+
+/// Ranks of other nodes are told what was read here before a send waits for what they have read; and what they sent is here before a
+/// kernel looks at it.
+void CudaBackend::launch_before(const GroupArgs& group, LatencyKind kind, Phase phase, cudaStream_t stream) {
+  if (phase == Phase::kReceive) {
+    launch_latency_await(group, network_->args(), kind, stream);
+  } else {
+    launch_latency_credits(group, network_->args(), kind, stream);
+  }
 }
 
 }  // namespace ferry::cuda

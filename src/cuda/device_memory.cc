@@ -14,12 +14,13 @@
 
 #include "bootstrap/fd.h"
 #include "cuda/check.h"
+#include "cuda/driver.h"
 #include "ferry/error.h"
 
 namespace ferry::cuda {
 namespace {
 
-/// The driver's functions, found at run time through the runtime library: nothing links against libcuda.
+/// The driver's functions.
 struct Driver {
   decltype(&cuMemCreate) create;
   decltype(&cuMemRelease) release;
@@ -35,18 +36,18 @@ struct Driver {
   decltype(&cuDeviceGetAttribute) attribute;
 
   Driver() {
-    find("cuMemCreate", create);
-    find("cuMemRelease", release);
-    find("cuMemExportToShareableHandle", export_handle);
-    find("cuMemImportFromShareableHandle", import_handle);
-    find("cuMemAddressReserve", reserve);
-    find("cuMemAddressFree", free_address);
-    find("cuMemMap", map);
-    find("cuMemUnmap", unmap);
-    find("cuMemSetAccess", set_access);
-    find("cuMemGetAllocationGranularity", granularity);
-    find("cuGetErrorString", error_string);
-    find("cuDeviceGetAttribute", attribute);
+    find_driver_function("cuMemCreate", create);
+    find_driver_function("cuMemRelease", release);
+    find_driver_function("cuMemExportToShareableHandle", export_handle);
+    find_driver_function("cuMemImportFromShareableHandle", import_handle);
+    find_driver_function("cuMemAddressReserve", reserve);
+    find_driver_function("cuMemAddressFree", free_address);
+    find_driver_function("cuMemMap", map);
+    find_driver_function("cuMemUnmap", unmap);
+    find_driver_function("cuMemSetAccess", set_access);
+    find_driver_function("cuMemGetAllocationGranularity", granularity);
+    find_driver_function("cuGetErrorString", error_string);
+    find_driver_function("cuDeviceGetAttribute", attribute);
   }
 
   void check(CUresult status, const char* what) const {
@@ -55,20 +56,6 @@ struct Driver {
     error_string(status, &text);
     const ErrorCode code = status == CUDA_ERROR_OUT_OF_MEMORY ? ErrorCode::kOverflow : ErrorCode::kInternal;
     throw Error(code, fmt::format("{}: {}", what, text == nullptr ? "unknown error" : text));
-  }
-
- private:
-  template <typename Function>
-  static void find(const char* name, Function& function) {
-    constexpr unsigned kVersion = 12000;
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    const cudaError_t status = cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, &result);
-    if (status != cudaSuccess || found == nullptr) {
-      throw Error(ErrorCode::kUnsupported,
-                  fmt::format("ferry: this driver has no {}; expected a driver for CUDA 12 or later", name));
-    }
-    function = reinterpret_cast<Function>(found);
   }
 };
 

@@ -17,10 +17,14 @@ const char* name_of(FaultStep step) {
       return "route";
     case FaultStep::kDispatchSend:
       return "dispatch_send";
+    case FaultStep::kDispatchForward:
+      return "dispatch_forward";
     case FaultStep::kDispatchRecv:
       return "dispatch_recv";
     case FaultStep::kCombineSend:
       return "combine_send";
+    case FaultStep::kCombineForward:
+      return "combine_forward";
     case FaultStep::kCombineRecv:
       return "combine_recv";
   }

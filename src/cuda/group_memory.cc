@@ -34,7 +34,7 @@ GroupMemory::GroupMemory(int device, const Sizes& sizes)
                      4 * (sizes.num_ranks + 2 * sizes.max_local_experts + 2) + 63) /
                     64 * 64),
       board_(static_cast<std::size_t>(kBoardBytes + late_bytes_ + sizes.num_flights * counts_bytes_)),
-      table_(pool->allocate(sizeof(std::byte*) * static_cast<std::size_t>(sizes.num_ranks))),
+      table_(pool->allocate(sizeof(std::byte*) * 2 * static_cast<std::size_t>(sizes.num_ranks))),
       state_(pool->allocate(sizeof(DeviceState))) {
   static_assert(sizeof(Fault) + sizeof(std::uint64_t) <= kBoardBytes);
   constexpr std::size_t kUsualBlocks = 32;
@@ -56,6 +56,8 @@ void GroupMemory::copy_to_device(void* to, const void* from, std::size_t bytes) 
 void GroupMemory::adopt(const Windows& windows) {
   std::vector<std::byte*> table;
   for (int rank = 0; rank < num_ranks_; ++rank) table.push_back(windows.device(rank));
+  std::byte* const any = *std::find_if(table.begin(), table.end(), [](std::byte* window) { return window != nullptr; });
+  for (int rank = 0; rank < num_ranks_; ++rank) table.push_back(windows.membership.is_masked(rank) ? nullptr : any);
   copy_to_device(table_.get(), table.data(), table.size() * sizeof(table[0]));
   for (int rank = 0; rank < num_ranks_; ++rank) late()[rank] = 0;
   DeviceState state;

@@ -48,6 +48,8 @@ class GroupMemory {
   std::int32_t* route_scratch(std::size_t bytes);
 
   std::byte* const* windows() const { return reinterpret_cast<std::byte* const*>(table_.get()); }
+  /// [R] not null for every member, wherever it is.
+  std::byte* const* members() const { return windows() + num_ranks_; }
   DeviceState* state() const { return reinterpret_cast<DeviceState*>(state_.get()); }
   Fault* fault() const { return reinterpret_cast<Fault*>(board_.data()); }
   std::uint64_t* abort_word() const { return reinterpret_cast<std::uint64_t*>(board_.data() + sizeof(Fault)); }
@@ -58,6 +60,8 @@ class GroupMemory {
   HostCounts* counts(int flight) const {
     return reinterpret_cast<HostCounts*>(board_.data() + kBoardBytes + late_bytes_ + flight * counts_bytes_);
   }
+  /// On a stream of its own; returns when it is done.
+  void copy_to_device(void* to, const void* from, std::size_t bytes);
   /// Makes room for the next fault once the last was read. No kernel of the group may be running.
   void clear_fault();
 
@@ -66,7 +70,6 @@ class GroupMemory {
  private:
   static constexpr std::int64_t kBoardBytes = 256;
 
-  void copy_to_device(void* to, const void* from, std::size_t bytes);
   std::shared_ptr<std::byte> placement_block(std::size_t bytes);
 
   const int device_, num_ranks_;

@@ -8,6 +8,7 @@
 
 #include "cuda/args.h"
 #include "cuda/latency_args.h"
+#include "cuda/network_args.h"
 
 namespace ferry::cuda {
 
@@ -33,6 +34,31 @@ void launch_dispatch_send(const SendArgs& args, const Launch& launch, cudaStream
 void launch_dispatch_recv(const ReceiveArgs& args, const Launch& launch, cudaStream_t stream);
 void launch_combine_send(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
 void launch_combine_recv(const CombineArgsOnDevice& args, const Launch& launch, cudaStream_t stream);
+
+// Of groups that span nodes; top-k up to kMaxTopK.
+void launch_route(const RouteArgs& args, const NetworkArgs& network, const Launch& launch, cudaStream_t stream);
+/// Before launch_dispatch_send. `cached`: the handle has the numbers of rows already.
+void launch_dispatch_stage(const SendArgs& args, const NetworkArgs& network, bool cached, const Launch& launch,
+                           cudaStream_t stream);
+/// After launch_dispatch_send, whose arguments said that more follows.
+void launch_dispatch_forward(const ForwardArgs& args, const Launch& launch, cudaStream_t stream);
+/// Weights for ranks of other nodes, and from them: before launch_combine_send.
+void launch_weights_across(const CombineArgsOnDevice& args, const NetworkArgs& network, const Launch& launch,
+                           cudaStream_t stream);
+/// Where rows that go back one by one have their places: before launch_combine_forward, and before launch_combine_recv.
+void launch_number_forwarded(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);
+void launch_number_returned(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);
+/// After launch_combine_send.
+void launch_combine_forward(const CombineArgsOnDevice& args, const NetworkArgs& network, const Launch& launch,
+                            cudaStream_t stream);
+void launch_combine_recv(const CombineArgsOnDevice& args, const NetworkArgs& network, const Launch& launch,
+                         cudaStream_t stream);
+/// Around the kernels of latency mode's halves: before those that send, after them, and before those that receive.
+void launch_latency_credits(const GroupArgs& group, const NetworkArgs& network, LatencyKind kind, cudaStream_t stream);
+void launch_latency_ship(const LatencyDispatchArgs& args, const NetworkArgs& network, cudaStream_t stream);
+void launch_latency_ship(const CombineArgsOnDevice& args, const NetworkArgs& network, cudaStream_t stream);
+void launch_latency_await(const GroupArgs& group, const NetworkArgs& network, LatencyKind kind, cudaStream_t stream);
+std::size_t forward_shared_bytes(int num_ranks, int num_blocks, int num_sources);
 
 inline constexpr int kLatencyThreads = 256;
 /// What the shared memory of latency kernels depends on.

@@ -8,14 +8,13 @@
 // What takes time here is latency: of memory, of the link, of instructions that run once and cold. So there are few phases,
 // loads are asked for a phase ahead, lookups are in shared memory, counts cross the link without a signal behind them, and
 // loops stay loops.
-#include "cuda/device/wait.cuh"
+#include "cuda/device/network_counts.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
 
 namespace ferry::cuda {
 namespace {
 
-constexpr unsigned kAll = 0xffffffffu;
 constexpr FaultStep kStep = FaultStep::kRoute;
 
 /// What rank `writer` tells this rank, or this rank tells rank `reader`: CountWords of the note, then of the counts by key.
@@ -48,7 +47,7 @@ __device__ std::int32_t choose_slot(const GroupArgs& group, std::int32_t expert,
   const PlacementArgs& p = group.placement;
   const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
   const auto is_live = [&](std::int32_t place) {
-    return group.windows[p.rank_of_slot[p.slot_of_place[place]]] != nullptr;
+    return group.members[p.rank_of_slot[p.slot_of_place[place]]] != nullptr;
   };
   if (end - begin == 1) return is_live(begin) ? p.slot_of_place[begin] : -1;
   std::int32_t num_live = 0;
@@ -309,13 +308,17 @@ __device__ void tell_note(const RouteArgs& a, std::uint64_t epoch, std::uint64_t
 }
 
 /// Waits for every peer's note, a warp per peer; refuses what one confessed, that it is in another call, or that its arguments
-/// differ. Warps from the end, since those from the begin have keys to wait for.
+/// differ. Warps from the end, since those from the begin have keys to wait for. kNetwork: and for the words that say that notes and
+/// counts of other nodes are whole.
+template <bool kNetwork>
 __device__ bool check_notes(const RouteArgs& a, std::uint64_t epoch, std::uint64_t exchange) {
   const GroupArgs& group = a.group;
   const int warps = static_cast<int>(blockDim.x) / 32;
   bool good = true;
   for (int peer = warps - 1 - static_cast<int>(threadIdx.x) / 32; peer < group.num_ranks; peer += warps) {
-    if (group.windows[peer] == nullptr) continue;
+    if (group.members[peer] == nullptr) continue;
+    if (kNetwork && group.windows[peer] == nullptr) good = await_network(group, epoch, exchange, peer) && good;
+    if (!good) break;
     const CountWords from(group.windows[group.rank], group.layout, exchange, peer);
     std::uint32_t word = 0;
     good = __all_sync(kAll, await(group, epoch, exchange, from, peer, from.note() + threadIdx.x % 32, word)) && good;
@@ -356,7 +359,7 @@ struct Places {
       std::int32_t sum = 0, mine = 0;
       for (int source = 0; source < group.num_ranks && good; ++source) {
         if (source == group.rank) mine = sum;
-        if (group.windows[source] == nullptr) continue;
+        if (group.members[source] == nullptr) continue;
         const CountWords from(group.windows[group.rank], group.layout, exchange, source);
         std::uint32_t count = 0;
         good = await(group, epoch, exchange, from, source, from.key(key), count);
@@ -469,7 +472,7 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
       std::int32_t rows = 0, to_node = 0;
       for (int source = 0; source < num_ranks; ++source) {
         h.source_offsets[source] = rows;
-        if (failed || group.windows[source] == nullptr) continue;
+        if (failed || group.members[source] == nullptr) continue;
         const CountWords from(own, group.layout, exchange, source);
         rows += count_of(a, from.key(group.rank), exchange, source);
         to_node += count_of(a, mine.key(source), exchange, group.rank);
@@ -503,8 +506,9 @@ __device__ void write_arrivals(const RouteArgs& a, std::uint64_t exchange, const
 
 extern __shared__ std::int32_t shared_words[];
 
-template <bool kWide>
-__global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ RouteArgs a) {
+/// kNetwork: the group spans nodes, and `net` is not null.
+template <bool kWide, bool kNetwork>
+__device__ __forceinline__ void route_tokens(const RouteArgs& a, const NetworkArgs* net) {
   const int keys = a.group.num_ranks + a.group.placement.num_slots;
   const int warps = static_cast<int>(blockDim.x) / 32;
   const Places places{shared_words, shared_words + keys};
@@ -539,8 +543,12 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
       tell(a.group, peer, to.key(key), static_cast<std::uint32_t>(sums.all), exchange);
     }
   }
+  if constexpr (kNetwork) {
+    if (blockIdx.x == 0) tell_network(a, *net, epoch, exchange);
+  }
   run.renormalise();  // while counts are on the way
-  good = good && check_notes(a, epoch, exchange);
+  good = good && check_notes<kNetwork>(a, epoch, exchange);
+  if constexpr (kNetwork) good = __syncthreads_and(good) != 0;  // other warps have waited for what this one reads
   if (!a.cached) good = good && places.sum_ranks(a, epoch, exchange, keys);
   good = __syncthreads_and(good) != 0;
   if (!a.cached && good) {
@@ -559,6 +567,16 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
   if (threadIdx.x < kMostChunks) a.group.state->chunk_warps[threadIdx.x] = 0;
 }
 
+template <bool kWide>
+__global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ RouteArgs a) {
+  route_tokens<kWide, false>(a, nullptr);
+}
+
+__global__ void __launch_bounds__(1024, 1)
+    route_network_kernel(const __grid_constant__ RouteArgs a, const __grid_constant__ NetworkArgs net) {
+  route_tokens<false, true>(a, &net);
+}
+
 }  // namespace
 
 std::size_t route_shared_bytes(int keys, int num_experts, int warps) {
@@ -572,7 +590,12 @@ void launch_route(const RouteArgs& args, const Launch& launch, cudaStream_t stre
   kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args);
 }
 
+void launch_route(const RouteArgs& args, const NetworkArgs& network, const Launch& launch, cudaStream_t stream) {
+  route_network_kernel<<<launch.blocks, launch.threads, launch.shared_bytes, stream>>>(args, network);
+}
+
 void prepare_route(int dynamic_bytes) {
+  prepare_kernel(reinterpret_cast<const void*>(route_network_kernel), dynamic_bytes);
   prepare_kernel(reinterpret_cast<const void*>(route_kernel<false>), dynamic_bytes);
   prepare_kernel(reinterpret_cast<const void*>(route_kernel<true>), dynamic_bytes);
 }

@@ -102,6 +102,8 @@ class Carrier {
     static_cast<void>(watched);
     return false;
   }
+  /// True: what is on its way will be complete within microseconds; no nap until then.
+  virtual bool finishes_soon() const { return false; }
   /// True: progress() must go on while this rank has nothing to send (a target that needs driving); no deep sleep then.
   virtual bool must_be_driven() const { return false; }
 };

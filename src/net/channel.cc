@@ -39,6 +39,43 @@ void check_source(const char* function, const void* src, std::size_t bytes) {
 RingChannel::RingChannel(const EngineConfig& config, const WindowTable& windows, Bell& bell)
     : windows_(windows), bell_(bell), slots_(config.ring_slots), ring_(slots_, config.first_index) {}
 
+RingChannel::RingChannel(const EngineConfig& config, const WindowTable& windows, Bell& bell,
+                         std::shared_ptr<std::byte> pinned)
+    : windows_(windows),
+      bell_(bell),
+      pinned_(std::move(pinned)),
+      device_words_(reinterpret_cast<DeviceWords*>(pinned_.get())),
+      ring_({reinterpret_cast<CommandWords*>(pinned_.get() + sizeof(DeviceWords)), config.ring_slots},
+            config.first_index, &device_words_->tail) {}
+
+std::size_t RingChannel::device_bytes(const EngineConfig& config) {
+  return sizeof(DeviceWords) + config.ring_slots * sizeof(CommandWords);
+}
+
+std::uint64_t RingChannel::submitted() const {
+  if (device_words_ == nullptr) return ring_.pushed();
+  return std::atomic_ref(device_words_->submitted).load(std::memory_order_acquire);
+}
+
+void RingChannel::set_completed(std::uint64_t commands) noexcept {
+  completed_.store(commands, std::memory_order_release);
+  if (device_words_ != nullptr) std::atomic_ref(device_words_->completed).store(commands, std::memory_order_release);
+}
+
+DeviceRing RingChannel::device_ring() const noexcept {
+  return {.slots = reinterpret_cast<CommandWords*>(pinned_.get() + sizeof(DeviceWords)),
+          .num_slots = ring_.num_slots(),
+          .slots_log2 = ring_.slots_log2(),
+          .first_index = ring_.first_index(),
+          .tail = &device_words_->tail,
+          .completed = &device_words_->completed,
+          .submitted = &device_words_->submitted};
+}
+
+void RingChannel::check_producer(const char* function) const {
+  if (device_words_ != nullptr) refuse(function, "channel", "one of kernels", "a channel of CPU threads");
+}
+
 bool RingChannel::has_room_or_stall(std::uint64_t commands) noexcept {
   if (ring_.has_room(commands)) return true;
   count(stalls_, 1);
@@ -47,6 +84,7 @@ bool RingChannel::has_room_or_stall(std::uint64_t commands) noexcept {
 
 bool RingChannel::try_put(WindowId window, std::uint64_t offset, const void* src, std::size_t bytes) {
   constexpr const char* kFunction = "ferry::net::Channel::try_put";
+  check_producer(kFunction);
   check_target(kFunction, windows_, window, offset);
   if (bytes == 0) return true;
   check_source(kFunction, src, bytes);
@@ -69,6 +107,7 @@ bool RingChannel::try_put(WindowId window, std::uint64_t offset, const void* src
 
 bool RingChannel::try_post(WindowId window, std::uint64_t offset, std::uint64_t total) {
   constexpr const char* kFunction = "ferry::net::Channel::try_post";
+  check_producer(kFunction);
   check_target(kFunction, windows_, window, offset);
   if (offset % sizeof(total) != 0) refuse(kFunction, "offset", fmt::format("{}", offset), "a multiple of 8");
   if (!has_room_or_stall(1)) return false;

@@ -19,6 +19,8 @@
 #include <vector>
 
 #include "bootstrap/memory.h"
+#include "net/copy_engines.h"
+#include "net/device_ring.h"
 
 namespace ferry::net {
 
@@ -93,6 +95,8 @@ class Engine {
   virtual bool help() { return false; }
   virtual Channel& channel(int index) = 0;
   virtual int num_channels() const = 0;
+  /// The ring through which kernels command the engine; only where EngineConfig has copy engines. Its channel is the last one.
+  virtual DeviceRing device_ring() const { return {}; }
   /// A failure of the provider or the proxy, each once, the oldest first; empty if all is well. After a failure
   /// towards a peer its windows of that time are dead: no later post goes out. Any thread.
   virtual std::optional<Failure> poll_error() = 0;
@@ -113,10 +117,13 @@ struct EngineConfig {
   int num_proxies = 1;        ///< proxy threads; peers are spread over them
   std::vector<int> proxy_cores{};  ///< CPUs that they are bound to, in turn; empty: any
   int num_channels = 1;
-  std::uint32_t ring_slots = 1024;     ///< commands that a channel holds, a power of two
-  std::uint64_t first_index = 0;       ///< tests start ring indices near 2^32 and 2^63
-  std::uint64_t shuffle_seed = 0;      ///< not 0: puts between posts are delayed and reordered (tests)
-  std::int64_t max_post_delay_ns = 0;  ///< random delay before every post (tests)
+  /// Windows may lie on GPUs, and there is one more channel, for kernels; null: host memory alone.
+  std::shared_ptr<CopyEngines> copy_engines{};
+  std::uint64_t link_bytes_per_second = 0;  ///< loopback: how much this rank sends at most; 0: no limit
+  std::uint32_t ring_slots = 1024;          ///< commands that a channel holds, a power of two
+  std::uint64_t first_index = 0;            ///< tests start ring indices near 2^32 and 2^63
+  std::uint64_t shuffle_seed = 0;           ///< not 0: puts between posts are delayed and reordered (tests)
+  std::int64_t max_post_delay_ns = 0;       ///< random delay before every post (tests)
 };
 
 /// Writes into windows of this machine with plain copies by the proxy thread: pretend nodes.

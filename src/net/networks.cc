@@ -10,6 +10,7 @@
 #include "net/fabric.h"
 #include "net/loopback.h"
 #include "net/proxy_engine.h"
+#include "net/rate_limiter.h"
 #include "net/split_engine.h"
 
 namespace ferry::net {
@@ -29,7 +30,18 @@ EngineConfig without_shuffle(EngineConfig config) {
 }
 
 std::unique_ptr<Carrier> make_carrier(const EngineConfig& config) {
-  if (is_fabric_network(config.network)) return make_fabric_carrier(config);
+  if (config.link_bytes_per_second > RateLimiter::kMaxRate) {
+    refuse(kFunction, "link_bytes_per_second", fmt::format("{}", config.link_bytes_per_second),
+           fmt::format("at most {}", RateLimiter::kMaxRate));
+  }
+  if (is_fabric_network(config.network)) {
+    if (config.copy_engines)
+      refuse_unsupported(kFunction, "network",
+                         fmt::format("network {} does not reach GPU memory yet; use loopback", config.network));
+    if (config.link_bytes_per_second != 0)
+      refuse_unsupported(kFunction, "link_bytes_per_second", "only the loopback network emulates a slower link");
+    return make_fabric_carrier(config);
+  }
   if (config.network != "loopback") refuse(kFunction, "network", config.network, "loopback, tcp, shm, verbs or efa");
   const auto refuse_option = [](const char* option) {
     refuse_unsupported(kFunction, option,
@@ -40,7 +52,7 @@ std::unique_ptr<Carrier> make_carrier(const EngineConfig& config) {
   if (!config.near_pci.empty()) refuse_option("near_pci");
   if (!config.traffic_class.empty()) refuse_option("traffic_class");
   if (config.gated_posts) refuse_option("gated_posts");
-  return make_loopback_carrier();
+  return make_loopback_carrier(config.copy_engines, config.link_bytes_per_second);
 }
 
 }  // namespace
@@ -53,6 +65,9 @@ std::unique_ptr<Engine> make_engine(const EngineConfig& wanted) {
   const EngineConfig config = without_shuffle(wanted);
   if (config.num_proxies < 1 || config.num_proxies > kMaxProxies)
     refuse(kFunction, "proxy_threads", fmt::format("{}", config.num_proxies), fmt::format("1 to {}", kMaxProxies));
+  if (config.copy_engines && config.num_proxies != 1)
+    refuse_unsupported(kFunction, "proxy_threads",
+                       "kernels command one proxy; with backend cuda proxy_threads must be 1");
   std::vector<std::unique_ptr<Engine>> engines;
   for (int i = 0; i < config.num_proxies; ++i) {
     EngineConfig one = config;

@@ -354,6 +354,7 @@ Proxy::Outlook Proxy::look_ahead() {
   Outlook outlook;
   outlook.busy =
       std::any_of(streams_.begin(), streams_.end(), [](const Stream& stream) { return !stream.active.empty(); });
+  outlook.soon = outlook.busy && carrier_.finishes_soon();
   outlook.must_look = outlook.busy || carrier_.must_be_driven();
   watched_.clear();
   outlook.can_watch = outlook.must_look && carrier_.prepare_sleep(watched_);
@@ -366,6 +367,7 @@ void Proxy::back_off(int idle_passes) {
   const std::uint64_t helps = helps_.load(std::memory_order_relaxed);
   if (std::exchange(helps_seen_, helps) != helps) return std::this_thread::sleep_for(kNapWhileHelped);
   const Outlook outlook = look_ahead();
+  if (outlook.soon) return std::this_thread::yield();
   const bool quiet = !outlook.busy && idle_passes > kQuietAfterPasses;
   const auto has_work = [this] { return work_waits(); };
   if (!outlook.must_look) {

@@ -93,6 +93,7 @@ class Proxy {
   bool work_waits();
   struct Outlook {
     bool busy = false;       ///< transfers are on their way
+    bool soon = false;       ///< they will be complete within microseconds
     bool must_look = false;  ///< again soon
     bool can_watch = false;  ///< descriptors say when
   };

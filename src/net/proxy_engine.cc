@@ -45,6 +45,11 @@ class ProxyEngine final : public Engine {
     for (int i = 0; i < config.num_channels; ++i) {
       channels_.push_back(std::make_unique<RingChannel>(config, windows_, bell_));
     }
+    if (config.copy_engines) {
+      auto pinned = config.copy_engines->pinned(RingChannel::device_bytes(config));
+      channels_.push_back(std::make_unique<RingChannel>(config, windows_, bell_, std::move(pinned)));
+      device_channel_ = channels_.back().get();
+    }
     proxy_ = std::make_unique<Proxy>(*carrier_, windows_, channels_, bell_, failures_, core);
   }
 
@@ -89,6 +94,10 @@ class ProxyEngine final : public Engine {
 
   int num_channels() const override { return static_cast<int>(channels_.size()); }
 
+  DeviceRing device_ring() const override {
+    return device_channel_ == nullptr ? DeviceRing{} : device_channel_->device_ring();
+  }
+
   std::optional<Failure> poll_error() override { return failures_.take(); }
 
   Statistics statistics() const override {
@@ -104,6 +113,7 @@ class ProxyEngine final : public Engine {
   Bell bell_;
   FailureBox failures_;
   std::vector<std::unique_ptr<RingChannel>> channels_;
+  const RingChannel* device_channel_ = nullptr;
   std::unique_ptr<Proxy> proxy_;
 };
 

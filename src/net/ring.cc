@@ -12,11 +12,12 @@
 
 namespace ferry::net {
 
-Ring::Ring(std::span<CommandWords> slots, std::uint64_t first_index)
+Ring::Ring(std::span<CommandWords> slots, std::uint64_t first_index, std::uint64_t* tail_for_device)
     : slots_(slots),
       mask_(slots.size() - 1),
       slots_log2_(0),
       first_index_(first_index),
+      tail_for_device_(tail_for_device),
       head_(first_index),
       cached_tail_(first_index),
       next_(first_index),
@@ -30,6 +31,7 @@ Ring::Ring(std::span<CommandWords> slots, std::uint64_t first_index)
     const std::uint64_t index = first_index + i;
     slots_[index & mask_] = with_lap(CommandWords{}, !lap_of_index(index, slots_log2_));
   }
+  if (tail_for_device_ != nullptr) *tail_for_device_ = first_index;
 }
 
 bool Ring::has_room(std::uint64_t commands) noexcept {
@@ -70,6 +72,7 @@ void Ring::return_slots() noexcept {
   if (returned_ == next_) return;
   returned_ = next_;
   tail_.store(next_, std::memory_order_release);
+  if (tail_for_device_ != nullptr) std::atomic_ref(*tail_for_device_).store(next_, std::memory_order_release);
 }
 
 }  // namespace ferry::net

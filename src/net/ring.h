@@ -15,12 +15,15 @@ namespace ferry::net {
 
 class Ring {
  public:
-  /// `slots`: a power of two of them, at least 2; they are overwritten. Throws Error(invalid_argument).
-  Ring(std::span<CommandWords> slots, std::uint64_t first_index);
+  /// `slots`: a power of two of them, at least 2; they are overwritten. `tail_for_device`: where the consumer's position is to be
+  /// told as well, for producers that are no CPU thread and never call push(). Throws Error(invalid_argument).
+  Ring(std::span<CommandWords> slots, std::uint64_t first_index, std::uint64_t* tail_for_device = nullptr);
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
 
   std::uint64_t num_slots() const noexcept { return slots_.size(); }
+  int slots_log2() const noexcept { return slots_log2_; }
+  std::uint64_t first_index() const noexcept { return first_index_; }
 
   /// Producer: whether `commands` more can be pushed now. Reads the consumer's line only when the cached copy says no.
   bool has_room(std::uint64_t commands) noexcept;
@@ -41,6 +44,7 @@ class Ring {
   std::uint64_t mask_;
   int slots_log2_;
   std::uint64_t first_index_;
+  std::uint64_t* tail_for_device_;
 
   alignas(64) std::atomic<std::uint64_t> head_;  // written by the producer
   std::uint64_t cached_tail_;                    // the producer's copy of tail_

@@ -55,6 +55,7 @@ class ShuffleCarrier final : public Carrier {
   std::size_t max_put_bytes() const override { return inner_->max_put_bytes(); }
   void acknowledge_posts() override { inner_->acknowledge_posts(); }
   bool must_be_driven() const override { return inner_->must_be_driven(); }
+  bool finishes_soon() const override { return inner_->finishes_soon(); }
   bool prepare_sleep(std::vector<pollfd>& watched) override {
     return puts_.empty() && posts_.empty() && inner_->prepare_sleep(watched);
   }

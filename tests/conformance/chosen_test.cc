@@ -382,6 +382,35 @@ std::vector<Named> usual() {
   return list.all;
 }
 
+/// The same between nodes: streams of several chunks both ways.
+std::vector<Named> many_tokens_across() {
+  List list;
+  std::uint64_t seed = 950;
+  for (const auto& nodes : {std::vector<int>{1, 1}, {2, 2}, {1, 2}, {1, 1, 1}}) {
+    for (const auto group : {Reduction::Group::kChoice, Reduction::Group::kRank, Reduction::Group::kNode}) {
+      for (const std::int64_t delay_ns : {0, 50'000}) {
+        Case c = base({Mode::kThroughput, ++seed % 2 == 0 ? Layout::kRankMajor : Layout::kExpertMajor}, nodes);
+        if (group == Reduction::Group::kChoice) c.layout = Layout::kExpertPadded;
+        c.seed = seed;
+        c.reduction = {group, seed % 3 == 0 && group != Reduction::Group::kChoice ? Reduction::Order::kLastChoice
+                                                                                  : Reduction::Order::kAscending};
+        c.tokens = {700, 391, 833, 0};
+        c.traffic = seed % 4 == 0 ? Traffic::kZipf : Traffic::kUniform;
+        c.dropped = seed % 3 == 0 ? 0.4 : 0;
+        c.top_k = 6;
+        c.combine_weights = seed % 5 == 0;
+        c.max_signal_delay_ns = delay_ns;
+        c.blocks = {{DType::kBf16, 136}, {DType::kFp32, 2}};
+        c.combine_width = 136;
+        c.rounds = 3;
+        constexpr const char* kGroups[] = {"choice", "rank", "node"};
+        list.add(fmt::format("{}_{}_delay_{}", text(nodes), kGroups[static_cast<int>(group)], delay_ns), c);
+      }
+    }
+  }
+  return list.all;
+}
+
 class Chosen : public testing::TestWithParam<Named> {};
 
 TEST_P(Chosen, MatchesTheReference) {
@@ -406,6 +435,7 @@ INSTANTIATE_TEST_SUITE_P(Traffics, Chosen, testing::ValuesIn(traffics()), label)
 INSTANTIATE_TEST_SUITE_P(Shapes, Chosen, testing::ValuesIn(shapes()), label);
 INSTANTIATE_TEST_SUITE_P(ManyTokens, Chosen, testing::ValuesIn(many_tokens()), label);
 INSTANTIATE_TEST_SUITE_P(Usual, Chosen, testing::ValuesIn(usual()), label);
+INSTANTIATE_TEST_SUITE_P(ManyTokensAcross, Chosen, testing::ValuesIn(many_tokens_across()), label);
 INSTANTIATE_TEST_SUITE_P(WideTokens, Chosen, testing::ValuesIn(wide_tokens()), label);
 
 }  // namespace

@@ -24,9 +24,11 @@ struct Setup {
   CombineArgs::Weighting weighting;
   int num_ranks;
   Mode mode = Mode::kThroughput;
+  std::vector<int> nodes{};  ///< empty: one
 };
 std::string name(const Setup& setup) {
-  return fmt::format("{}_{}_{}_ranks", name(setup.mode), name(setup.layout), setup.num_ranks);
+  return fmt::format("{}_{}_{}_ranks{}", name(setup.mode), name(setup.layout), setup.num_ranks,
+                     setup.nodes.empty() ? "" : fmt::format("_{}_nodes", setup.nodes.size()));
 }
 std::ostream& operator<<(std::ostream& out, const Setup& setup) {
   return out << name(setup);
@@ -50,7 +52,7 @@ class Graphs : public testing::TestWithParam<Setup> {
   static Case make_case() {
     const auto& setup = GetParam();
     Case c;
-    c.nodes = {setup.num_ranks};
+    c.nodes = setup.nodes.empty() ? std::vector<int>{setup.num_ranks} : setup.nodes;
     c.mode = setup.mode;
     c.layout = setup.layout;
     c.reduction = setup.reduction;
@@ -299,14 +301,18 @@ TEST_P(Graphs, HostCountsAreRefusedInACapture) {
 using Weighting = CombineArgs::Weighting;
 INSTANTIATE_TEST_SUITE_P(
     Setups, Graphs,
-    testing::Values(Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 2},
-                    Setup{Layout::kRankMajor, Reduction::per_node(), Weighting::kNone, 3},
-                    Setup{Layout::kExpertMajor, Reduction::per_rank(), Weighting::kFromDispatch, 2},
-                    Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3},
-                    Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2},
-                    Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 3, Mode::kLatency},
-                    Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kFromDispatch, 2, Mode::kLatency},
-                    Setup{Layout::kExpertPadded, Reduction::flat(), Weighting::kGiven, 3, Mode::kLatency}),
+    testing::Values(
+        Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 2},
+        Setup{Layout::kRankMajor, Reduction::per_node(), Weighting::kNone, 3},
+        Setup{Layout::kExpertMajor, Reduction::per_rank(), Weighting::kFromDispatch, 2},
+        Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3},
+        Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 2},
+        Setup{Layout::kRankMajor, Reduction::per_node(), Weighting::kNone, 3, Mode::kThroughput, {2, 1}},
+        Setup{Layout::kExpertMajor, Reduction::flat(), Weighting::kGiven, 3, Mode::kThroughput, {1, 2}},
+        Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kGiven, 3, Mode::kThroughput, {1, 1, 1}},
+        Setup{Layout::kRankMajor, Reduction::per_rank(), Weighting::kNone, 3, Mode::kLatency},
+        Setup{Layout::kExpertPadded, Reduction::per_rank(), Weighting::kFromDispatch, 2, Mode::kLatency},
+        Setup{Layout::kExpertPadded, Reduction::flat(), Weighting::kGiven, 3, Mode::kLatency}),
     [](const auto& setup) { return fmt::format("{}_{}", setup.index, name(setup.param)); });
 
 }  // namespace

@@ -344,7 +344,7 @@ INSTANTIATE_TEST_SUITE_P(Modes, GivenUp, testing::Values(Mode::kThroughput, Mode
 
 /// A call that returns has been carried out: the process may end at once.
 TEST(GoneAfterItsCall, AProcessOwesNobodyAnything) {
-  if (on_cuda()) GTEST_SKIP() << "the cuda backend spans one node";
+  if (on_cuda()) GTEST_SKIP() << "holds the host backend's engine back";
   Case c = busy_case(Mode::kLatency, {1, 1});
   c.num_experts = 2;
   c.top_k = 1;

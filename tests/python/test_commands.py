@@ -141,9 +141,9 @@ def test_plan_says_what_the_python_function_says(tmp_path, backend, nodes):
 
 
 def test_plan_refuses_what_a_group_would_refuse():
-    run = ferry("plan", "--ranks=4", "--nodes=2", "--backend=cuda")
+    run = ferry("plan", "--ranks=40", "--nodes=40", "--backend=cuda")
     assert run.returncode == 2
-    assert "the cuda backend spans one node" in run.stderr
+    assert "the cuda backend spans at most 32 nodes" in run.stderr
 
 
 def test_doctor_says_pass_or_reason_and_fix(tmp_path):

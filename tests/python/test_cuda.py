@@ -78,6 +78,30 @@ def test_cases(name: str, devices: list[int]) -> None:
     run_gpu_threads(devices, lambda rank: gpu_ranks.run_case(rank, Case(**fields)), **limits)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rank_major",
+        "rank_major-owned",
+        "expert_major",
+        "expert_major-flat",
+        "expert_major-weighted",
+        "expert_padded-device-counts",
+        "fp8_f32",
+        "latency-rank_major",
+        "latency-expert_padded-flat",
+        "latency-fp8_f32",
+    ],
+)
+def test_cases_across_nodes(name: str, devices: list[int]) -> None:
+    size = len(devices)
+    sizes = [1, size - 1]
+    chosen = CASES[name]
+    fields = vars(chosen) | {"node_sizes": sizes, "tokens": [5, 0, 6, 3, 4, 8, 1, 2][:size]}
+    limits = {"num_experts": chosen.num_experts, "max_latency_tokens": 8 if chosen.mode == "latency" else 0}
+    run_gpu_threads(devices, lambda rank: gpu_ranks.run_case(rank, Case(**fields)), topology=sizes, **limits)
+
+
 def test_side_stream(devices: list[int]) -> None:
     run_gpu_threads(devices, gpu_ranks.run_side_stream)
 

@@ -245,7 +245,15 @@ Case adapted(Case c) {
   if (backend == nullptr) return c;
   c.backend = backend;
   if (c.backend != "cuda") return c;
-  c.nodes = {c.num_ranks()};
+  if (c.nodes.size() > 1) {
+    c.network = "auto";
+    c.top_k = std::min(c.top_k, 32);
+    if (c.mode == Mode::kLatency && c.reduction.group == Reduction::Group::kNode)
+      c.reduction.group = Reduction::Group::kRank;
+    const bool flat = c.reduction.group == Reduction::Group::kChoice;
+    if (c.mode == Mode::kLatency && c.weighting == CombineArgs::Weighting::kGiven && !flat)
+      c.weighting = CombineArgs::Weighting::kNone;
+  }
   c.top_k = std::min(c.top_k, c.mode == Mode::kLatency ? 32 : 128);
   c.timeout = std::min(c.timeout, std::chrono::seconds(3));
   // A process that has used CUDA cannot fork children that use it: either all cases of a run are processes or none.
@@ -257,7 +265,6 @@ Case adapted(Case c) {
 std::string why_not_here(const Case& c) {
   const char* backend = std::getenv("FERRY_TEST_BACKEND");
   if (backend == nullptr || std::string(backend) != "cuda") return {};
-  if (c.nodes.size() > 1) return "the cuda backend has one node";
   if (c.ranks_as != ways()[0]) return fmt::format("ranks are {} in this run", name(ways()[0]));
   return {};
 }

@@ -95,7 +95,7 @@ struct Case {
 };
 
 /// The case for the backend that FERRY_TEST_BACKEND names (host if unset): what the cuda backend does not offer yet becomes what
-/// it does (one node, top-k up to 32).
+/// it does (between nodes top-k up to 32, and latency mode without sums per node and weights sent ahead).
 Case adapted(Case c);
 
 /// Why such a case has no place in a run for the backend that FERRY_TEST_BACKEND names: adapted() would make it the twin of

@@ -32,7 +32,7 @@ from ranks import run_ranks
 @pytest.mark.parametrize("sync", [True, False])
 def test_rows_of_ranks(device, monkeypatch, node_size, deterministic, sync):
     if node_size and device == "cuda":
-        pytest.skip("the CUDA backend has one node so far")
+        pytest.skip("not run across nodes on GPUs so far")
     set_nodes(monkeypatch, node_size)
     problem = Problem.make([9, 4, 13, 5], experts=12, top_k=4)
 
@@ -140,7 +140,7 @@ def test_tables_may_be_rewritten(device):
 @pytest.mark.parametrize("padding", [True, False])
 def test_rows_of_experts(device, monkeypatch, node_size, alignment, sync, padding):
     if node_size and device == "cuda":
-        pytest.skip("the CUDA backend has one node so far")
+        pytest.skip("not run across nodes on GPUs so far")
     set_nodes(monkeypatch, node_size)
     problem = Problem.make([9, 4, 13, 5], experts=8, top_k=4)
 
@@ -461,7 +461,7 @@ def test_handles_are_plain_objects():
 def test_sums(device, monkeypatch, node_size, expand, multiple, num_biases):
     """Both reduction rules, bit for bit; many choices of one rank, so that the order shows."""
     if node_size and device == "cuda":
-        pytest.skip("the CUDA backend has one node so far")
+        pytest.skip("not run across nodes on GPUs so far")
     set_nodes(monkeypatch, node_size)
     problem = Problem.make([6, 9, 0, 4], experts=16, top_k=8)
     generator = torch.Generator().manual_seed(4)

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "ferry/ferry.h"
+#include "wire/token_meta.h"
 
 namespace ferry {
 namespace {
@@ -48,6 +49,60 @@ TEST(DeviceLayout, SignalsOfWritersShareNoLine) {
   EXPECT_LE(layout.copied_at(2, 4) + DeviceLayout::kCopyParts * 8, layout.counts);
   EXPECT_LE(layout.counts_at(1, 4) + layout.counts_stride, layout.recv);
   EXPECT_EQ(layout.total_bytes, list.total_bytes());
+}
+
+/// Between nodes: words of two writers never in one line, none twice, and every region inside the window and apart from the others.
+TEST(DeviceLayout, WordsAndStreamsBetweenNodesLieApart) {
+  const Topology topology = Topology::nodes({2, 1, 3});
+  GroupConfig config = config_of(11);
+  config.limits.max_latency_tokens = 8;
+  const Placement placement = Placement::contiguous(11, 6);
+  const WindowLayout window(config.limits, topology, placement, 2, RowPlace::kDevice);
+  RegionList list(256);
+  const DeviceLayout layout = make_device_layout(config.limits, topology, placement, window, list);
+  const NetworkLayout& net = layout.network;
+  std::set<std::int64_t> words, lines_of_others;
+  for (int writer = 0; writer < 6; ++writer) {
+    std::set<std::int64_t> lines;
+    const auto add = [&](NetworkWord word, int flight, int index) {
+      const std::int64_t at = net.word_at(word, writer, flight, index);
+      EXPECT_TRUE(words.insert(at).second);
+      EXPECT_EQ(at % 8, 0);
+      EXPECT_GE(at, net.words);
+      EXPECT_LE(at + 8, net.words + 6 * net.words_stride);
+      lines.insert(at / DeviceLayout::kLineBytes);
+    };
+    for (int parity = 0; parity < 2; ++parity) add(NetworkWord::kCounts, 0, parity);
+    for (int flight = 0; flight < 3; ++flight) {
+      for (const NetworkWord word : {NetworkWord::kRead, NetworkWord::kWeights, NetworkWord::kDispatchTotal,
+                                     NetworkWord::kLatencyDispatch, NetworkWord::kLatencyCombine})
+        add(word, flight, 0);
+      for (int chunk = 0; chunk < NetworkLayout::kChunks; ++chunk) {
+        add(NetworkWord::kDispatchChunk, flight, chunk);
+        add(NetworkWord::kReturnChunk, flight, chunk);
+      }
+    }
+    for (std::int64_t line : lines) EXPECT_TRUE(lines_of_others.insert(line).second);
+  }
+  const std::int64_t record_bytes = window.max_row_bytes() + wire::TokenMeta::bytes(config.limits.max_top_k);
+  EXPECT_GE(net.stream_bytes, 64 * record_bytes);
+  EXPECT_LE(net.staging_at(0, 1) + net.stream_bytes, net.staging_at(1, 0));  // two other nodes
+  EXPECT_LE(net.forward_at(0, 1) + net.stream_bytes, net.forward_at(1, 0));  // two sources
+  EXPECT_LE(net.returns_at(0, 1) + net.max_returned_rows() * net.return_row_bytes, net.returns_at(1, 0));
+  EXPECT_LE(net.weights_staging_at(0, 5) + net.weights_bytes(), net.weights_staging_at(1, 0));
+  EXPECT_EQ(net.latency_begin, layout.latency.credits);
+  EXPECT_GE(net.outbox_stride, layout.latency.weights_at(2, 5, 7) + layout.latency.weights_bytes - net.latency_begin);
+  EXPECT_LE(net.outbox + 5 * net.outbox_stride, layout.total_bytes);  // the smallest node has one rank
+  EXPECT_LE(net.return_chunk_tokens() * (NetworkLayout::kChunks - 1), 64);
+  EXPECT_GE(net.return_chunk_tokens() * NetworkLayout::kChunks, 64);
+  EXPECT_EQ(NetworkLayout::other_node(0, 1), 0);
+  EXPECT_EQ(NetworkLayout::other_node(2, 1), 1);
+  // One node takes nothing of it.
+  RegionList alone(256);
+  const WindowLayout one(config.limits, Topology::single_node(6), placement, 0, RowPlace::kDevice);
+  const DeviceLayout single = make_device_layout(config.limits, Topology::single_node(6), placement, one, alone);
+  EXPECT_EQ(single.network.stream_bytes, 0);
+  EXPECT_LT(single.total_bytes, layout.total_bytes);
 }
 
 TEST(DeviceLayout, ThePlanNamesEveryRegionAndItsSumIsTheWindow) {
