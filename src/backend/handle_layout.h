@@ -16,7 +16,7 @@
 namespace ferry {
 
 struct HandleHeader {
-  static constexpr std::uint64_t kMagic = 0x3145444e48595246;  // "FRYHNDE1"
+  static constexpr std::uint64_t kMagic = 0x3245444e48595246;  // "FRYHNDE2"
 
   std::uint64_t magic = kMagic;
   std::int64_t total_bytes = 0;
@@ -104,8 +104,8 @@ class HandleView {
     kExpertCounts,
     kExpertOffsets,
     kForwardOffsets,
-    kRecords,
     kForwarded,
+    kRecords,  // last: on a device its room is for the capacity, and no other part may move when num_rows becomes known
     kEnd
   };
 

@@ -2,12 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The layout of device windows: regions apart from each other, signals of two writers never in one line, the plan's numbers.
+// And that of handles in device memory: their parts stay where they are.
 #include "backend/device_layout.h"
 
 #include <gtest/gtest.h>
 
 #include <set>
+#include <vector>
 
+#include "backend/handle_layout.h"
 #include "ferry/ferry.h"
 #include "wire/token_meta.h"
 
@@ -103,6 +106,33 @@ TEST(DeviceLayout, WordsAndStreamsBetweenNodesLieApart) {
   const DeviceLayout single = make_device_layout(config.limits, Topology::single_node(6), placement, one, alone);
   EXPECT_EQ(single.network.stream_bytes, 0);
   EXPECT_LT(single.total_bytes, layout.total_bytes);
+}
+
+// A dispatch writes the parts of a handle in device memory while its header says the capacity, a combine reads them when it says what came.
+TEST(DeviceLayout, NoPartOfAHandleMovesWhenTheRowsBecomeKnown) {
+  HandleHeader header;
+  header.num_ranks = 6;
+  header.num_nodes = 3;
+  header.num_slots = 11;
+  header.num_local_experts = 2;
+  header.top_k = 4;
+  header.has_weights = 1;
+  header.num_tokens = 5;
+  header.num_rows = 64;
+  header.num_expert_rows = 128;
+  header.num_forwarded = 40;
+  std::vector<std::byte> block(static_cast<std::size_t>(HandleView::bytes_for(header)));
+  const HandleView written(block.data(), header);
+  header.num_rows = 7;
+  header.num_expert_rows = 9;
+  const HandleView read(block.data(), header);
+  EXPECT_EQ(read.rank_of_slot(), written.rank_of_slot());
+  EXPECT_EQ(read.source_offsets(), written.source_offsets());
+  EXPECT_EQ(read.expert_offsets(), written.expert_offsets());
+  EXPECT_EQ(read.forward_rows(), written.forward_rows());
+  EXPECT_EQ(read.forward_offsets(), written.forward_offsets());
+  EXPECT_EQ(read.forwarded_records(), written.forwarded_records());
+  EXPECT_EQ(read.records(), written.records());
 }
 
 TEST(DeviceLayout, ThePlanNamesEveryRegionAndItsSumIsTheWindow) {
