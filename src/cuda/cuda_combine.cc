@@ -76,7 +76,10 @@ CombineArgsOnDevice CudaBackend::combine_args(const CombineCall& call) {
     args.weights_stride[1] = given.weights.strides[1];
   }
   if (call.has_topk_weights) {
-    args.topk_weights = static_cast<const float*>(given.topk_weights.data);
+    // Null says that none are given. An empty tensor's data may be null, too, but a rank without rows may still pass on
+    // weights of others between nodes: it gets an address that nobody reads.
+    const void* data = given.topk_weights.data;
+    args.topk_weights = static_cast<const float*>(data != nullptr ? data : call.windows->device(runtime_.rank));
     args.topk_stride[0] = given.topk_weights.strides[0];
     args.topk_stride[1] = given.topk_weights.ndim == 2 ? given.topk_weights.strides[1] : 0;
   }

@@ -359,9 +359,12 @@ Tensor Round::returned_weights(const DispatchResult& result) {
       put(at, returned_weight(case_, reference_.round(), rank_, origin.source, origin.token, origin.choice));
     }
   }
-  if (rank_major) return placed(Tensor::contiguous(memory.data(), DType::kFp32, {num_rows, width}));
-  if (padded) return placed(Tensor::contiguous(memory.data(), DType::kFp32, {result.payload[0].shape[0], capacity}));
-  return placed(Tensor::contiguous(memory.data(), DType::kFp32, {num_rows}));
+  Tensor weights = Tensor::contiguous(memory.data(), DType::kFp32, {num_rows});
+  if (rank_major) weights = Tensor::contiguous(memory.data(), DType::kFp32, {num_rows, width});
+  if (padded) weights = Tensor::contiguous(memory.data(), DType::kFp32, {result.payload[0].shape[0], capacity});
+  weights = placed(weights);
+  if (num_rows == 0) weights.data = nullptr;  // as frameworks give empty tensors
+  return weights;
 }
 
 CombineArgs Round::combine_args(const DispatchResult& result) {
