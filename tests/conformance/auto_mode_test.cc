@@ -31,6 +31,7 @@ Case case_of(const Choice& choice) {
   c.mode = choice.wanted;
   c.layout = choice.layout;
   c.nodes = {2, 1};
+  if (choice.top_k > 32) c.nodes = {3};  // adapted() would make it a case of fewer choices
   c.num_experts = 40;
   c.top_k = choice.top_k;
   c.tokens = {kMaxLatencyTokens, 0, 1};

@@ -86,6 +86,8 @@ TEST_P(Fences, ChoicesReturnedOneByOneComeBeforeTheirSignal) {
 /// A combine waits for nobody's next call, so a fast rank would write slots that a slow one still reads: the credit stops it.
 TEST_P(Fences, CombineSlotsAreReadBeforeTheyAreWrittenAgain) {
   Case c = make_case();
+  if (on_cuda() && c.mode == Mode::kLatency && c.nodes.size() > 1)
+    GTEST_SKIP() << "the cuda backend sends no weights ahead across nodes in latency mode";
   c.weighting = Weighting::kGiven;  // weights ahead are regions of the flight as well
   combine_again_and_again(c);
 }

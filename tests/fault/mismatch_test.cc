@@ -126,8 +126,15 @@ TEST_P(Mismatch, CombineArguments) {
   const Case c = make_case();
   const Reference reference(c, 0);
   const std::vector<std::pair<const char*, std::function<void(CombineArgs&)>>> changes = {
-      {"reduction", [](CombineArgs& args) { args.reduction = Reduction::per_rank(); }},
-      {"weighting", [](CombineArgs& args) { args.weighting = CombineArgs::Weighting::kNone; }},
+      {"reduction",
+       [](CombineArgs& args) {
+         args.reduction = args.reduction == Reduction::per_rank() ? Reduction::flat() : Reduction::per_rank();
+       }},
+      {"weighting",
+       [](CombineArgs& args) {
+         using Weighting = CombineArgs::Weighting;
+         args.weighting = args.weighting == Weighting::kNone ? Weighting::kFromDispatch : Weighting::kNone;
+       }},
       {"hidden", [](CombineArgs& args) { args.x.shape[2] -= 8; }},
       {"dtype", [](CombineArgs& args) { args.x.dtype = DType::kFp16; }}};
   Board board;
