@@ -59,6 +59,9 @@ def call_name(line: dict) -> str:
         parts.append(line["launch"])
     if not is_usual(line):
         parts.append(f"top-{line['top_k']} of {line['experts']}, {line['routing']}")
+    if line["nodes"] > 1:
+        limit = line["link_limit_gbps"]
+        parts.append(f"{line['nodes']} nodes over {line['network']}" + (f" at {limit} GB/s" if limit else ""))
     return ", ".join(parts)
 
 
@@ -108,10 +111,10 @@ def values_over(lines: list[dict], over: str, fixed: str) -> int | None:
 
 
 def gpu_pictures(lines: list[dict]) -> list[Picture]:
-    """For each machine time and fraction over tokens, and over SMs."""
+    """For each machine time and fraction over tokens, and over SMs; inside one node."""
     groups = defaultdict(list)
     for line in of_newest_commit([line for line in lines if line["backend"] == "cuda"]):
-        if line["op"] in ("dispatch", "combine") and is_usual(line):
+        if line["op"] in ("dispatch", "combine") and is_usual(line) and line["nodes"] == 1:
             groups[line["machine"], line["mode"]].append(line)
     pictures = []
     for (machine, mode), own in sorted(groups.items()):
