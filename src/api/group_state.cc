@@ -247,6 +247,8 @@ bool GroupState::goes_on_without(const Error& error, Mode mode, std::uint64_t ep
   bool any = false;
   for (const PeerWait& peer : error.peers) {
     if (peer.rank < 0 || peer.rank == runtime->rank) continue;
+    // The error names everybody who has not come yet; where one is gone, the others may still be on their way.
+    if (error.code() == ErrorCode::kPeerLost && !runtime->mesh->gone(peer.rank)) continue;
     any = any || runtime->late[static_cast<std::size_t>(peer.rank)] == 0;
     runtime->late[static_cast<std::size_t>(peer.rank)] = std::max<std::uint64_t>(1, error.epoch);
   }

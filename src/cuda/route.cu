@@ -8,6 +8,7 @@
 // What takes time here is latency: of memory, of the link, of instructions that run once and cold. So there are few phases,
 // loads are asked for a phase ahead, lookups are in shared memory, counts cross the link without a signal behind them, and
 // loops stay loops.
+#include "cuda/device/choose_slot.cuh"
 #include "cuda/device/network_counts.cuh"
 #include "cuda/kernels.h"
 #include "wire/token_meta.h"
@@ -42,24 +43,6 @@ __device__ std::int64_t id_at(const RouteArgs& a, std::int64_t token, int k) {
   return a.wide_ids ? static_cast<const std::int64_t*>(a.ids)[index] : static_cast<const std::int32_t*>(a.ids)[index];
 }
 
-/// As Placement::choose_slot.
-__device__ std::int32_t choose_slot(const GroupArgs& group, std::int32_t expert, std::int64_t token) {
-  const PlacementArgs& p = group.placement;
-  const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
-  const auto is_live = [&](std::int32_t place) {
-    return group.members[p.rank_of_slot[p.slot_of_place[place]]] != nullptr;
-  };
-  if (end - begin == 1) return is_live(begin) ? p.slot_of_place[begin] : -1;
-  std::int32_t num_live = 0;
-  for (std::int32_t i = begin; i < end; ++i) num_live += is_live(i) ? 1 : 0;
-  if (num_live == 0) return -1;
-  std::int64_t skip = (group.rank + token) % num_live;
-  for (std::int32_t i = begin; i < end; ++i) {
-    if (is_live(i) && skip-- == 0) return p.slot_of_place[i];
-  }
-  return -1;
-}
-
 /// Lookups in shared memory: the slot of each expert, or why it takes a closer look, and the rank of each slot.
 struct Tables {
   static constexpr std::int32_t kSeveral = -2;
@@ -69,14 +52,14 @@ struct Tables {
     const PlacementArgs& p = group.placement;
     for (int expert = static_cast<int>(threadIdx.x); expert < p.num_experts; expert += static_cast<int>(blockDim.x)) {
       const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
-      slot_of_expert[expert] = end - begin == 1 ? choose_slot(group, expert, 0) : kSeveral;
+      slot_of_expert[expert] = end - begin == 1 ? choose_slot(group, group.members, expert, 0) : kSeveral;
     }
     for (int slot = static_cast<int>(threadIdx.x); slot < p.num_slots; slot += static_cast<int>(blockDim.x))
       rank_of_slot[slot] = p.rank_of_slot[slot];
   }
   __device__ std::int32_t slot_of(const GroupArgs& group, std::int32_t expert, std::int64_t token) const {
     const std::int32_t slot = slot_of_expert[expert];
-    return slot == kSeveral ? choose_slot(group, expert, token) : slot;
+    return slot == kSeveral ? choose_slot(group, group.members, expert, token) : slot;
   }
 };
 

@@ -6,6 +6,7 @@
 // latency, so loads are asked for before anything waits, and indexes are 32 bits.
 #pragma once
 
+#include "cuda/device/choose_slot.cuh"
 #include "cuda/latency/call.cuh"
 
 namespace ferry::cuda::latency {
@@ -36,22 +37,6 @@ struct RoutingMemory {
     return at;
   }
 };
-
-/// As Placement::choose_slot, for an expert with several places or none.
-__device__ __noinline__ inline std::int32_t choose_slot(const GroupArgs& group, std::byte* const* windows,
-                                                        std::int32_t expert, std::int64_t token) {
-  const PlacementArgs& p = group.placement;
-  const std::int32_t begin = p.first_place[expert], end = p.first_place[expert + 1];
-  const auto is_live = [&](std::int32_t place) { return windows[p.rank_of_slot[p.slot_of_place[place]]] != nullptr; };
-  std::int32_t num_live = 0;
-  for (std::int32_t i = begin; i < end; ++i) num_live += is_live(i) ? 1 : 0;
-  if (num_live == 0) return -1;
-  std::int64_t skip = (group.rank + token) % num_live;
-  for (std::int32_t i = begin; i < end; ++i) {
-    if (is_live(i) && skip-- == 0) return p.slot_of_place[i];
-  }
-  return -1;
-}
 
 class Router {
  public:
