@@ -144,6 +144,7 @@ def test_bench_without_a_gpu_says_what_is_missing(options):
 def line(**changes) -> dict:
     base = {field: "x" for field in FIELDS}
     base |= {"mode": "latency", "ranks": 2, "tokens": 8, "experts": 256, "op": "dispatch", "backend": "host"}
+    base |= {"nodes": 1}
     base |= {
         "time_us_median": 10.0,
         "time_us_p90": 12.0,
@@ -247,7 +248,13 @@ def gpu_lines() -> list[dict]:
     for sms, tokens in ((16, 1024), (16, 4096), (8, 4096)):
         lines.append(gpu_line(op="combine", output=None, input="window", num_sms=sms, tokens=tokens))
     lines += [gpu_line(commit="old", date="2026-01-01", tokens=2048), gpu_line(routing="zipf", fraction=9.0)]
+    lines += [gpu_line(nodes=2, network="loopback", link_limit_gbps=50, tokens=512)]
     return lines
+
+
+def test_calls_across_nodes_say_so():
+    name = measurements.call_name(gpu_line(nodes=2, network="loopback", link_limit_gbps=50))
+    assert name == "dispatch, bf16, rank_major, window, 2 nodes over loopback at 50 GB/s"
 
 
 def test_gpu_pictures_show_the_newest_commit_over_tokens_and_sms():
