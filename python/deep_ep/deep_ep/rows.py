@@ -57,8 +57,8 @@ def detached(*tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
 
 
 def split_input(x: torch.Tensor | tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The data and its scales, detached."""
-    return detached(x[0], x[1]) if isinstance(x, (tuple, list)) else detached(x, None)
+    """The data and its scales."""
+    return (x[0], x[1]) if isinstance(x, (tuple, list)) else (x, None)
 
 
 def full_rows(rows: torch.Tensor, capacity: int) -> torch.Tensor:

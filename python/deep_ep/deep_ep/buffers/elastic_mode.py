@@ -16,7 +16,7 @@ from deep_ep.buffers.elastic_handle import EPHandle
 from deep_ep.checks import require, require_tensor
 from deep_ep.config import align
 from deep_ep.lanes import Lanes, Needs, rounded
-from deep_ep.rows import NOTE_BYTES, Notes, full_rows, padded, restore, row_bytes, split_input
+from deep_ep.rows import NOTE_BYTES, Notes, detached, full_rows, padded, restore, row_bytes, split_input
 
 _COMBINE = "ElasticBuffer.combine"
 
@@ -273,7 +273,7 @@ class ElasticMode:
 def inputs_of(x: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Checks the rows and their scales."""
     name = "ElasticBuffer.dispatch"
-    data, scales = split_input(x)
+    data, scales = detached(*split_input(x))
     require_tensor(name, "x", data, (None, None))
     if scales is not None:
         require(

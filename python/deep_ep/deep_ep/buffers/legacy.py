@@ -352,13 +352,12 @@ class Buffer:
     ) -> tuple:
         """Returns (recv_x or (recv_x, scales), recv_count, handle, event, hook)."""
         require_fill_is_off("Buffer.low_latency_dispatch")
-        (x,) = detached(x)
         shape = Shape(num_max_dispatch_tokens_per_rank, x.shape[-1], num_experts)
         fp8 = Fp8(bool(use_fp8), bool(round_scale), bool(use_ue8m0))
         statistics = Statistics(cumulative_local_expert_recv_stats, dispatch_wait_recv_cost_stats)
 
         def start() -> tuple[Any, Callable[[], None]]:
-            *result, receive = self._low_latency.start_dispatch(x, topk_idx, shape, fp8, statistics)
+            *result, receive = self._low_latency.start_dispatch(x.detach(), topk_idx, shape, fp8, statistics)
             return result, receive
 
         def tensors(result: Any) -> tuple:
@@ -387,12 +386,11 @@ class Buffer:
             not (use_logfmt and zero_copy),
             "Buffer.low_latency_combine: arguments use_logfmt and zero_copy: seen both, expected one of them",
         )
-        x, topk_weights = detached(x, topk_weights)
         rows = CombineRows(zero_copy, "logfmt10" if use_logfmt else "none")
 
         def start() -> tuple[torch.Tensor, Callable[[], None]]:
             return self._low_latency.start_combine(
-                x, topk_idx, topk_weights, handle, rows, out, combine_wait_recv_cost_stats
+                *detached(x, topk_idx, topk_weights), handle, rows, out, combine_wait_recv_cost_stats
             )
 
         def tensors(result: torch.Tensor) -> tuple:

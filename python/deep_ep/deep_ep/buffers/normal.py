@@ -14,7 +14,7 @@ from deep_ep.buffers.handles import Arrival, Sent, internode_handle, intranode_h
 from deep_ep.checks import require, require_ids, require_python, require_tensor
 from deep_ep.config import NODE_RANKS, Config, align, channels_of, sms_of, topk_idx_t
 from deep_ep.lanes import Lanes, Needs, rounded
-from deep_ep.rows import NOTE_BYTES, Notes, full_rows, padded, restore, row_bytes, split_input
+from deep_ep.rows import NOTE_BYTES, Notes, detached, full_rows, padded, restore, row_bytes, split_input
 
 _DISPATCH = "Buffer.dispatch"
 _COMBINE = "Buffer.combine"
@@ -161,7 +161,7 @@ class NormalMode:
     # Inputs.
 
     def _check_x(self, x: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        data, scales = split_input(x)
+        data, scales = detached(*split_input(x))
         require_tensor(_DISPATCH, "x", data, (None, None))
         if scales is None:
             return data, None
