@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/device_layout.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "backend/handle_layout.h"
@@ -11,18 +9,6 @@
 #include "wire/token_meta.h"
 
 namespace ferry {
-namespace {
-
-/// One region per flight; returns the first one's offset and sets the step between them.
-std::int64_t add_flights(RegionList& list, const char* name, std::int64_t bytes, std::int64_t num_flights,
-                         std::int64_t& stride) {
-  const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
-  stride = list.total_bytes() - first;
-  for (std::int64_t flight = 1; flight < num_flights; ++flight) list.add(fmt::format("{}[{}]", name, flight), bytes);
-  return first;
-}
-
-}  // namespace
 
 DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topology, const Placement& placement,
                                 const WindowLayout& window, RegionList& list) {
@@ -43,7 +29,7 @@ DeviceLayout make_device_layout(const GroupLimits& limits, const Topology& topol
                                    (DeviceLayout::kNoteWords + out.num_ranks + num_slots));
   out.counts = list.add("device counts", 2 * out.counts_stride * out.num_ranks);
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
-    return add_flights(list, name, bytes, limits.num_flights, stride);
+    return list.add_each(name, bytes, limits.num_flights, stride);
   };
   const std::int64_t row_bytes =
       wire::padded(limits.hidden * std::max<std::int64_t>(2, static_cast<std::int64_t>(dtype_bytes(limits.dtype))));

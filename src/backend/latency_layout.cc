@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/latency_layout.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "routing/rows.h"
@@ -38,11 +36,7 @@ LatencyLayout make_latency_layout(const GroupLimits& limits, std::int64_t num_ra
   out.max_top_k = limits.max_top_k;
   if (out.max_tokens == 0) return out;
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
-    const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
-    stride = list.total_bytes() - first;
-    for (std::int64_t flight = 1; flight < out.num_flights; ++flight)
-      list.add(fmt::format("{}[{}]", name, flight), bytes);
-    return first;
+    return list.add_each(name, bytes, out.num_flights, stride);
   };
   constexpr std::int64_t kLineBytes = 128;  // two writers never share a line
   out.credit_stride = routing::align_up((2 * out.num_flights + 3) * 8, kLineBytes);

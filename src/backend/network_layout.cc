@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "backend/network_layout.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 
 #include "backend/window_layout.h"
@@ -22,11 +20,7 @@ NetworkLayout make_network_layout(const GroupLimits& limits, const Topology& top
   out.max_top_k = limits.max_top_k;
   if (out.num_nodes == 1) return out;
   const auto flights = [&](const char* name, std::int64_t bytes, std::int64_t& stride) {
-    const std::int64_t first = list.add(fmt::format("{}[0]", name), bytes);
-    stride = list.total_bytes() - first;
-    for (std::int64_t flight = 1; flight < limits.num_flights; ++flight)
-      list.add(fmt::format("{}[{}]", name, flight), bytes);
-    return first;
+    return list.add_each(name, bytes, limits.num_flights, stride);
   };
   int smallest = topology.num_ranks();
   for (int node = 0; node < topology.num_nodes(); ++node)

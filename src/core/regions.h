@@ -28,6 +28,13 @@ class RegionList {
     total_ = (total_ + bytes + alignment_ - 1) / alignment_ * alignment_;
     return offset;
   }
+  /// Appends `count` regions of one kind, "name[0]" and on; returns the first one's offset, and the step to the next.
+  std::int64_t add_each(const std::string& name, std::int64_t bytes, std::int64_t count, std::int64_t& stride) {
+    const std::int64_t first = add(name + "[0]", bytes);
+    stride = total_ - first;
+    for (std::int64_t i = 1; i < count; ++i) add(name + "[" + std::to_string(i) + "]", bytes);
+    return first;
+  }
   std::int64_t total_bytes() const noexcept { return total_; }
   const std::vector<Region>& regions() const noexcept { return regions_; }
 

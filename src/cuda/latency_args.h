@@ -66,6 +66,9 @@ struct UsualSlots {
   std::uint32_t row = 0;                          ///< from row to row of the caller's payload
 };
 
+/// Choices per token of a usual call.
+inline constexpr int kUsualTopK = 8;
+
 /// A usual dispatch: see latency/usual.cuh.
 struct UsualDispatchArgs {
   LatencyDispatchArgs call;

@@ -5,11 +5,10 @@
 namespace ferry::cuda {
 namespace {
 
-constexpr int kUsualTopK = 8;
 constexpr int kMostRanks = 32;                ///< a lane knows one
 constexpr std::int64_t kMostItems = 1 << 20;  ///< what Division divides
-constexpr std::int64_t kMostBytes = std::int64_t{16}
-                                    << 32;  ///< units() of slots and returns, which lie before the results
+/// What units() can say of slots and returns, which lie before the results.
+constexpr std::int64_t kMostBytes = std::int64_t{16} << 32;
 
 bool on_vectors(const void* data, std::int64_t stride) {
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 16 == 0;

@@ -123,6 +123,31 @@ TEST_P(Lost, Killed) {
   report(ranks, size, {kVictim});
 }
 
+/// All ranks, the victim among them, take it back and call together.
+void together_again(Group& group, const Reference& all, int rank, int size, Board& board) {
+  board.meet(kTogether, size);
+  group.unmask(kVictim);
+  for (int i = 0; i < 2; ++i) {
+    const Outcome next = outcome_of([&] { round_trip(group, all, rank); });
+    require(!next.error, fmt::format("call {} together again: {}", i, next.text()));
+  }
+}
+
+/// The victim is stopped where it does not stop itself, and goes on when the others have gone on without it.
+void stop_and_wake(RankProcesses& ranks, Phase at, int others, Board& board) {
+  try {
+    board.wait_for(kAtPhase, 1);
+    if (at == Phase::kInTheMiddle) {
+      std::this_thread::sleep_for(Milliseconds(5));
+      ranks.send_signal(kVictim, SIGSTOP);
+    }
+    board.wait_for(kWentOn, others);
+  } catch (const Failure& failure) {
+    ADD_FAILURE() << failure.what();
+  }
+  ranks.send_signal(kVictim, SIGCONT);
+}
+
 TEST_P(Lost, StoppedAndTakenBack) {
   const Case c = make_case();
   const Phase at = phase();
@@ -154,25 +179,10 @@ TEST_P(Lost, StoppedAndTakenBack) {
         if (i == 2) board.wait_for(kVictimIsOver, 1);
       }
     }
-    board.meet(kTogether, size);
-    group.unmask(kVictim);
-    for (int i = 0; i < 2; ++i) {
-      const Outcome next = outcome_of([&] { round_trip(group, all, rank.rank); });
-      require(!next.error, fmt::format("call {} together again: {}", i, next.text()));
-    }
+    together_again(group, all, rank.rank, size, board);
     return "";
   });
-  try {
-    board.wait_for(kAtPhase, 1);
-    if (at == Phase::kInTheMiddle) {
-      std::this_thread::sleep_for(Milliseconds(5));
-      ranks.send_signal(kVictim, SIGSTOP);
-    }
-    board.wait_for(kWentOn, others);
-  } catch (const Failure& failure) {
-    ADD_FAILURE() << failure.what();
-  }
-  ranks.send_signal(kVictim, SIGCONT);
+  stop_and_wake(ranks, at, others, board);
   report(ranks, size, {});
 }
 
@@ -263,25 +273,10 @@ TEST_P(Lost, StoppedMaskedAutomaticallyAndTakenBack) {
       }
       require(group.masked().at(kVictim), "the victim is not masked");
     }
-    board.meet(kTogether, size);
-    group.unmask(kVictim);
-    for (int i = 0; i < 2; ++i) {
-      const Outcome next = outcome_of([&] { round_trip(group, all, rank.rank); });
-      require(!next.error, fmt::format("call {} together again: {}", i, next.text()));
-    }
+    together_again(group, all, rank.rank, size, board);
     return "";
   });
-  try {
-    board.wait_for(kAtPhase, 1);
-    if (at == Phase::kInTheMiddle) {
-      std::this_thread::sleep_for(Milliseconds(5));
-      ranks.send_signal(kVictim, SIGSTOP);
-    }
-    board.wait_for(kWentOn, others);
-  } catch (const Failure& failure) {
-    ADD_FAILURE() << failure.what();
-  }
-  ranks.send_signal(kVictim, SIGCONT);
+  stop_and_wake(ranks, at, others, board);
   report(ranks, size, {});
 }
 

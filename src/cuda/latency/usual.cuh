@@ -2,9 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the kernels of usual calls share. A usual call (is_usual() in usual_calls.cc) is what inference engines decode with:
-// eight choices, experts spread evenly in their order, nobody left out or to be masked on the way, no statistics. It goes over the same packets, regions and credits as any
-// other call of latency mode (dispatch.cu, combine.cu), and ranks of one call may take either kernel; but a rank follows from a
-// slot by arithmetic, so that there are no tables to load, a lane knows one peer, and few barriers are left.
+// eight choices, experts spread evenly in their order, nobody left out or to be masked on the way, no statistics. It goes over
+// the same packets, regions and credits as any other call of latency mode (dispatch.cu, combine.cu), and ranks of one call may
+// take either kernel; but a rank follows from a slot by arithmetic, so that there are no tables to load, a lane knows one peer,
+// and few barriers are left.
 #pragma once
 
 #include "cuda/kernels.h"
@@ -13,7 +14,6 @@
 
 namespace ferry::cuda::latency {
 
-inline constexpr int kUsualTopK = 8;
 /// Lanes of a warp that hold a token's choices, four tokens at a time.
 inline constexpr int kTokensAtOnce = 32 / kUsualTopK;
 /// Scales of a coded piece: vectors of 16 channels, 8 to a scale.

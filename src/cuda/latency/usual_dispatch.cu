@@ -173,8 +173,7 @@ const void* kernel_of(Phase phase) {
 }  // namespace latency
 
 std::size_t usual_dispatch_shared_bytes(const LatencySize& size) {
-  return latency::UsualMemory().lay_out(0, size.num_slots, size.num_ranks, size.num_local,
-                                        size.choices / latency::kUsualTopK);
+  return latency::UsualMemory().lay_out(0, size.num_slots, size.num_ranks, size.num_local, size.choices / kUsualTopK);
 }
 
 void launch_usual_dispatch(const UsualDispatchArgs& args, Phase phase, const Launch& launch, cudaStream_t stream) {
